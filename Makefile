@@ -1,0 +1,52 @@
+# Each target sets up what it needs; a second run is quick.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, this is $$($(PYTHON) --version). Set PYTHON=python3.11, say."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.installed ## A .venv with all packages
+
+check: setup ## Format, lint, types, arrows, protos
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against proto/released.binpb
+	$(BIN)/python proto/check_fresh.py
+
+test: setup ## Tests with coverage (under 15 minutes on 2 cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=85
+
+demo: setup ## The whole idea on real human judgements (about 12 minutes on 2 cores)
+	$(BIN)/python examples/demo.py
+
+demo-clean: ## Forgets the demo's cached stages
+	rm -rf demo_work demo_report
+
+acceptance: setup ## Learning runs, storms in small, real peers (up to 80 minutes)
+	$(BIN)/python -m pytest tests/acceptance -rs
+
+proto: ## Generates proto/rm_api anew; the only way to touch it
+	@test -x .venv-proto/bin/python || $(PYTHON) -m venv .venv-proto
+	.venv-proto/bin/python -m pip install --quiet --disable-pip-version-check 'grpcio-tools==1.66.2' 'setuptools<81'
+	.venv-proto/bin/python proto/generate.py
+
+clean: ## Removes environments, caches and results
+	rm -rf .venv .venv-* demo_work demo_report .pytest_cache .mypy_cache .ruff_cache .coverage* bench/side
+
+.PHONY: help setup check test demo demo-clean acceptance proto clean

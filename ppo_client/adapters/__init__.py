@@ -1,0 +1,1 @@
+"""The same client, as other trainers expect it."""

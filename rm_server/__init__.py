@@ -1,0 +1,1 @@
+"""A reward-model service: hosts trained reward models behind a batched gRPC scoring endpoint."""

@@ -1,0 +1,1 @@
+"""How requests come in: the only place that speaks gRPC or HTTP."""

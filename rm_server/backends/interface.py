@@ -1,0 +1,54 @@
+"""What a family of reward models has to offer: an encoder (beside the event loop) and a backend (where it computes)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from rm_server.backends.items import Batch, Content, EncodedItem, Float64Array
+from rm_server.registry.manifest import Precision, TruncationRule
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeSettings:
+    """How a backend computes. ``threads`` 0: the library's default. ``prepack``: oneDNN weights on CPU."""
+
+    device: str = "cpu"
+    precision: Precision = "fp32"
+    threads: int = 0
+    prepack: bool = True
+    deterministic: bool = False
+
+
+class Encoder(Protocol):
+    """Turns prompt and completion into tokens. Thread-safe: several calls run at once."""
+
+    def encode(
+        self, prompt: Content, completion: Content, truncation: TruncationRule | None = None
+    ) -> EncodedItem:
+        """Encodes one item; ``truncation`` None: the manifest's rule.
+
+        Raises EmptyItem, InvalidTokenIds, ItemTooLong or UnsupportedContent.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """Turns a batch into raw scores. Used by one thread at a time."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the version takes here, in bytes."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """``fp32``, ``bf16`` or ``fp16``; empty where there are no weights."""
+        ...
+
+    def score(self, batch: Batch) -> Float64Array:
+        """Raw scores, shape (num_items,), in the batch's order. They may be non-finite: the engine refuses those.
+
+        Raises OutOfMemory when the device cannot hold the batch.
+        """
+        ...

@@ -1,0 +1,80 @@
+"""An item on its way to a backend: what the caller sent, what the encoder made of it, and the batch it joins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Int32Array: TypeAlias = npt.NDArray[np.int32]
+Float64Array: TypeAlias = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One chat message."""
+
+    role: str
+    content: str
+
+
+Content: TypeAlias = str | tuple[ChatMessage, ...] | tuple[int, ...]
+"""Text, chat messages or token ids. The empty string stands for no content."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedItem:
+    """One prompt with one completion, ready for a backend.
+
+    ``ids`` has shape (num_tokens,) and holds exactly what the model sees, special tokens included.
+    ``type_ids`` has the same shape, or is None where all are 0. ``completion_start`` is the index in ``ids`` of
+    the completion's first token (what rules look at). ``text`` is set instead of ``ids`` for rules over text:
+    prompt and completion.
+    """
+
+    ids: Int32Array
+    num_tokens: int
+    truncated: bool = False
+    completion_start: int = 0
+    type_ids: Int32Array | None = None
+    text: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Items of one version, laid end to end: what travels to the process that computes.
+
+    ``ids`` has shape (sum of lengths,), ``lengths`` and ``completion_starts`` have shape (num_items,).
+    """
+
+    ids: Int32Array
+    lengths: Int32Array
+    completion_starts: Int32Array
+    type_ids: Int32Array | None = None
+    texts: tuple[tuple[str, str], ...] | None = None
+
+    @property
+    def num_items(self) -> int:
+        """How many items, and so how many scores."""
+        return len(self.lengths)
+
+    @classmethod
+    def of(cls, items: Sequence[EncodedItem]) -> Batch:
+        """Lays the items end to end, in the order given."""
+        has_types = any(item.type_ids is not None for item in items)
+        return cls(
+            ids=np.concatenate([item.ids for item in items]) if items else np.empty(0, np.int32),
+            lengths=np.array([len(item.ids) for item in items], np.int32),
+            completion_starts=np.array([item.completion_start for item in items], np.int32),
+            type_ids=np.concatenate(
+                [np.zeros_like(item.ids) if item.type_ids is None else item.type_ids for item in items]
+            )
+            if has_types
+            else None,
+            texts=tuple(item.text or ("", "") for item in items)
+            if any(item.text is not None for item in items)
+            else None,
+        )

@@ -1,0 +1,1 @@
+"""Loaded versions, kept busy and fair."""

@@ -1,0 +1,1 @@
+"""Which versions exist: the catalog, and artifacts on disk."""

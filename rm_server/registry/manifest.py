@@ -1,0 +1,135 @@
+"""`reward_model.json`: what a version's folder says about how it turns prompt and completion into a score."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from rm_server.errors import ArtifactUnreadable, UnsupportedArtifact
+
+FILE_NAME = "reward_model.json"
+
+Kind: TypeAlias = Literal["sequence_classification", "lora", "onnx", "rules", "composite"]
+TruncationRule: TypeAlias = Literal["refuse", "keep_end", "keep_start"]
+Transform: TypeAlias = Literal["raw_logit", "sigmoid", "rule", "weighted_sum"]
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+
+KINDS: tuple[Kind, ...] = ("sequence_classification", "lora", "onnx", "rules", "composite")
+TRUNCATION_RULES: tuple[TruncationRule, ...] = ("refuse", "keep_end", "keep_start")
+TRANSFORMS: tuple[Transform, ...] = ("raw_logit", "sigmoid", "rule", "weighted_sum")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
+
+PAIR_TEMPLATE = "pair"
+CHAT_TEMPLATE = "chat"
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenExample:
+    """An item with the raw score that this version gives it in fp32. Prompt and completion are text, or token ids."""
+
+    prompt: str | tuple[int, ...]
+    completion: str | tuple[int, ...]
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What decides how a version reads its input; written beside the weights.
+
+    ``template``: ``"pair"`` gives prompt and completion to the tokenizer as a pair of segments; ``"chat"`` uses the
+    tokenizer's chat template (text is taken as one user and one assistant turn); anything else is a format with
+    ``{prompt}`` and ``{completion}``, joined before tokenising.
+    ``append_eos``: the EOS token follows the completion, as TRL's RewardTrainer trains it.
+    ``add_special_tokens``: the tokenizer's own additions ([CLS], BOS, …).
+    ``max_tokens``: longest item in tokens, special tokens included; 0: no limit (rules).
+    ``label_index``: which logit of a classifier is the score; 0 for a scalar head.
+    ``tolerance``: the largest |score - golden score| at load, per precision.
+    """
+
+    kind: Kind
+    template: str = "{prompt}{completion}"
+    append_eos: bool = False
+    add_special_tokens: bool = True
+    max_tokens: int = 0
+    truncation: TruncationRule = "refuse"
+    label_index: int = 0
+    transform: Transform = "raw_logit"
+    golden: tuple[GoldenExample, ...] = ()
+    tolerance: Mapping[str, float] = field(default_factory=lambda: {"fp32": 1e-3, "bf16": 0.15, "fp16": 0.02})
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("kind", self.kind, KINDS),
+            ("truncation", self.truncation, TRUNCATION_RULES),
+            ("transform", self.transform, TRANSFORMS),
+        ):
+            if value not in allowed:
+                raise UnsupportedArtifact(
+                    f"{FILE_NAME}: {name} is {value!r}; known are {', '.join(allowed)}."
+                )
+        if self.template not in (PAIR_TEMPLATE, CHAT_TEMPLATE) and "{completion}" not in self.template:
+            raise UnsupportedArtifact(
+                f"{FILE_NAME}: template {self.template!r} has no {{completion}}; "
+                f"use {PAIR_TEMPLATE!r}, {CHAT_TEMPLATE!r} or a text with {{prompt}} and {{completion}}."
+            )
+
+    def score_deciding(self) -> dict[str, Any]:
+        """The part that belongs to the digest: everything except golden examples and tolerances."""
+        content = asdict(self)
+        del content["golden"], content["tolerance"]
+        return content
+
+    def to_json(self) -> str:
+        """The text of the file: indented, keys in the order of the fields, newline at the end."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes the manifest into a version's folder."""
+    (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads a version's manifest.
+
+    Raises ArtifactUnreadable when it is missing or no JSON, UnsupportedArtifact for unknown keys and values.
+    """
+    path = folder / FILE_NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactUnreadable(
+            f"{folder} has no {FILE_NAME}; `rm-server register` writes it for a plain Hugging Face folder."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ArtifactUnreadable(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict) or "kind" not in content:
+        raise ArtifactUnreadable(f"{path} is not a JSON object with a `kind`.")
+    unknown = sorted(set(content) - {f.name for f in fields(Manifest)})
+    if unknown:
+        raise UnsupportedArtifact(f"{path} has keys that this version does not know: {', '.join(unknown)}.")
+    golden = tuple(_golden_example(path, example) for example in content.pop("golden", ()))
+    try:
+        return Manifest(golden=golden, **content)
+    except TypeError as error:
+        raise ArtifactUnreadable(f"{path}: {error}") from error
+
+
+def _golden_example(path: Path, example: Any) -> GoldenExample:
+    try:
+        return GoldenExample(
+            prompt=_content(example["prompt"]),
+            completion=_content(example["completion"]),
+            score=float(example["score"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactUnreadable(
+            f"{path}: a golden example needs prompt, completion, score: {error}"
+        ) from error
+
+
+def _content(value: Any) -> str | tuple[int, ...]:
+    return value if isinstance(value, str) else tuple(int(token) for token in value)

@@ -1,0 +1,1 @@
+"""What the score should be: the path of a request."""

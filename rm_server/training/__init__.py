@@ -1,0 +1,1 @@
+"""How a version is made: preferences, trainer, evaluation, calibration."""
