@@ -23,9 +23,7 @@ class ComputeSettings:
 class Encoder(Protocol):
     """Turns prompt and completion into tokens. Thread-safe: several calls run at once."""
 
-    def encode(
-        self, prompt: Content, completion: Content, truncation: TruncationRule | None = None
-    ) -> EncodedItem:
+    def encode(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> EncodedItem:
         """Encodes one item; ``truncation`` None: the manifest's rule.
 
         Raises EmptyItem, InvalidTokenIds, ItemTooLong or UnsupportedContent.

@@ -67,9 +67,7 @@ class Manifest:
             ("transform", self.transform, TRANSFORMS),
         ):
             if value not in allowed:
-                raise UnsupportedArtifact(
-                    f"{FILE_NAME}: {name} is {value!r}; known are {', '.join(allowed)}."
-                )
+                raise UnsupportedArtifact(f"{FILE_NAME}: {name} is {value!r}; known are {', '.join(allowed)}.")
         if self.template not in (PAIR_TEMPLATE, CHAT_TEMPLATE) and "{completion}" not in self.template:
             raise UnsupportedArtifact(
                 f"{FILE_NAME}: template {self.template!r} has no {{completion}}; "
@@ -126,9 +124,7 @@ def _golden_example(path: Path, example: Any) -> GoldenExample:
             score=float(example["score"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactUnreadable(
-            f"{path}: a golden example needs prompt, completion, score: {error}"
-        ) from error
+        raise ArtifactUnreadable(f"{path}: a golden example needs prompt, completion, score: {error}") from error
 
 
 def _content(value: Any) -> str | tuple[int, ...]:
