@@ -1,0 +1,262 @@
+"""Every metric of the server, under `rm_`; a training run is never a label, for there is no end of runs."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as package_version
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
+from prometheus_client.exposition import choose_encoder
+
+VersionKey = tuple[str, int]
+"""(model, version)."""
+
+# Scoring takes milliseconds, a cold load minutes.
+LATENCY_BUCKETS_S = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
+    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
+LOAD_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+ITEM_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+TOKEN_BUCKETS = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+
+OK = "ok"
+"""The value of the label ``reason`` where nothing failed; otherwise it is the error's reason in lower case."""
+
+_VERSION = ("model", "version")
+
+
+class Metrics:
+    """The server's metrics, in a registry of their own, so that two servers fit in one process.
+
+    ``key`` is (model, version) everywhere. Only names of models in the catalog become labels: what a caller
+    invents does not.
+    """
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+
+        # Requests, as callers see them.
+        self._requests = Counter(
+            "rm_requests_total",
+            "Calls answered, by what became of them; model and version are empty where none was chosen.",
+            ("method", *_VERSION, "reason"),
+            registry=registry,
+        )
+        self._request_seconds = Histogram(
+            "rm_request_seconds",
+            "From the arrival of a call to its answer.",
+            ("method", *_VERSION),
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self._in_flight = Gauge("rm_requests_in_flight", "Calls under way.", registry=registry)
+        self._items = Counter(
+            "rm_items_total",
+            "Completions answered, with a score or an error.",
+            (*_VERSION, "reason"),
+            registry=registry,
+        )
+        self._tokens = Counter("rm_tokens_total", "Tokens scored.", _VERSION, registry=registry)
+        self._truncated = Counter(
+            "rm_truncated_items_total", "Completions scored after tokens were cut off.", _VERSION, registry=registry
+        )
+
+        # The engine.
+        self._tokenize_seconds = Histogram(
+            "rm_tokenize_seconds",
+            "Turning the content of one call into tokens.",
+            _VERSION,
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self._queue_wait_seconds = Histogram(
+            "rm_queue_wait_seconds",
+            "An item's wait for its turn.",
+            _VERSION,
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self._compute_seconds = Histogram(
+            "rm_compute_seconds", "One batch's forward pass.", _VERSION, buckets=LATENCY_BUCKETS_S, registry=registry
+        )
+        self._batch_items = Histogram(
+            "rm_batch_items", "Items of one batch.", _VERSION, buckets=ITEM_BUCKETS, registry=registry
+        )
+        self._batch_tokens = Histogram(
+            "rm_batch_tokens", "Tokens of one batch.", _VERSION, buckets=TOKEN_BUCKETS, registry=registry
+        )
+        self._queue_items = Gauge("rm_queue_items", "Items that wait for a turn.", registry=registry)
+        self._queue_tokens = Gauge("rm_queue_tokens", "Tokens of the items that wait for a turn.", registry=registry)
+        self._dropped = Counter(
+            "rm_dropped_items_total",
+            "Items dropped before they were computed: the deadline had passed, or the caller was gone.",
+            (*_VERSION, "reason"),
+            registry=registry,
+        )
+        self._worker_restarts = Counter("rm_worker_restarts_total", "Worker processes started anew.", registry=registry)
+        self._cache_hits = Counter(
+            "rm_cache_hits_total", "Items answered from the result cache.", _VERSION, registry=registry
+        )
+        self._cache_misses = Counter(
+            "rm_cache_misses_total", "Items that the result cache did not know.", _VERSION, registry=registry
+        )
+
+        # Versions.
+        self._version_info = Gauge(
+            "rm_version_loaded_info",
+            "1 for each loaded version, with what it is.",
+            (*_VERSION, "digest", "precision"),
+            registry=registry,
+        )
+        self._version_memory = Gauge(
+            "rm_version_memory_bytes", "Memory of a loaded version, all workers together.", _VERSION, registry=registry
+        )
+        self._version_labels: dict[VersionKey, tuple[str, str]] = {}
+        self._load_seconds = Histogram(
+            "rm_load_seconds",
+            "Loading, warming up and checking a version that then served.",
+            ("model",),
+            buckets=LOAD_BUCKETS_S,
+            registry=registry,
+        )
+        self._loads = Counter(
+            "rm_loads_total", "Attempts to load, by what became of them.", ("model", "reason"), registry=registry
+        )
+        self._unloads = Counter("rm_unloads_total", "Versions taken out of memory.", ("model",), registry=registry)
+        self._label_moves = Counter("rm_label_moves_total", "Labels set or removed.", ("model",), registry=registry)
+
+        # The server.
+        self._draining = Gauge("rm_draining", "1 once the server takes no new work.", registry=registry)
+        self._catalog_reachable = Gauge(
+            "rm_catalog_reachable", "1 while the catalog's database answers.", registry=registry
+        )
+        self._loop_lag = Histogram(
+            "rm_event_loop_lag_seconds",
+            "How late the event loop woke a timer.",
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        Gauge("rm_build_info", "1, with the version of the package.", ("version",), registry=registry).labels(
+            package_version("rm-service")
+        ).set(1)
+
+    # --- requests ---
+
+    def request_started(self) -> None:
+        """A call arrived."""
+        self._in_flight.inc()
+
+    def request_finished(self, method: str, key: VersionKey | None, reason: str, seconds: float) -> None:
+        """A call was answered; ``key`` None where no version was chosen."""
+        model, version = _labels(key)
+        self._in_flight.dec()
+        self._requests.labels(method, model, version, reason).inc()
+        self._request_seconds.labels(method, model, version).observe(seconds)
+
+    def items_finished(self, key: VersionKey, reason: str, num_items: int) -> None:
+        """``num_items`` completions of one call were answered alike."""
+        self._items.labels(*_labels(key), reason).inc(num_items)
+
+    def tokens_scored(self, key: VersionKey, num_tokens: int, num_truncated: int) -> None:
+        """What one call's scored items came to."""
+        self._tokens.labels(*_labels(key)).inc(num_tokens)
+        if num_truncated:
+            self._truncated.labels(*_labels(key)).inc(num_truncated)
+
+    # --- engine ---
+
+    def tokenized(self, key: VersionKey, seconds: float) -> None:
+        """One call's content became tokens."""
+        self._tokenize_seconds.labels(*_labels(key)).observe(seconds)
+
+    def queue_waited(self, key: VersionKey, seconds: float) -> None:
+        """An item got its turn."""
+        self._queue_wait_seconds.labels(*_labels(key)).observe(seconds)
+
+    def batch_computed(self, key: VersionKey, num_items: int, num_tokens: int, seconds: float) -> None:
+        """One forward pass is done."""
+        labels = _labels(key)
+        self._compute_seconds.labels(*labels).observe(seconds)
+        self._batch_items.labels(*labels).observe(num_items)
+        self._batch_tokens.labels(*labels).observe(num_tokens)
+
+    def queue_changed(self, num_items: int, num_tokens: int) -> None:
+        """What waits now, over all versions."""
+        self._queue_items.set(num_items)
+        self._queue_tokens.set(num_tokens)
+
+    def item_dropped(self, key: VersionKey, reason: str) -> None:
+        """An item left the queue without being computed."""
+        self._dropped.labels(*_labels(key), reason).inc()
+
+    def worker_restarted(self) -> None:
+        """A dead worker process was replaced."""
+        self._worker_restarts.inc()
+
+    def cache_asked(self, key: VersionKey, num_hits: int, num_misses: int) -> None:
+        """The result cache was asked for the items of one call."""
+        self._cache_hits.labels(*_labels(key)).inc(num_hits)
+        self._cache_misses.labels(*_labels(key)).inc(num_misses)
+
+    # --- versions ---
+
+    def version_loaded(
+        self, key: VersionKey, *, digest: str, precision: str, memory_bytes: int, load_seconds: float
+    ) -> None:
+        """A version serves from now on."""
+        model, version = _labels(key)
+        self._loads.labels(model, OK).inc()
+        self._load_seconds.labels(model).observe(load_seconds)
+        self._version_labels[key] = (digest, precision)
+        self._version_info.labels(model, version, digest, precision).set(1)
+        self._version_memory.labels(model, version).set(memory_bytes)
+
+    def load_failed(self, key: VersionKey, reason: str) -> None:
+        """A version was refused, or could not be loaded."""
+        self._loads.labels(key[0], reason).inc()
+
+    def version_unloaded(self, key: VersionKey) -> None:
+        """A version is out of memory; its gauges go with it."""
+        model, version = _labels(key)
+        self._unloads.labels(model).inc()
+        if (labels := self._version_labels.pop(key, None)) is not None:
+            self._version_info.remove(model, version, *labels)
+            self._version_memory.remove(model, version)
+
+    def label_moved(self, model: str) -> None:
+        """A label was set or removed."""
+        self._label_moves.labels(model).inc()
+
+    # --- server ---
+
+    def draining(self, is_draining: bool) -> None:
+        """Whether the server refuses new work because it is going to stop."""
+        self._draining.set(is_draining)
+
+    def catalog_reachable(self, is_reachable: bool) -> None:
+        """Whether the catalog's database answered the last time."""
+        self._catalog_reachable.set(is_reachable)
+
+    def loop_lagged(self, seconds: float) -> None:
+        """How late a timer of the event loop was."""
+        self._loop_lag.observe(seconds)
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """The text for a scraper that sent this Accept header, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+
+def _labels(key: VersionKey | None) -> tuple[str, str]:
+    return ("", "") if key is None else (key[0], str(key[1]))

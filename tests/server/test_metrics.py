@@ -1,0 +1,103 @@
+"""Names, units and labels of the metrics, as a scraper sees them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from rm_server.metrics import Metrics
+
+KEY = ("helpfulness", 3)
+
+
+def everything_happened() -> Metrics:
+    metrics = Metrics()
+    metrics.request_started()
+    metrics.request_finished("Score", KEY, "ok", 0.004)
+    metrics.request_started()
+    metrics.request_finished("Score", None, "model_not_found", 0.0002)
+    metrics.items_finished(KEY, "ok", 7)
+    metrics.items_finished(KEY, "item_too_long", 1)
+    metrics.tokens_scored(KEY, 700, 2)
+    metrics.tokenized(KEY, 0.001)
+    metrics.queue_waited(KEY, 0.0003)
+    metrics.batch_computed(KEY, 8, 700, 0.02)
+    metrics.queue_changed(5, 444)
+    metrics.item_dropped(KEY, "deadline_exceeded")
+    metrics.worker_restarted()
+    metrics.cache_asked(KEY, 3, 5)
+    metrics.version_loaded(KEY, digest="ab" * 32, precision="fp32", memory_bytes=1 << 20, load_seconds=1.5)
+    metrics.load_failed(("helpfulness", 4), "weights_mismatch")
+    metrics.label_moved("helpfulness")
+    metrics.draining(False)
+    metrics.catalog_reachable(True)
+    metrics.loop_lagged(0.0001)
+    return metrics
+
+
+def scrape(metrics: Metrics) -> str:
+    return metrics.exposition("text/plain")[0].decode()
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def test_counts_what_happened() -> None:
+    metrics = everything_happened()
+    assert value(metrics, "rm_requests_total", method="Score", model="helpfulness", version="3", reason="ok") == 1
+    assert value(metrics, "rm_requests_total", method="Score", model="", version="", reason="model_not_found") == 1
+    assert value(metrics, "rm_requests_in_flight") == 0
+    assert value(metrics, "rm_items_total", model="helpfulness", version="3", reason="ok") == 7
+    assert value(metrics, "rm_tokens_total", model="helpfulness", version="3") == 700
+    assert value(metrics, "rm_truncated_items_total", model="helpfulness", version="3") == 2
+    assert value(metrics, "rm_batch_tokens_sum", model="helpfulness", version="3") == 700
+    assert value(metrics, "rm_queue_tokens") == 444
+    assert value(metrics, "rm_cache_hits_total", model="helpfulness", version="3") == 3
+    assert value(metrics, "rm_loads_total", model="helpfulness", reason="weights_mismatch") == 1
+
+
+def test_a_version_that_is_unloaded_leaves_no_gauge_behind() -> None:
+    metrics = everything_happened()
+    labels = {"model": "helpfulness", "version": "3"}
+    assert value(metrics, "rm_version_memory_bytes", **labels) == 1 << 20
+    assert value(metrics, "rm_version_loaded_info", **labels, digest="ab" * 32, precision="fp32") == 1
+    metrics.version_unloaded(KEY)
+    assert value(metrics, "rm_version_memory_bytes", **labels) is None
+    assert value(metrics, "rm_version_loaded_info", **labels, digest="ab" * 32, precision="fp32") is None
+    assert value(metrics, "rm_unloads_total", model="helpfulness") == 1
+
+
+def test_two_servers_fit_in_one_process() -> None:
+    first, second = Metrics(), Metrics()
+    first.label_moved("helpfulness")
+    assert value(second, "rm_label_moves_total", model="helpfulness") is None
+
+
+def test_names_have_the_prefix_and_the_unit_and_no_run() -> None:
+    for family in text_string_to_metric_families(scrape(everything_happened())):
+        if family.name.startswith(("process_", "python_")):
+            continue
+        assert re.fullmatch(r"rm_[a-z_]+", family.name)
+        assert family.documentation.endswith(".")
+        labels = {label for sample in family.samples for label in sample.labels}
+        assert not labels & {"run", "request_id"}
+        assert not re.search(r"_(ms|us|millis|milliseconds|mb|kb)$", family.name)
+
+
+def test_speaks_open_metrics_when_asked() -> None:
+    text, content_type = everything_happened().exposition("application/openmetrics-text; version=1.0.0")
+    assert content_type.startswith("application/openmetrics-text")
+    assert text.endswith(b"# EOF\n")
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian package prometheus) is not installed")
+def test_promtool_finds_nothing_to_say() -> None:
+    lint = subprocess.run(
+        ["promtool", "check", "metrics"], input=scrape(everything_happened()), capture_output=True, text=True
+    )
+    assert (lint.returncode, lint.stdout + lint.stderr) == (0, "")
