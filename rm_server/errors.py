@@ -2,6 +2,7 @@
 
 RmError
 ├── InvalidRequest            the request is wrong; repeating it cannot help
+│   ├── MalformedRequest
 │   ├── InvalidSelector
 │   ├── EmptyItem
 │   ├── InvalidTokenIds
@@ -70,6 +71,10 @@ def _rebuild(cls: type[RmError], message: str, retry_after_s: float | None) -> R
 
 class InvalidRequest(RmError):
     """A value in the request makes no sense."""
+
+
+class MalformedRequest(InvalidRequest):
+    """The message could not be parsed."""
 
 
 class InvalidSelector(InvalidRequest):
