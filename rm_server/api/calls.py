@@ -1,0 +1,133 @@
+"""A call under way, whatever brought it: let in or refused, counted, timed, and every failure made an RmError."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rm_server.api.error_map import reason_name
+from rm_server.errors import Draining, InternalError, RmError
+from rm_server.metrics import OK, Metrics, VersionKey
+
+logger = logging.getLogger(__name__)
+
+
+def new_request_id() -> str:
+    """For callers who sent none."""
+    return uuid.uuid4().hex[:16]
+
+
+@dataclass(slots=True)
+class Call:
+    """Who asks for what, and until when.
+
+    ``deadline`` is on the event loop's clock; None: the caller waits for ever. ``key`` is set, for metrics and log,
+    by whoever finds out which version answers.
+    """
+
+    method: str
+    actor: str
+    deadline: float | None = None
+    request_id: str = field(default_factory=new_request_id)
+    run: str = ""
+    key: VersionKey | None = None
+
+
+class Calls:
+    """The calls under way. Lives on one event loop.
+
+    ``access_share``: the share of answered calls that leave a line in the log. Defects always do.
+    """
+
+    def __init__(self, metrics: Metrics, access_share: float = 0.0) -> None:
+        self._metrics = metrics
+        self._access_share = access_share
+        self._num_working = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._is_draining = False
+
+    @property
+    def is_draining(self) -> bool:
+        """True once ``drain`` was called."""
+        return self._is_draining
+
+    @contextmanager
+    def under_way(self, call: Call, *, is_read: bool = False) -> Iterator[None]:
+        """Surrounds the work of a call; raises RmError and CancelledError only.
+
+        Reads are let in while the server drains, and do not keep it from stopping.
+        """
+        started = time.perf_counter()
+        self._metrics.request_started()
+        reason = OK
+        try:
+            if is_read:
+                yield
+            else:
+                with self._working():
+                    yield
+        except asyncio.CancelledError:
+            is_late = call.deadline is not None and asyncio.get_running_loop().time() >= call.deadline
+            reason = "deadline_exceeded" if is_late else "cancelled"
+            raise
+        except RmError as error:
+            reason = reason_name(error)
+            if isinstance(error, InternalError):
+                logger.exception("defect", extra=_fields(call))
+            raise
+        except Exception as error:
+            reason = "internal"
+            logger.exception("defect", extra=_fields(call))
+            raise InternalError(
+                f"A defect of the server; its log has the trace under request id {call.request_id}."
+            ) from error
+        finally:
+            seconds = time.perf_counter() - started
+            self._metrics.request_finished(call.method, call.key, reason, seconds)
+            if self._access_share and random.random() < self._access_share:
+                logger.info("call", extra={**_fields(call), "reason": reason, "seconds": seconds})
+
+    def drain(self) -> None:
+        """Refuses work from now on."""
+        self._is_draining = True
+        self._metrics.draining(True)
+
+    async def finished(self, timeout_s: float) -> bool:
+        """Waits until no work is under way; False when ``timeout_s`` passed first."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        if self._is_draining:
+            raise Draining("This server is shutting down; call another one.")
+        self._num_working += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._num_working -= 1
+            if self._num_working == 0:
+                self._idle.set()
+
+
+def _fields(call: Call) -> dict[str, object]:
+    model, version = call.key or (None, None)
+    return {
+        "method": call.method,
+        "request_id": call.request_id,
+        "run": call.run or None,
+        "actor": call.actor,
+        "model": model,
+        "version": version,
+    }

@@ -1,0 +1,142 @@
+"""How a method of a service becomes a gRPC handler: parse, ask for the token, call, turn errors into status."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf import message_factory
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+
+from rm_server.api.access import Access
+from rm_server.api.calls import Call, Calls
+from rm_server.api.error_map import outcome_of, short_message, trailing_metadata
+from rm_server.errors import MalformedRequest, RmError
+
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+"""Writes one message of a streamed answer."""
+
+REQUEST_ID_METADATA_KEY = "x-request-id"
+
+
+@dataclass(frozen=True, slots=True)
+class Unparsed:
+    """Bytes that are no message. gRPC would answer INTERNAL if the parser raised, so it hands on this instead."""
+
+    raw: bytes
+    reason: str
+
+    def error(self) -> MalformedRequest:
+        """What the caller is told."""
+        return MalformedRequest(f"The request could not be parsed: {self.reason}. Texts must be valid UTF-8.")
+
+
+class Edge:
+    """Makes handlers out of objects that have one coroutine a method, of the method's name.
+
+    Unary: ``async Name(request, call) -> response``. Streamed answer: ``async Name(request, call, send)``.
+    Streamed both ways: ``async Name(requests, call, send)``; what cannot be parsed comes as ``Unparsed`` there.
+    """
+
+    def __init__(self, calls: Calls, access: Access) -> None:
+        self._calls = calls
+        self._access = access
+
+    def handler(
+        self,
+        service: ServiceDescriptor,
+        servicer: object,
+        *,
+        reads: Collection[str] = (),
+        is_public: bool = False,
+    ) -> grpc.GenericRpcHandler:
+        """A handler for all methods of the service.
+
+        ``reads``: methods that change nothing; they are answered while the server drains, and do not delay its end.
+        ``is_public``: no token is asked for.
+        """
+        return grpc.method_handlers_generic_handler(
+            service.full_name,
+            {
+                method.name: self._method(method, getattr(servicer, method.name), method.name in reads, is_public)
+                for method in service.methods
+            },
+        )
+
+    def _method(
+        self, method: MethodDescriptor, implementation: Callable[..., Any], is_read: bool, is_public: bool
+    ) -> grpc.RpcMethodHandler:
+        async def unary(request: Message | Unparsed, context: Any) -> Any:
+            async def work(call: Call) -> Any:
+                return await implementation(_parsed(request), call)
+
+            return await self._answer(method, context, work, is_read, is_public)
+
+        async def server_stream(request: Message | Unparsed, context: Any) -> None:
+            async def work(call: Call) -> None:
+                await implementation(_parsed(request), call, context.write)
+
+            await self._answer(method, context, work, is_read, is_public)
+
+        async def both_stream(requests: AsyncIterator[Message | Unparsed], context: Any) -> None:
+            async def work(call: Call) -> None:
+                await implementation(requests, call, context.write)
+
+            await self._answer(method, context, work, is_read, is_public)
+
+        parse = parser(message_factory.GetMessageClass(method.input_type))
+        if method.client_streaming and method.server_streaming:
+            return grpc.stream_stream_rpc_method_handler(both_stream, parse, Message.SerializeToString)
+        if method.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(server_stream, parse, Message.SerializeToString)
+        return grpc.unary_unary_rpc_method_handler(unary, parse, Message.SerializeToString)
+
+    async def _answer(
+        self,
+        method: MethodDescriptor,
+        context: Any,
+        work: Callable[[Call], Awaitable[Any]],
+        is_read: bool,
+        is_public: bool,
+    ) -> Any:
+        metadata = dict(context.invocation_metadata() or ())
+        # A stream of requests is no work by itself: each request on it is, and is counted, let in or refused alone.
+        is_read = is_read or method.client_streaming
+        name = f"{method.name}/stream" if method.client_streaming else method.name
+        call = Call(name, actor="", deadline=_deadline(context))
+        if request_id := metadata.get(REQUEST_ID_METADATA_KEY):
+            call.request_id = str(request_id)
+        try:
+            with self._calls.under_way(call, is_read=is_read):
+                call.actor = "" if is_public else self._access.actor_of(metadata.get("authorization"))
+                return await work(call)
+        except RmError as error:
+            failure = error
+        await context.abort(outcome_of(failure).status, short_message(failure), trailing_metadata(failure))
+
+
+def parser(message_class: type[Message]) -> Callable[[bytes], Message | Unparsed]:
+    """A deserialiser for gRPC that never raises."""
+
+    def parse(raw: bytes) -> Message | Unparsed:
+        try:
+            return message_class.FromString(raw)
+        except DecodeError as error:
+            return Unparsed(raw, str(error))
+
+    return parse
+
+
+def _parsed(request: Message | Unparsed) -> Message:
+    if isinstance(request, Unparsed):
+        raise request.error()
+    return request
+
+
+def _deadline(context: Any) -> float | None:
+    remaining_s = context.time_remaining()
+    return None if remaining_s is None else asyncio.get_running_loop().time() + float(remaining_s)
