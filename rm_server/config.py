@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
+
+
+class ConfigError(Exception):
+    """A setting that is unknown, of the wrong type, or makes no sense with the others. The text is for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +63,121 @@ class RunSettings:
 
     lease_s: float = 900.0
     max_known_runs: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class TransportSettings:
+    """How calls travel.
+
+    ``max_message_mb``: a larger gRPC message or HTTP body is refused. ``max_concurrent_streams``: calls under way on
+    one connection. ``max_stream_requests``: requests under way on one ScoreStream; the rest waits in the network.
+    ``max_connection_age_s``: a connection is closed then, so that clients spread over new servers; its calls have
+    ``max_connection_age_grace_s`` to finish. 0: never. ``keepalive_time_s``: a silent connection is asked so often
+    whether it lives, and is given up after ``keepalive_timeout_s``. ``min_ping_interval_s``: clients may ask so often.
+    """
+
+    max_message_mb: float = 64.0
+    max_concurrent_streams: int = 1024
+    max_stream_requests: int = 64
+    max_connection_age_s: float = 1800.0
+    max_connection_age_grace_s: float = 600.0
+    keepalive_time_s: float = 60.0
+    keepalive_timeout_s: float = 20.0
+    min_ping_interval_s: float = 10.0
+
+    @property
+    def max_message_bytes(self) -> int:
+        """``max_message_mb`` in bytes."""
+        return int(self.max_message_mb * 1024 * 1024)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """PEM files, for gRPC and HTTP alike. ``client_ca``: callers must show a certificate that it signed (mTLS)."""
+
+    cert: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.cert is None) != (self.key is None):
+            raise ConfigError("tls.cert and tls.key belong together; only one of them is set.")
+        if self.client_ca is not None and self.cert is None:
+            raise ConfigError("tls.client_ca needs tls.cert and tls.key.")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether connections are encrypted."""
+        return self.cert is not None
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """The log on stderr. ``access_share``: the share of calls, 0 to 1, that leave a line; defects always do."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["logfmt", "json"] = "logfmt"
+    access_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.access_share <= 1:
+            raise ConfigError(f"log.access_share is {self.access_share}; a share between 0 and 1 was expected.")
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """What `rm-server serve` runs with.
+
+    ``home``: the folder of catalog and artifacts. ``listen``, ``http``: addresses as HOST:PORT; port 0: the system
+    chooses; empty ``http``: none. ``allow_insecure``: may listen beyond loopback without TLS and a token.
+    ``token``, ``token_file``: what callers must show. ``default_model``: the selector behind the bare HTTP paths.
+    ``drain_s``: calls under way have so long to finish after SIGTERM.
+    """
+
+    home: Path
+    listen: str = "127.0.0.1:50051"
+    http: str = "127.0.0.1:8080"
+    allow_insecure: bool = False
+    token: str = field(default="", repr=False)
+    token_file: Path | None = None
+    default_model: str = ""
+    drain_s: float = 30.0
+    transport: TransportSettings = field(default_factory=TransportSettings)
+    tls: TlsSettings = field(default_factory=TlsSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    runs: RunSettings = field(default_factory=RunSettings)
+
+    def __post_init__(self) -> None:
+        if self.token and self.token_file is not None:
+            raise ConfigError("token and token_file are both set; keep one of them.")
+        has_token = bool(self.token) or self.token_file is not None
+        is_guarded = self.tls.is_on and (has_token or self.tls.client_ca is not None)
+        for name, address in (("listen", self.listen), ("http", self.http)):
+            if not address and name == "http":
+                continue
+            host, _ = parse_address(name, address)
+            if not (is_loopback(host) or is_guarded or self.allow_insecure):
+                raise ConfigError(
+                    f"{name} is {address!r}: that listens beyond this machine, which needs TLS (tls.cert, tls.key) "
+                    "and a token (token_file) or client certificates (tls.client_ca). Listen on 127.0.0.1, set those, "
+                    "or say --insecure-listen (allow_insecure) where the network itself is guarded."
+                )
+
+
+def parse_address(name: str, address: str) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT`` or ``[IPV6]:PORT``; ``name`` is the setting, for the message."""
+    host, colon, port = address.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"{name} is {address!r}; HOST:PORT was expected, for example 127.0.0.1:50051 or [::1]:0.")
+    return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address. A name that is not ``localhost`` counts as reachable."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

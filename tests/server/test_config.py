@@ -1,0 +1,75 @@
+"""Settings that contradict each other, and addresses that would open the server to others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rm_server.config import ConfigError, LogSettings, ServeSettings, TlsSettings, TransportSettings, parse_address
+
+HOME = Path("home")
+TLS = TlsSettings(cert=Path("cert.pem"), key=Path("key.pem"))
+MTLS = TlsSettings(cert=Path("cert.pem"), key=Path("key.pem"), client_ca=Path("ca.pem"))
+
+
+def test_listens_on_loopback_unless_told_otherwise() -> None:
+    settings = ServeSettings(HOME)
+    assert (settings.listen, settings.http) == ("127.0.0.1:50051", "127.0.0.1:8080")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "127.8.9.10:1", "[::1]:50051", "localhost:50051"])
+def test_loopback_needs_nothing(address: str) -> None:
+    ServeSettings(HOME, listen=address, http=address)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:50051", "[::]:50051", "10.0.0.7:50051", "gpu-7.example.org:50051"])
+@pytest.mark.parametrize("name", ["listen", "http"])
+def test_wider_needs_tls_and_a_token_or_client_certificates(name: str, address: str) -> None:
+    def settings(**others: object) -> ServeSettings:
+        return ServeSettings(HOME, **{name: address}, **others)  # type: ignore[arg-type]
+
+    for missing in ({}, {"tls": TLS}, {"token": "secret"}, {"token_file": Path("token")}):
+        with pytest.raises(ConfigError, match=f"{name} is .*beyond this machine"):
+            settings(**missing)
+    settings(tls=TLS, token="secret")
+    settings(tls=TLS, token_file=Path("token"))
+    settings(tls=MTLS)
+    settings(allow_insecure=True)
+
+
+def test_http_can_be_left_out_and_grpc_cannot() -> None:
+    ServeSettings(HOME, http="")
+    with pytest.raises(ConfigError, match="HOST:PORT was expected"):
+        ServeSettings(HOME, listen="")
+
+
+@pytest.mark.parametrize("address", ["50051", "127.0.0.1", ":50051", "127.0.0.1:x", "127.0.0.1:70000"])
+def test_an_address_is_host_and_port(address: str) -> None:
+    with pytest.raises(ConfigError, match="listen is"):
+        parse_address("listen", address)
+
+
+def test_half_a_key_pair_is_refused() -> None:
+    with pytest.raises(ConfigError, match="belong together"):
+        TlsSettings(cert=Path("cert.pem"))
+    with pytest.raises(ConfigError, match="client_ca needs"):
+        TlsSettings(client_ca=Path("ca.pem"))
+
+
+def test_two_tokens_are_refused() -> None:
+    with pytest.raises(ConfigError, match="both set"):
+        ServeSettings(HOME, token="a", token_file=Path("b"))
+
+
+def test_a_share_is_a_share() -> None:
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        LogSettings(access_share=1.5)
+
+
+def test_the_token_is_not_shown() -> None:
+    assert "secret" not in repr(ServeSettings(HOME, token="secret"))
+
+
+def test_megabytes_are_binary() -> None:
+    assert TransportSettings(max_message_mb=0.5).max_message_bytes == 512 * 1024
