@@ -1,0 +1,298 @@
+"""Which models, versions and labels exist. A change is one transaction: the change, its history, the new revision."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from types import MappingProxyType
+
+from sqlalchemy import Connection, and_, delete, insert, select, update
+
+from rm_server.errors import InvalidRequest, VersionInUse, VersionNotFound
+from rm_server.registry import queries
+from rm_server.registry.change import Change
+from rm_server.registry.database import Database
+from rm_server.registry.label_trail import ROLLBACK, SET_LABEL, label_trail, rollback_target
+from rm_server.registry.names import MAX_NAME_LENGTH, check_digest, check_label, check_model_name
+from rm_server.registry.records import (
+    CalibrationRecord,
+    EvaluationRecord,
+    HistoryRecord,
+    Snapshot,
+    VersionKey,
+    VersionRecord,
+)
+from rm_server.registry.tables import evaluations, history, labels, models, versions
+
+__all__ = [
+    "CalibrationRecord",
+    "Catalog",
+    "EvaluationRecord",
+    "HistoryRecord",
+    "Snapshot",
+    "VersionKey",
+    "VersionRecord",
+]
+
+
+class Catalog:
+    """The catalog behind a database URL of SQLAlchemy. Synchronous; any number of threads and processes at once.
+
+    ``actor`` is who makes a change, ``comment`` why; both are kept in the history. A call that changes nothing (a label
+    that is there already) leaves no trace. Every method raises CatalogUnavailable when the database cannot be used, and
+    those that write raise StorageFull when its disk is full.
+    """
+
+    def __init__(self, url: str, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.database = Database(url)
+        self._clock = clock
+
+    def close(self) -> None:
+        """Gives the database's connections back."""
+        self.database.close()
+
+    @contextmanager
+    def changing(self, actor: str, comment: str) -> Iterator[Change]:
+        """The transaction of one change. For this package's own modules."""
+        with self.database.writing() as connection:
+            yield Change(connection, self._clock(), actor, comment)
+
+    # --- reading ---
+
+    def revision(self) -> int:
+        """How many changes there have been: cheap to ask, and a reason to read a new snapshot when it differs."""
+        with self.database.reading() as connection:
+            return queries.revision(connection)
+
+    def snapshot(self) -> Snapshot:
+        """Everything that routing needs, at one revision."""
+        with self.database.reading() as connection:
+            rows = connection.execute(select(versions).order_by(versions.c.model, versions.c.version)).all()
+            return Snapshot(
+                revision=queries.revision(connection),
+                versions=MappingProxyType({(row.model, row.version): queries.version_record(row) for row in rows}),
+                labels=MappingProxyType(
+                    {(row.model, row.label): row.version for row in connection.execute(select(labels))}
+                ),
+                wanted=frozenset((row.model, row.version) for row in rows if row.wanted),
+                wanted_precision=MappingProxyType(
+                    {(row.model, row.version): row.wanted_precision for row in rows if row.wanted_precision}
+                ),
+            )
+
+    def evaluations(self, model: str, version: int) -> tuple[EvaluationRecord, ...]:
+        """What has been filed with a version, by name. Raises ModelNotFound or VersionNotFound."""
+        with self.database.reading() as connection:
+            queries.require_version(connection, model, version)
+            rows = connection.execute(
+                select(evaluations)
+                .where(evaluations.c.model == model, evaluations.c.version == version)
+                .order_by(evaluations.c.name)
+            )
+            return tuple(EvaluationRecord(row.name, row.report_json, row.create_time) for row in rows)
+
+    def history(self, model: str | None = None, limit: int = 100) -> tuple[HistoryRecord, ...]:
+        """The last changes of a model, or of all, newest first. Raises ModelNotFound."""
+        query = select(history).order_by(history.c.revision.desc()).limit(limit)
+        with self.database.reading() as connection:
+            if model is not None:
+                queries.require_model(connection, model)
+                query = query.where(history.c.model == model)
+            return tuple(queries.history_record(row) for row in connection.execute(query))
+
+    # --- versions ---
+
+    def register(
+        self, model: str, digest: str, kind: str, max_tokens: int, actor: str, comment: str = ""
+    ) -> tuple[VersionRecord, bool]:
+        """Makes an artifact the model's next version; (record, True). The model is made when it is new.
+
+        A digest that the model has already is that version: (record, False), and nothing changes.
+        """
+        check_model_name(model)
+        check_digest(digest)
+        with self.changing(actor, comment) as change:
+            query = select(versions).where(versions.c.model == model)
+            known = change.connection.execute(query.where(versions.c.digest == digest)).one_or_none()
+            if known is not None:
+                return queries.version_record(known), False
+            version = _take_next_version(change.connection, model)
+            change.connection.execute(
+                insert(versions).values(
+                    model=model,
+                    version=version,
+                    digest=digest,
+                    kind=kind,
+                    max_tokens=max_tokens,
+                    create_time=change.time,
+                    created_by=actor,
+                    comment=comment,
+                )
+            )
+            change.record("register", model, version, f"{kind}, digest {digest}")
+            return queries.version_record(queries.require_version(change.connection, model, version)), True
+
+    def delete_version(self, model: str, version: int, actor: str, comment: str = "") -> VersionRecord:
+        """Takes a version and its evaluations out; its number is never used again. The files stay until a sweep.
+
+        Raises VersionInUse while a label names it or a server shall have it loaded; ModelNotFound, VersionNotFound.
+        """
+        with self.changing(actor, comment) as change:
+            row = queries.require_version(change.connection, model, version)
+            naming = change.connection.scalars(
+                select(labels.c.label).where(labels.c.model == model, labels.c.version == version)
+            ).all()
+            if naming:
+                raise VersionInUse(
+                    f"{model}@{version} is named by the label {', '.join(sorted(naming))}. Move or remove that first."
+                )
+            if row.wanted:
+                raise VersionInUse(f"{model}@{version} is to be loaded. Unload it first.")
+            for table in (evaluations, versions):
+                change.connection.execute(delete(table).where(table.c.model == model, table.c.version == version))
+            change.record("delete", model, version, f"digest {row.digest}")
+            return queries.version_record(row)
+
+    def set_wanted(
+        self, model: str, version: int, wanted: bool, actor: str, comment: str = "", *, precision: str = ""
+    ) -> None:
+        """Says whether servers shall have a version loaded, and in which precision (empty: their default).
+
+        Raises ModelNotFound or VersionNotFound.
+        """
+        precision = precision if wanted else ""
+        with self.changing(actor, comment) as change:
+            row = queries.require_version(change.connection, model, version)
+            if (row.wanted, row.wanted_precision) == (wanted, precision):
+                return
+            _update_version(change.connection, model, version, wanted=wanted, wanted_precision=precision)
+            change.record("load" if wanted else "unload", model, version, precision)
+
+    # --- labels ---
+
+    def set_label(self, model: str, label: str, version: int, actor: str, comment: str = "") -> int | None:
+        """Lets a label name a version. Returns what it named before, or None. Raises ModelNotFound, VersionNotFound."""
+        check_label(label)
+        with self.changing(actor, comment) as change:
+            queries.require_version(change.connection, model, version)
+            previous = queries.label_version(change.connection, model, label)
+            if previous != version:
+                _move_label(change, SET_LABEL, model, label, version, previous)
+            return previous
+
+    def remove_label(self, model: str, label: str, actor: str, comment: str = "") -> int:
+        """Takes a label away. Returns what it named. Raises ModelNotFound, LabelNotFound."""
+        with self.changing(actor, comment) as change:
+            previous = queries.require_label(change.connection, model, label)
+            change.connection.execute(delete(labels).where(labels.c.model == model, labels.c.label == label))
+            detail = f"{label}: {previous} → none"
+            change.record("remove_label", model, 0, detail, label=label, previous_version=previous)
+            return previous
+
+    def rollback(self, model: str, label: str, actor: str, comment: str = "") -> tuple[int, int]:
+        """Lets a label name what it named before; (version until now, version from now on). Again: further back.
+
+        Raises ModelNotFound, LabelNotFound, and VersionNotFound when there is no earlier version any more.
+        """
+        with self.changing(actor, comment) as change:
+            present = queries.require_label(change.connection, model, label)
+            changes = change.connection.execute(
+                select(history.c.action, history.c.version)
+                .where(history.c.model == model, history.c.label == label)
+                .order_by(history.c.revision)
+            ).all()
+            trail = label_trail((row.action, row.version) for row in changes)
+            target = rollback_target(trail, present, queries.version_numbers(change.connection, model))
+            if target is None:
+                raise VersionNotFound(f"{model}@{label} names {present}, and no earlier version of it is left.")
+            _move_label(change, ROLLBACK, model, label, target, present)
+            return present, target
+
+    # --- what is filed with a version ---
+
+    def file_evaluation(
+        self, model: str, version: int, name: str, report_json: str, actor: str, comment: str = ""
+    ) -> None:
+        """Files a report (a JSON object) with a version; one of the same name is replaced.
+
+        Raises ModelNotFound, VersionNotFound, InvalidRequest.
+        """
+        _check_report(name, report_json)
+        with self.changing(actor, comment) as change:
+            queries.require_version(change.connection, model, version)
+            key = and_(evaluations.c.model == model, evaluations.c.version == version, evaluations.c.name == name)
+            change.connection.execute(delete(evaluations).where(key))
+            change.connection.execute(
+                insert(evaluations).values(
+                    model=model, version=version, name=name, report_json=report_json, create_time=change.time
+                )
+            )
+            change.record("file_evaluation", model, version, name)
+
+    def set_calibration(
+        self, model: str, version: int, calibration: CalibrationRecord, actor: str, comment: str = ""
+    ) -> None:
+        """Gives a version its map to the model's scale, in place of the one it has.
+
+        Raises ModelNotFound, VersionNotFound, InvalidRequest.
+        """
+        check_digest(calibration.digest)
+        if not (math.isfinite(calibration.gain) and calibration.gain != 0 and math.isfinite(calibration.bias)):
+            raise InvalidRequest(
+                f"A calibration needs a finite gain other than 0 and a finite bias, not {calibration}."
+            )
+        with self.changing(actor, comment) as change:
+            if (
+                queries.version_record(queries.require_version(change.connection, model, version)).calibration
+                == calibration
+            ):
+                return
+            _update_version(
+                change.connection,
+                model,
+                version,
+                calibration_digest=calibration.digest,
+                calibration_gain=calibration.gain,
+                calibration_bias=calibration.bias,
+            )
+            detail = f"gain {calibration.gain!r}, bias {calibration.bias!r}, digest {calibration.digest}"
+            change.record("set_calibration", model, version, detail)
+
+
+def _move_label(change: Change, action: str, model: str, label: str, version: int, previous: int | None) -> None:
+    if previous is None:
+        change.connection.execute(insert(labels).values(model=model, label=label, version=version))
+    else:
+        key = and_(labels.c.model == model, labels.c.label == label)
+        change.connection.execute(update(labels).where(key).values(version=version))
+    detail = f"{label}: {previous or 'none'} → {version}"
+    change.record(action, model, version, detail, label=label, previous_version=previous or 0)
+
+
+def _take_next_version(connection: Connection, model: str) -> int:
+    """The model's next number; the model is made when it is new."""
+    number: int | None = connection.scalar(select(models.c.next_version).where(models.c.name == model))
+    if number is None:
+        connection.execute(insert(models).values(name=model, next_version=2))
+        return 1
+    connection.execute(update(models).where(models.c.name == model).values(next_version=number + 1))
+    return number
+
+
+def _update_version(connection: Connection, model: str, version: int, **values: object) -> None:
+    key = and_(versions.c.model == model, versions.c.version == version)
+    connection.execute(update(versions).where(key).values(**values))
+
+
+def _check_report(name: str, report_json: str) -> None:
+    try:
+        is_object = isinstance(json.loads(report_json), dict)
+    except ValueError:
+        is_object = False
+    if not is_object:
+        raise InvalidRequest(f"The evaluation {name!r} is no JSON object; `rm-server evaluate --json` prints one.")
+    if not 0 < len(name) <= MAX_NAME_LENGTH:
+        raise InvalidRequest(f"An evaluation needs a name of 1 to {MAX_NAME_LENGTH} characters, not {name!r}.")

@@ -1,0 +1,165 @@
+"""The catalog's database: connections, transactions, migrations. What SQLite and PostgreSQL do differently is here."""
+
+from __future__ import annotations
+
+import fcntl
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, select, text
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NotSupportedError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from rm_server.errors import CatalogUnavailable, RmError, StorageFull
+from rm_server.registry.tables import state
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+BUSY_TIMEOUT_S = 10.0
+_RETRY_AFTER_S = 1.0
+# Any number, as long as every release uses the same: it names PostgreSQL's lock for "somebody migrates the catalog".
+_ADVISORY_LOCK = 0x726D5F6170690001
+_POSTGRESQL_DISK_FULL = "53100"
+# Alembic keeps the running migration in module globals.
+_one_migration_per_process = threading.Lock()
+
+
+class Database:
+    """One database, opened and brought to the present schema. Thread-safe.
+
+    Raises CatalogUnavailable when it cannot be reached, or was written by a release that is too new.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = make_url(url)
+        self._is_sqlite = self._url.get_backend_name() == "sqlite"
+        self._engine = _sqlite_engine(url) if self._is_sqlite else create_engine(url, pool_pre_ping=True)
+        self._migrate()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that sees one state of the database, whatever others write meanwhile."""
+        # SQLite's transactions always do.
+        options = {} if self._is_sqlite else {"isolation_level": "REPEATABLE READ"}
+        with (
+            self._translated_errors(),
+            self._engine.connect().execution_options(**options) as connection,
+            connection.begin(),
+        ):
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that may change things; writers, of all processes, go one after the other.
+
+        Commits at the end, rolls back on an exception. A kill at any moment leaves all of it or nothing.
+        """
+        with self._translated_errors(), self._writing_connection() as connection:
+            connection.execute(select(state.c.revision).with_for_update()).one()
+            yield connection
+
+    def close(self) -> None:
+        """Closes the pooled connections."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _writing_connection(self) -> Iterator[Connection]:
+        with self._engine.connect().execution_options(begin="IMMEDIATE") as connection, connection.begin():
+            yield connection
+
+    def _migrate(self) -> None:
+        """Runs the missing migrations in one transaction. Processes that open at once wait for each other."""
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        scripts = ScriptDirectory.from_config(config)
+        known = {script.revision for script in scripts.walk_revisions()}
+        head = max(known)
+        with (
+            _one_migration_per_process,
+            self._translated_errors(),
+            self._first_opening(),
+            self._writing_connection() as connection,
+        ):
+            if not self._is_sqlite:
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+            current = MigrationContext.configure(connection).get_current_revision()
+            if current == head:
+                return
+            if current is not None and current not in known:
+                self._check_newer(connection, current, head)
+                return
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def _check_newer(self, connection: Connection, current: str, head: str) -> None:
+        """A newer release migrated the catalog. It says which older ones may go on using it."""
+        oldest = connection.execute(select(state.c.oldest_schema)).scalar_one()
+        if oldest > head:
+            raise CatalogUnavailable(
+                f"The catalog {self._url} has schema {current}, written by a newer release that needs programs of "
+                f"schema {oldest} or later; this one knows {head}. Upgrade this program."
+            )
+
+    @contextmanager
+    def _first_opening(self) -> Iterator[None]:
+        """Turning a new SQLite file to WAL fails at once, without waiting, when two processes try it together."""
+        if not self._is_sqlite:
+            yield
+            return
+        path = Path(f"{self._url.database}.lock")
+        try:
+            path.touch()
+        except OSError as error:
+            raise self._unavailable(error) from error
+        with path.open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (IntegrityError, ProgrammingError, DataError, NotSupportedError):
+            raise  # a defect of ours, not a state of the database
+        except DBAPIError as error:
+            raise self._named_error(error) from error
+        except PoolTimeout as error:
+            raise self._unavailable(error) from error
+
+    def _named_error(self, error: DBAPIError) -> RmError:
+        cause = error.orig
+        is_full = getattr(cause, "sqlstate", None) == _POSTGRESQL_DISK_FULL
+        if isinstance(cause, sqlite3.Error):
+            is_full = getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        if is_full:
+            return StorageFull(f"The disk of the catalog {self._url} is full; nothing was changed.")
+        return self._unavailable(cause)
+
+    def _unavailable(self, cause: object) -> CatalogUnavailable:
+        message = f"The catalog {self._url} cannot be used now: {cause}"
+        return CatalogUnavailable(message, retry_after_s=_RETRY_AFTER_S)
+
+
+def _sqlite_engine(url: str) -> Engine:
+    """WAL, so that readers never wait; synchronous=FULL, so that a commit outlives a power cut."""
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
+
+    @event.listens_for(engine, "connect")
+    def set_up(connection: sqlite3.Connection, _: Any) -> None:
+        connection.isolation_level = None  # the driver shall not begin transactions of its own
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A writer takes the lock at once: one that reads first and locks later can be refused without waiting.
+        connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('begin', 'DEFERRED')}")
+
+    return engine

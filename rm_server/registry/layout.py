@@ -1,0 +1,135 @@
+"""Which files of a folder make a version: the ones that decide its raw scores. Everything else stays outside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from rm_server.errors import ArtifactUnreadable, UnsupportedArtifact
+from rm_server.registry.manifest import Kind
+
+BASE_FOLDER = "base"
+"""Where a LoRA version keeps the checkpoint that its adapter belongs to."""
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "*.spm",
+    "*.tiktoken",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+)
+_REQUIRED: dict[Kind, tuple[str, ...]] = {
+    "sequence_classification": ("config.json",),
+    "lora": ("adapter_config.json", "adapter_model.safetensors"),
+    "onnx": ("model.onnx",),
+    "rules": ("rules.json",),
+    "composite": ("composite.json",),
+}
+_OPTIONAL: dict[Kind, tuple[str, ...]] = {
+    "sequence_classification": (),
+    "lora": (),
+    # The names under which exporters put weights that do not fit into the 2 GB of one protobuf message.
+    "onnx": ("config.json", "model.onnx_data*", "model.onnx.data*"),
+    "rules": (),
+    "composite": (),
+}
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
+
+
+def version_files(folder: Path, kind: Kind) -> tuple[PurePosixPath, ...]:
+    """The files that decide the raw scores, relative to the folder, sorted by the bytes of their names.
+
+    Required are ``config.json`` and ``model.safetensors`` (or its index with every shard) for
+    ``sequence_classification``; adapter and, in ``base/``, its base for ``lora``; ``model.onnx`` for ``onnx``; the spec
+    for ``rules`` and ``composite``. Tokenizer files count wherever there are any. Pickle files (``pytorch_model.bin``,
+    ``training_args.bin``, …) are never among them.
+
+    Raises ArtifactUnreadable when a required file is missing, UnsupportedArtifact when there are only pickled weights
+    or a link leads out of the folder.
+    """
+    if not folder.is_dir():
+        raise ArtifactUnreadable(f"{folder} is not a folder.")
+    names = [*_REQUIRED[kind], *_matches(folder, (*_TOKENIZER, *_OPTIONAL[kind]))]
+    if kind == "sequence_classification":
+        names += _checkpoint_weights(folder)
+    for name in names:
+        _check_file(folder, name)
+    if kind == "lora":
+        names += _base_files(folder)
+    return tuple(sorted(map(PurePosixPath, set(names)), key=lambda path: str(path).encode()))
+
+
+def _matches(folder: Path, patterns: Iterable[str]) -> list[str]:
+    return [path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)]
+
+
+def _checkpoint_weights(folder: Path) -> list[str]:
+    """``model.safetensors``, else the index and its shards: the order in which transformers looks for them."""
+    if (folder / WEIGHTS).exists():
+        return [WEIGHTS]
+    if not (folder / WEIGHTS_INDEX).exists():
+        _refuse_pickles(folder)
+        raise ArtifactUnreadable(f"{folder} has no weights: neither {WEIGHTS} nor {WEIGHTS_INDEX}.")
+    try:
+        index = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))
+        shards = sorted(set(index["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactUnreadable(f"{folder / WEIGHTS_INDEX} is no index of weights: {error!r}") from error
+    for shard in shards:
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise UnsupportedArtifact(
+                f"{folder / WEIGHTS_INDEX} names {shard!r}; only safetensors files beside it are read."
+            )
+    return [WEIGHTS_INDEX, *shards]
+
+
+def _base_files(folder: Path) -> list[str]:
+    base = folder / BASE_FOLDER
+    if not base.is_dir():
+        raise UnsupportedArtifact(
+            f"{folder} is a LoRA adapter without its base. A version is immutable, so it holds the checkpoint that the "
+            f"adapter belongs to: put that into {base}."
+        )
+    _check_inside(folder, base)
+    return [f"{BASE_FOLDER}/{path}" for path in version_files(base, "sequence_classification")]
+
+
+def _check_file(folder: Path, name: str) -> None:
+    path = folder / name
+    _check_inside(folder, path)
+    if not path.is_file():
+        _refuse_pickles(folder)
+        raise ArtifactUnreadable(f"{path} is missing, or is not a file.")
+
+
+def _check_inside(folder: Path, path: Path) -> None:
+    target = path.resolve()
+    if not target.is_relative_to(folder.resolve()):
+        raise UnsupportedArtifact(
+            f"{path} is a link to {target}, outside of the folder. Register a folder with real files, "
+            "made with `cp -rL` for example."
+        )
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Called once the safe form is missing: then the pickled one is what the caller meant."""
+    pickles = sorted(_matches(folder, _PICKLES))
+    if pickles:
+        raise UnsupportedArtifact(
+            f"{folder} has its weights as pickle ({', '.join(pickles)}), which can run any code when it is opened and "
+            "is never read here. Convert them on a machine where you trust them: "
+            "`AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(new_folder)` "
+            "writes safetensors."
+        )

@@ -1,0 +1,102 @@
+"""What the catalog hands out: immutable records, and the snapshot that routing reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeAlias
+
+VersionKey: TypeAlias = tuple[str, int]
+"""(model, version)"""
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationRecord:
+    """The map to the model's common scale: score = gain * raw + bias.
+
+    ``digest``: SHA-256 of gain, bias and what they were computed from. ``gain`` is finite and not 0.
+    """
+
+    digest: str
+    gain: float
+    bias: float
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """One immutable version. Only ``calibration`` may come, or change, later.
+
+    ``create_time`` is in UTC. ``max_tokens`` 0: no limit.
+    """
+
+    model: str
+    version: int
+    digest: str
+    kind: str
+    create_time: datetime
+    created_by: str
+    comment: str
+    max_tokens: int
+    calibration: CalibrationRecord | None = None
+
+    @property
+    def key(self) -> VersionKey:
+        """(model, version)"""
+        return (self.model, self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRecord:
+    """An evaluation filed with a version: what it was computed on, the report, and when it was filed (UTC)."""
+
+    name: str
+    report_json: str
+    create_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryRecord:
+    """One change: when (UTC), who, what, and why in their words (``comment``).
+
+    ``version`` 0: the change concerns no single version. ``revision`` is the catalog's revision that the change made.
+    ``label`` is set for changes of a label, and then ``previous_version`` is what it named before (0: nothing).
+    """
+
+    time: datetime
+    actor: str
+    action: str
+    model: str
+    version: int
+    detail: str
+    comment: str
+    revision: int = 0
+    label: str = ""
+    previous_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The catalog at one revision, read in one transaction. Immutable, so any thread may keep it.
+
+    ``wanted``: the versions that a server shall have loaded; ``wanted_precision`` holds those among them for which a
+    precision was asked.
+    """
+
+    revision: int
+    versions: Mapping[VersionKey, VersionRecord]
+    labels: Mapping[tuple[str, str], int]
+    wanted: frozenset[VersionKey]
+    wanted_precision: Mapping[VersionKey, str] = field(default_factory=dict)
+
+    def models(self) -> tuple[str, ...]:
+        """The models that have versions, sorted."""
+        return tuple(sorted({model for model, _ in self.versions}))
+
+    def versions_of(self, model: str) -> tuple[int, ...]:
+        """The numbers of a model's versions, ascending."""
+        return tuple(sorted(version for name, version in self.versions if name == model))
+
+    def labels_of(self, model: str) -> dict[str, int]:
+        """A model's labels, sorted by name, and the versions they name."""
+        return {label: version for (name, label), version in sorted(self.labels.items()) if name == model}
