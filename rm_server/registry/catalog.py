@@ -130,6 +130,8 @@ class Catalog:
                     create_time=change.time,
                     created_by=actor,
                     comment=comment,
+                    wanted=False,
+                    wanted_precision="",
                 )
             )
             change.record("register", model, version, f"{kind}, digest {digest}")

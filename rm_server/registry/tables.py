@@ -19,7 +19,6 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
-    false,
 )
 
 metadata = MetaData(
@@ -83,8 +82,8 @@ versions = Table(
     Column("created_by", Text, nullable=False),
     Column("comment", Text, nullable=False),
     # Whether a server shall have it loaded, and in which precision. Empty: the server's default.
-    Column("wanted", Boolean, nullable=False, server_default=false()),
-    Column("wanted_precision", String(16), nullable=False, server_default=""),
+    Column("wanted", Boolean, nullable=False),
+    Column("wanted_precision", String(16), nullable=False),
     # All three or none.
     Column("calibration_digest", String(64)),
     Column("calibration_gain", Double),

@@ -1,0 +1,124 @@
+"""A home: where things lie, and the changes that concern catalog and artifacts together."""
+
+from __future__ import annotations
+
+import getpass
+from pathlib import Path
+
+import pytest
+
+from rm_server.errors import ArtifactUnreadable, CatalogUnavailable, InvalidRequest
+from rm_server.registry.artifacts import ArtifactStore
+from rm_server.registry.catalog import Catalog
+from rm_server.registry.home import (
+    Home,
+    add_version,
+    missing_artifacts,
+    open_home,
+    operating_system_user,
+    sweep_artifacts,
+)
+from rm_server.registry.manifest import Manifest
+
+from .conftest import MakeFolder
+
+HomeParts = tuple[Catalog, ArtifactStore]
+
+
+def test_a_home_is_made_where_there_is_none(tmp_path: Path) -> None:
+    catalog, artifacts = open_home(tmp_path / "deep" / "a b ü%20")
+    assert catalog.revision() == 0
+    assert artifacts.digests() == ()
+    assert (tmp_path / "deep" / "a b ü%20" / "catalog.db").is_file()
+
+
+def test_a_home_is_found_again(tmp_path: Path, rules_folder: MakeFolder) -> None:
+    catalog, artifacts = open_home(tmp_path / "home")
+    record, _ = add_version(catalog, artifacts, "m", rules_folder(), actor="ann")
+    catalog.close()
+    catalog, artifacts = open_home(tmp_path / "home")
+    assert catalog.snapshot().versions["m", 1] == record
+    artifacts.verify(record.digest)
+
+
+def test_opening_cleans_up_after_the_killed(tmp_path: Path) -> None:
+    half = tmp_path / "artifacts" / ".incoming" / "half"
+    half.mkdir(parents=True)
+    open_home(tmp_path)
+    assert not half.exists()
+
+
+def test_a_relative_home_is_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    catalog, _ = open_home(Path("home"))
+    monkeypatch.chdir("/")
+    assert catalog.revision() == 0
+    assert Home(tmp_path / "home").catalog_url == f"sqlite:///{tmp_path}/home/catalog.db"
+
+
+def test_a_home_that_cannot_be_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CatalogUnavailable, match="cannot be used as a home"):
+        open_home(tmp_path / "file")
+
+
+def test_catalogs_may_lie_elsewhere(tmp_path: Path) -> None:
+    open_home(tmp_path / "home", f"sqlite:///{tmp_path}/shared.db")
+    assert (tmp_path / "shared.db").is_file()
+    assert not (tmp_path / "home" / "catalog.db").exists()
+
+
+def test_add_version_copies_and_registers(home: HomeParts, rules_folder: MakeFolder) -> None:
+    folder = rules_folder()
+    record, created = add_version(*home, "m", folder, actor="ann", comment="why")
+    assert created
+    assert (record.version, record.kind, record.created_by, record.comment) == (1, "rules", "ann", "why")
+    home[1].verify(record.digest)
+    assert add_version(*home, "m", folder, actor="ann") == (record, False)
+    assert add_version(*home, "n", folder, actor="ann")[0].digest == record.digest
+
+
+def test_a_manifest_may_be_handed_in(home: HomeParts, rules_folder: MakeFolder) -> None:
+    record, _ = add_version(*home, "m", rules_folder(), actor="ann", manifest=Manifest(kind="rules", max_tokens=9))
+    assert record.max_tokens == 9
+
+
+def test_what_is_refused_is_not_registered(home: HomeParts, rules_folder: MakeFolder) -> None:
+    folder = rules_folder()
+    with pytest.raises(InvalidRequest):
+        add_version(*home, "m@1", folder, actor="ann")
+    (folder / "rules.json").unlink()
+    with pytest.raises(ArtifactUnreadable):
+        add_version(*home, "m", folder, actor="ann")
+    assert home[0].revision() == 0
+
+
+def test_sweeping_keeps_what_any_model_names(home: HomeParts, rules_folder: MakeFolder) -> None:
+    catalog, artifacts = home
+    shared, lonely = rules_folder("shared"), rules_folder("lonely")
+    for model in ("m", "n"):
+        add_version(*home, model, shared, actor="ann")
+    gone, _ = add_version(*home, "m", lonely, actor="ann")
+    catalog.delete_version("m", 1, "ann")
+    assert sweep_artifacts(*home) == ()
+    catalog.delete_version("m", 2, "ann")
+    assert sweep_artifacts(*home) == (gone.digest,)
+    assert len(artifacts.digests()) == 1
+
+
+def test_versions_without_files_are_listed(home: HomeParts, rules_folder: MakeFolder) -> None:
+    kept, _ = add_version(*home, "m", rules_folder("a"), actor="ann")
+    lost, _ = add_version(*home, "m", rules_folder("b"), actor="ann")
+    home[1].delete(lost.digest)
+    assert missing_artifacts(*home) == (lost,)
+    assert kept not in missing_artifacts(*home)
+
+
+def test_somebody_acts_even_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert operating_system_user() == getpass.getuser()
+
+    def nobody() -> str:
+        raise KeyError("uid not found: 4711")
+
+    monkeypatch.setattr(getpass, "getuser", nobody)
+    assert operating_system_user().startswith("uid ")
