@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import hmac
 
 from rm_server.errors import Unauthenticated
+from rm_server.registry.home import operating_system_user
 
 SHARED_ACTOR = "token"
 """Who changed something, where all callers share one token."""
@@ -17,7 +17,7 @@ class Access:
 
     def __init__(self, token: str = "") -> None:
         self._token_hash = _hash(token) if token else None
-        self._user = _user()
+        self._user = operating_system_user()
 
     @property
     def needs_token(self) -> bool:
@@ -40,10 +40,3 @@ class Access:
 
 def _hash(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return "unknown"  # a container may run under a number that has no name

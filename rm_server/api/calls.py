@@ -40,7 +40,7 @@ class Call:
 
 
 class Calls:
-    """The calls under way. Lives on one event loop.
+    """The calls under way. Lives on one event loop; refuses work before ``open`` and after ``drain``.
 
     ``access_share``: the share of answered calls that leave a line in the log. Defects always do.
     """
@@ -51,7 +51,13 @@ class Calls:
         self._num_working = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._is_open = False
         self._is_draining = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether work is let in."""
+        return self._is_open
 
     @property
     def is_draining(self) -> bool:
@@ -62,7 +68,7 @@ class Calls:
     def under_way(self, call: Call, *, is_read: bool = False) -> Iterator[None]:
         """Surrounds the work of a call; raises RmError and CancelledError only.
 
-        Reads are let in while the server drains, and do not keep it from stopping.
+        Reads are always let in, and do not keep the server from stopping.
         """
         started = time.perf_counter()
         self._metrics.request_started()
@@ -94,9 +100,13 @@ class Calls:
             if self._access_share and random.random() < self._access_share:
                 logger.info("call", extra={**_fields(call), "reason": reason, "seconds": seconds})
 
+    def open(self) -> None:
+        """Lets work in from now on."""
+        self._is_open = True
+
     def drain(self) -> None:
         """Refuses work from now on."""
-        self._is_draining = True
+        self._is_open, self._is_draining = False, True
         self._metrics.draining(True)
 
     async def finished(self, timeout_s: float) -> bool:
@@ -111,6 +121,8 @@ class Calls:
     def _working(self) -> Iterator[None]:
         if self._is_draining:
             raise Draining("This server is shutting down; call another one.")
+        if not self._is_open:
+            raise Draining("This server is still loading its versions; come back soon.", retry_after_s=1.0)
         self._num_working += 1
         self._idle.clear()
         try:

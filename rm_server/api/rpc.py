@@ -90,10 +90,10 @@ class Edge:
 
         parse = parser(message_factory.GetMessageClass(method.input_type))
         if method.client_streaming and method.server_streaming:
-            return grpc.stream_stream_rpc_method_handler(both_stream, parse, Message.SerializeToString)
+            return grpc.stream_stream_rpc_method_handler(both_stream, parse, _serialize)
         if method.server_streaming:
-            return grpc.unary_stream_rpc_method_handler(server_stream, parse, Message.SerializeToString)
-        return grpc.unary_unary_rpc_method_handler(unary, parse, Message.SerializeToString)
+            return grpc.unary_stream_rpc_method_handler(server_stream, parse, _serialize)
+        return grpc.unary_unary_rpc_method_handler(unary, parse, _serialize)
 
     async def _answer(
         self,
@@ -129,6 +129,10 @@ def parser(message_class: type[Message]) -> Callable[[bytes], Message | Unparsed
             return Unparsed(raw, str(error))
 
     return parse
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()
 
 
 def _parsed(request: Message | Unparsed) -> Message:
