@@ -1,0 +1,101 @@
+"""Which of the items that wait for one version make its next batch, within a budget of tokens."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Generic
+
+from rm_server.backends.items import EncodedItem
+from rm_server.engine.turns import Turns
+from rm_server.engine.waiting import Call, RunQueue, W
+
+RUN_QUANTUM_TOKENS = 512
+"""What a run of weight 1 may take in its turn: small beside a batch, so that a batch holds many turns."""
+
+
+class VersionQueue(Generic[W]):
+    """What waits for one version, by run."""
+
+    def __init__(self, weight_of: Callable[[str], float]) -> None:
+        self.runs: dict[str, RunQueue[W]] = {}
+        self._turns: Turns[str] = Turns(RUN_QUANTUM_TOKENS, weight_of)
+        # Runs whose first item was too long for the rest of a batch. Each batch begins with one of them.
+        self._passed_over: deque[str] = deque()
+        self.num_items = 0
+        self.num_tokens = 0
+
+    def push(self, call: Call[W]) -> None:
+        """Takes a call with all its items."""
+        run = self.runs.setdefault(call.run, RunQueue())
+        run.push(call)
+        self._turns.join(call.run)
+        self.num_items += len(call.waiting)
+        self.num_tokens += sum(waiting.num_tokens for waiting in call.waiting)
+
+    def drop(self, waiting: W) -> None:
+        """Takes out an item that nobody wants any more. It must be waiting here."""
+        assert waiting.call is not None
+        run = waiting.call.run
+        self.runs[run].forget(waiting)
+        self._left(run, waiting)
+
+    def next_batch(self, max_tokens: int, max_items: int) -> list[W]:
+        """Takes the next batch: runs in turn, until the budget is full or nothing that waits fits into the rest.
+
+        An item longer than ``max_tokens`` goes alone. A long item that does not fit into the rest lets shorter ones
+        go first, once: its run opens one of the next batches, at the latest after as many batches as there are runs.
+        The items of a call lie side by side in the batch, in the call's order.
+        """
+        batch: list[W] = []
+        left_tokens = max_tokens
+        full: list[str] = []
+        opener = self._opener()
+        while left_tokens > 0 and len(batch) < max_items:
+            run = opener or self._turns.next(skip=full)
+            opener = None
+            if run is None:
+                break
+            waiting, is_passed_over = self.runs[run].pop(left_tokens if batch else None)
+            if is_passed_over and run not in self._passed_over:
+                self._passed_over.append(run)
+            if waiting is None:
+                full.append(run)
+                continue
+            batch.append(waiting)
+            left_tokens -= waiting.num_tokens
+            self._turns.charge(run, waiting.num_tokens)
+            self._left(run, waiting)
+        batch.sort(key=_number_of_call)
+        return batch
+
+    def _opener(self) -> str | None:
+        while self._passed_over:
+            if (run := self._passed_over.popleft()) in self.runs:
+                return run
+        return None
+
+    def _left(self, run: str, waiting: W) -> None:
+        self.num_items -= 1
+        self.num_tokens -= waiting.num_tokens
+        if self.runs[run].num_items == 0:
+            del self.runs[run]
+            self._turns.leave(run)
+
+
+def in_batches(items: Iterable[EncodedItem], max_tokens: int, max_items: int) -> list[list[EncodedItem]]:
+    """The items in their order, cut into batches within the budget; a longer item is alone in its batch."""
+    batches: list[list[EncodedItem]] = []
+    left_tokens = 0
+    for item in items:
+        if not batches or item.num_tokens > left_tokens or len(batches[-1]) >= max_items:
+            batches.append([])
+            left_tokens = max_tokens
+        batches[-1].append(item)
+        left_tokens -= item.num_tokens
+    return batches
+
+
+def _number_of_call(waiting: W) -> int:
+    assert waiting.call is not None
+    return waiting.call.number

@@ -1,0 +1,215 @@
+"""The workers of one device: all hold the same versions, and a dead one is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rm_server.engine.host import LoadOrder, LoadReport
+from rm_server.engine.work import Work
+from rm_server.engine.workers import Worker, WorkerDied
+from rm_server.errors import RmError, WorkerFailed
+from rm_server.registry.records import VersionKey
+
+Check = Callable[[LoadReport], None]
+"""Raises what is wrong with a version, judging by what a worker reports."""
+
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 30.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class SentBatch:
+    """A batch on its way to a worker, in its pipe, or being computed. ``num_deaths``: of workers computing it."""
+
+    key: VersionKey
+    works: list[Work]
+    num_deaths: int = 0
+    sent_at: float = 0.0
+
+
+@dataclass(eq=False, slots=True)
+class Seat:
+    """A place for a worker. ``worker`` None: it died and the next one is not ready yet.
+
+    ``keys``: the versions it holds. ``in_flight``: what it was sent, oldest first; it computes the first one.
+    """
+
+    worker: Worker | None = None
+    keys: set[VersionKey] = field(default_factory=set)
+    in_flight: deque[SentBatch] = field(default_factory=deque)
+
+
+class CrewListener(Protocol):
+    """What the crew tells whoever gives it work."""
+
+    def on_death(self, seat: Seat, reason: str) -> None:
+        """The worker of a seat died; what is in flight there will not be answered."""
+
+    def on_ready(self) -> None:
+        """A worker is ready to work."""
+
+    def on_outage(self, error: WorkerFailed) -> None:
+        """No worker is up, and starting one failed; it will be tried again."""
+
+    def on_lost(self, key: VersionKey, error: RmError) -> None:
+        """No worker could load this version again."""
+
+
+class Crew:
+    """Starts, restarts and stops workers, and keeps the same versions in all of them. Lives on the event loop."""
+
+    def __init__(self, make_worker: Callable[[], Worker], num_workers: int, listener: CrewListener) -> None:
+        self._make_worker = make_worker
+        self._listener = listener
+        self.seats = [Seat() for _ in range(num_workers)]
+        self.num_restarts = 0
+        self.is_down = False
+        """No worker is up and the last attempt to start one failed."""
+        self._orders: dict[VersionKey, tuple[LoadOrder, Check]] = {}
+        # One change of what the workers hold at a time, so that a new worker cannot miss one.
+        self._changes = asyncio.Lock()
+        self._refills: set[asyncio.Task[None]] = set()
+
+    @property
+    def num_ready(self) -> int:
+        """Workers that are up."""
+        return sum(seat.worker is not None for seat in self.seats)
+
+    async def start(self) -> None:
+        """Starts all workers. Raises WorkerFailed when one of them does not come up; then none is left."""
+        outcomes = await asyncio.gather(*(self._started() for _ in self.seats), return_exceptions=True)
+        for seat, outcome in zip(self.seats, outcomes, strict=True):
+            seat.worker = None if isinstance(outcome, BaseException) else outcome
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                await self.stop()
+                raise outcome
+
+    async def stop(self) -> None:
+        """Ends all workers at once, whatever they do."""
+        for refill in self._refills:
+            refill.cancel()
+        await asyncio.gather(*self._refills, return_exceptions=True)
+        workers = [seat.worker for seat in self.seats if seat.worker is not None]
+        for seat in self.seats:
+            seat.worker = None
+            seat.keys.clear()
+        await asyncio.gather(*(worker.stop() for worker in workers))
+
+    async def load(self, order: LoadOrder, check: Check) -> list[LoadReport]:
+        """Loads and checks a version in all workers, or in none.
+
+        One worker tries first, so that a broken version costs the others nothing. Must not be cancelled.
+        """
+        async with self._changes:
+            seats = [(seat, seat.worker) for seat in self.seats if seat.worker is not None]
+            if not seats:
+                raise WorkerFailed("No worker process is up. Try again in a few seconds, and look at the server's log.")
+            reports: list[LoadReport] = []
+            try:
+                for some in (seats[:1], seats[1:]):
+                    reports += await _all(*(worker.load(order) for _, worker in some))
+                    for report in reports:
+                        check(report)
+            except (RmError, WorkerDied) as error:
+                await asyncio.gather(*(worker.unload(order.key) for _, worker in seats), return_exceptions=True)
+                if isinstance(error, WorkerDied):
+                    raise WorkerFailed(
+                        f"A worker process died while it loaded {order.key[0]}@{order.key[1]} ({error}). "
+                        "Perhaps the version does not fit into memory."
+                    ) from None
+                raise
+            self._orders[order.key] = (order, check)
+            for seat, worker in seats:
+                # Unless it died just now: then its successor loads what was ordered.
+                if seat.worker is worker:
+                    seat.keys.add(order.key)
+            return reports
+
+    async def unload(self, key: VersionKey) -> None:
+        """Frees a version in all workers, after the batches they were sent."""
+        async with self._changes:
+            self._orders.pop(key, None)
+            for seat in self.seats:
+                seat.keys.discard(key)
+            workers = [seat.worker for seat in self.seats if seat.worker is not None]
+            # A worker that dies meanwhile has freed it, too.
+            await asyncio.gather(*(worker.unload(key) for worker in workers), return_exceptions=True)
+
+    async def _started(self) -> Worker:
+        worker = self._make_worker()
+        await worker.start(self._died)
+        return worker
+
+    def _died(self, worker: Worker, reason: str) -> None:
+        for seat in self.seats:
+            if seat.worker is worker:
+                _log.error("A worker died: %s. Another one is started.", reason)
+                seat.worker = None
+                seat.keys.clear()
+                self._listener.on_death(seat, reason)
+                refill = asyncio.get_running_loop().create_task(self._refill(seat))
+                self._refills.add(refill)
+                refill.add_done_callback(self._refills.discard)
+
+    async def _refill(self, seat: Seat) -> None:
+        pause_s = FIRST_PAUSE_S
+        while True:
+            worker: Worker | None = None
+            try:
+                worker = await self._started()
+                async with self._changes:
+                    lost = await self._reload(seat, worker)
+                    if not worker.is_alive:
+                        raise WorkerDied("it ended after its start")
+                    seat.worker = worker
+                break
+            except (WorkerFailed, WorkerDied) as error:
+                seat.keys.clear()
+                _log.error("No new worker yet: %s", error)
+                if self.num_ready == 0:
+                    self.is_down = True
+                    self._listener.on_outage(WorkerFailed(f"No worker process is up: {error}.", retry_after_s=pause_s))
+            except asyncio.CancelledError:
+                if worker is not None:
+                    await worker.stop()
+                raise
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        self.num_restarts += 1
+        self.is_down = False
+        for key, why in lost.items():
+            if not any(key in other.keys for other in self.seats):
+                self._orders.pop(key, None)
+                self._listener.on_lost(key, why)
+        self._listener.on_ready()
+
+    async def _reload(self, seat: Seat, worker: Worker) -> dict[VersionKey, RmError]:
+        """Loads into a new worker what the others hold; returns what could not be loaded, and why."""
+        lost: dict[VersionKey, RmError] = {}
+        for key, (order, check) in self._orders.items():
+            try:
+                check(await worker.load(order))
+                seat.keys.add(key)
+            except RmError as error:
+                _log.error("%s@%d cannot be loaded into a new worker: %s", *key, error)
+                lost[key] = error
+        return lost
+
+
+async def _all(*loads: Awaitable[LoadReport]) -> Sequence[LoadReport]:
+    """Waits for all, whatever becomes of them; then raises the first failure, if any."""
+    outcomes = await asyncio.gather(*loads, return_exceptions=True)
+    reports = []
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        reports.append(outcome)
+    return reports

@@ -1,0 +1,376 @@
+"""The engine: loads versions, holds them for requests, and turns items into scores."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, Protocol, TypeVar
+
+from rm_server.backends.interface import ComputeSettings, Encoder
+from rm_server.backends.items import Batch, EncodedItem
+from rm_server.config import EngineSettings
+from rm_server.engine.batcher import in_batches
+from rm_server.engine.checks import check, probes_of
+from rm_server.engine.encoding import Encoding, Pair
+from rm_server.engine.host import LoadOrder, LoadReport, attempt, imported
+from rm_server.engine.pool import Pool, PoolMetrics, QueueStats
+from rm_server.engine.result_cache import ResultCache, cache_key
+from rm_server.engine.work import ItemScore, Work
+from rm_server.engine.workers import ProcessWorker, ThreadWorker, Worker
+from rm_server.errors import Draining, RmError, VersionInUse, VersionNotLoaded
+from rm_server.registry.manifest import Manifest, Precision, TruncationRule
+from rm_server.registry.records import VersionKey
+
+LOAD_BACKEND = "rm_server.backends.loading:load_backend"
+LOAD_ENCODER = "rm_server.backends.loading:load_encoder"
+
+T = TypeVar("T")
+
+
+class EngineMetrics(PoolMetrics, Protocol):
+    """What is counted here; see rm_server/metrics.py."""
+
+    def cache_asked(self, key: VersionKey, num_hits: int, num_misses: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedVersion:
+    """A version that serves. ``memory_bytes``: in all workers together. ``precision`` empty: it has no weights.
+
+    ``number`` counts the loads of this engine, so that no two loads are ever mistaken for one another.
+    """
+
+    key: VersionKey
+    manifest: Manifest
+    precision: str
+    memory_bytes: int
+    encoder: Encoder
+    number: int
+
+
+class Engine:
+    """Loaded versions, kept busy and fair. All methods belong to the event loop on which it was started."""
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        metrics: EngineMetrics,
+        *,
+        load_backend: str = LOAD_BACKEND,
+        load_encoder: str = LOAD_ENCODER,
+    ) -> None:
+        """``load_backend`` and ``load_encoder`` as ``module:function``; the backend's is called in the workers."""
+        self.settings = settings
+        self._metrics = metrics
+        self._load_backend = load_backend
+        self._load_encoder = load_encoder
+        self._pool = Pool(settings, self._make_worker, metrics, self._lost)
+        self._encoding = Encoding(settings.encode_threads)
+        self._cache = ResultCache(settings.cache_items)
+        self._under_way: dict[bytes, Work] = {}
+        self._entries: dict[VersionKey, _Entry] = {}
+        self._loading: set[VersionKey] = set()
+        self._loaded: dict[VersionKey, LoadedVersion] = {}
+        self._num_loads = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_draining = False
+        self._is_stopped = False
+        self.num_scored_items = 0
+        """Items answered with a score since the start."""
+        self.on_lost: Callable[[VersionKey, RmError], None] = lambda key, error: None
+        """Told of a version that no worker could load again after a worker had died; it is loaded no longer."""
+
+    @property
+    def loaded(self) -> Mapping[VersionKey, LoadedVersion]:
+        """The versions that take work; those that drain are not among them."""
+        return MappingProxyType(self._loaded)
+
+    @property
+    def threads_per_worker(self) -> int:
+        """As set, or the cores divided between the workers."""
+        return self.settings.threads_per_worker or max(1, _num_cores() // max(1, self.settings.workers))
+
+    @property
+    def queue_stats(self) -> QueueStats:
+        """What waits for a turn."""
+        return self._pool.stats
+
+    async def start(self) -> None:
+        """Starts the workers. Raises WorkerFailed."""
+        self._loop = asyncio.get_running_loop()
+        await self._pool.start()
+
+    async def stop(self, drain_s: float) -> None:
+        """Lets requests under way finish for up to ``drain_s``, fails the rest with Draining, ends the workers."""
+        self._is_draining = True
+        try:
+            async with asyncio.timeout(drain_s):
+                for entry in list(self._entries.values()):
+                    await entry.until_idle()
+        except TimeoutError:
+            pass
+        self._is_stopped = True
+        await self._pool.stop(Draining("The server stopped before this item was computed; go to another one."))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._encoding.close()
+
+    # --- versions ---
+
+    async def load(self, key: VersionKey, folder: Path, manifest: Manifest, precision: Precision) -> LoadedVersion:
+        """Loads beside what serves, warms up and checks. Works, or changes nothing.
+
+        A version that is loaded in this precision already is left as it is. Goes on when the caller is cancelled.
+
+        Raises BrokenVersion's members, OutOfMemory, WorkerFailed, Draining; VersionInUse where it is being loaded or
+        unloaded, or is loaded in another precision.
+        """
+        return await self._to_the_end(self._load(key, folder, manifest, precision))
+
+    async def unload(self, key: VersionKey) -> None:
+        """Takes no new requests, finishes those under way, frees the memory. Goes on when the caller is cancelled.
+
+        Raises VersionNotLoaded.
+        """
+        entry = self._entry(key)
+        if entry.unloading is None:
+            self._loaded.pop(key, None)
+            entry.unloading = self._task(self._unload(entry))
+        await asyncio.shield(entry.unloading)
+
+    def use(self, key: VersionKey) -> Hold:
+        """Holds a version while a request is under way: ``with engine.use(key) as version``. An unload waits for it.
+
+        Raises VersionNotLoaded; Draining once the server stops.
+        """
+        if self._is_draining:
+            raise Draining("The server is shutting down; go to another one.")
+        if key not in self._loaded:
+            raise _not_loaded(key)
+        return Hold(self._entries[key])
+
+    # --- items ---
+
+    async def encode(
+        self, key: VersionKey, pairs: Sequence[Pair], truncation: TruncationRule | None = None
+    ) -> list[EncodedItem | RmError]:
+        """Turns pairs of prompt and completion into items, or into what is wrong with them; off the event loop."""
+        return await self._encoding.encode(self._entry(key).version.encoder, pairs, truncation)
+
+    def submit(
+        self,
+        key: VersionKey,
+        items: Sequence[EncodedItem],
+        *,
+        run: str = "",
+        priority: int = 0,
+        deadline: float | None = None,
+        use_cache: bool = True,
+    ) -> list[asyncio.Future[ItemScore]]:
+        """Queues items; one future each, in order. All are taken or none. ``deadline`` on the event loop's clock.
+
+        Raises QueueFull, VersionNotLoaded, WorkerFailed or Draining at once. A future fails by itself with
+        NonFiniteScore, DeadlineExceeded, OutOfMemory, WorkerFailed and the like. A cancelled one is dropped unless it
+        is being computed. ``use_cache``: the item may be answered by a former or a running computation of the same.
+        """
+        if self._is_stopped:
+            raise Draining("The server has stopped; go to another one.")
+        entry = self._entry(key)
+        now = self._loop.time()
+        futures: list[asyncio.Future[ItemScore]] = []
+        new: list[Work] = []
+        new_by_key: dict[bytes, Work] = {}
+        waiting: list[tuple[Work, asyncio.Future[ItemScore]]] = []
+        for item in items:
+            future: asyncio.Future[ItemScore] = self._loop.create_future()
+            futures.append(future)
+            item_key = cache_key(entry.version.number, item) if use_cache else None
+            work = None
+            if item_key is not None:
+                if (known := self._cache.get(item_key)) is not None:
+                    future.set_result(ItemScore(known, 0.0, 0.0))
+                    continue
+                work = new_by_key.get(item_key) or self._joinable(item_key, deadline)
+            if work is None:
+                work = Work(item, now, item_key)
+                new.append(work)
+                if item_key is not None:
+                    new_by_key[item_key] = work
+            waiting.append((work, future))
+        if new:
+            self._pool.submit(key, new, run=run, priority=priority, deadline=deadline)
+        if use_cache:
+            self._metrics.cache_asked(key, len(items) - len(new), len(new))
+            self._under_way.update(new_by_key)
+            self.num_scored_items += len(items) - len(waiting)
+        for work, future in waiting:
+            work.futures.append(future)
+            future.add_done_callback(partial(self._on_done, entry, work))
+        entry.num_pending += len(waiting)
+        return futures
+
+    def _joinable(self, item_key: bytes, deadline: float | None) -> Work | None:
+        """Work under way for the same item that will not be dropped before this deadline."""
+        work = self._under_way.get(item_key)
+        if work is None or not work.is_wanted or work.call is None:
+            return None
+        other = work.call.deadline
+        return work if other is None or (deadline is not None and deadline <= other) else None
+
+    def _on_done(self, entry: _Entry, work: Work, future: asyncio.Future[ItemScore]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            self.num_scored_items += 1
+            if work.cache_key is not None:
+                self._cache.put(work.cache_key, future.result().value)
+        if not work.is_wanted:
+            self._pool.drop(work)
+            if work.cache_key is not None and self._under_way.get(work.cache_key) is work:
+                del self._under_way[work.cache_key]
+        entry.num_pending -= 1
+        entry.tell_if_idle()
+
+    # --- inside ---
+
+    async def _load(self, key: VersionKey, folder: Path, manifest: Manifest, precision: Precision) -> LoadedVersion:
+        if self._is_draining:
+            raise Draining("The server is shutting down and loads nothing.")
+        if (version := self._loaded.get(key)) is not None and version.precision in (precision, ""):
+            return version
+        if key in self._entries or key in self._loading:
+            raise VersionInUse(
+                f"{key[0]}@{key[1]} is being loaded or unloaded, or is loaded in another precision than {precision}; "
+                "unload it first."
+            )
+        self._loading.add(key)
+        try:
+            doing = f"Loading {key[0]}@{key[1]}"
+            encoder = await _in_thread(doing, lambda: imported(self._load_encoder)(folder, manifest))
+            probes = await _in_thread(doing, lambda: probes_of(encoder, manifest))
+            settings = self.settings
+            order = LoadOrder(
+                key,
+                folder,
+                manifest,
+                ComputeSettings(
+                    device=settings.device,
+                    precision=precision,
+                    threads=self.threads_per_worker,
+                    prepack=settings.prepack,
+                    deterministic=settings.deterministic,
+                ),
+                tuple(
+                    Batch.of(items)
+                    for items in in_batches(probes.items, settings.max_batch_tokens, settings.max_batch_items)
+                ),
+            )
+
+            def check_report(report: LoadReport) -> None:
+                check(key, manifest, report.precision, probes, report.probe_scores)
+
+            reports = await self._pool.load(order, check_report)
+            self._num_loads += 1
+            version = LoadedVersion(
+                key=key,
+                manifest=manifest,
+                precision=reports[0].precision,
+                memory_bytes=sum(report.memory_bytes for report in reports),
+                encoder=encoder,
+                number=self._num_loads,
+            )
+            self._entries[key] = _Entry(version)
+            self._loaded[key] = version
+            return version
+        finally:
+            self._loading.discard(key)
+
+    async def _unload(self, entry: _Entry) -> None:
+        await entry.until_idle()
+        await self._pool.unload(entry.version.key)
+        self._entries.pop(entry.version.key, None)
+
+    def _lost(self, key: VersionKey, error: RmError) -> None:
+        self._loaded.pop(key, None)
+        self._entries.pop(key, None)
+        self.on_lost(key, error)
+
+    def _entry(self, key: VersionKey) -> _Entry:
+        if (entry := self._entries.get(key)) is None:
+            raise _not_loaded(key)
+        return entry
+
+    def _make_worker(self) -> Worker:
+        if self.settings.workers == 0:
+            return ThreadWorker(self._load_backend)
+        return ProcessWorker(self._load_backend, self.threads_per_worker)
+
+    def _task(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _to_the_end(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """A caller that goes away in the middle must not leave half of a change behind."""
+        return await asyncio.shield(self._task(coroutine))
+
+
+class _Entry:
+    """A version with the requests that hold it and the items that are under way."""
+
+    def __init__(self, version: LoadedVersion) -> None:
+        self.version = version
+        self.num_users = 0
+        self.num_pending = 0
+        self.unloading: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+
+    def tell_if_idle(self) -> None:
+        """To be called whenever one of the numbers went down."""
+        if self.num_users == 0 and self.num_pending == 0:
+            self._idle.set()
+
+    async def until_idle(self) -> None:
+        """Waits until no request holds the version and no item is under way."""
+        while self.num_users or self.num_pending:
+            self._idle.clear()
+            await self._idle.wait()
+
+
+class Hold:
+    """A request's hold on a loaded version."""
+
+    __slots__ = ("_entry",)
+
+    def __init__(self, entry: _Entry) -> None:
+        self._entry = entry
+
+    def __enter__(self) -> LoadedVersion:
+        self._entry.num_users += 1
+        return self._entry.version
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._entry.num_users -= 1
+        self._entry.tell_if_idle()
+
+
+async def _in_thread(doing: str, function: Callable[[], T]) -> T:
+    outcome = await asyncio.to_thread(attempt, doing, function)
+    if isinstance(outcome, RmError):
+        raise outcome
+    return outcome
+
+
+def _not_loaded(key: VersionKey) -> VersionNotLoaded:
+    return VersionNotLoaded(f"{key[0]}@{key[1]} is not loaded on this server; load it first (`rm-server load`).")
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,131 @@
+"""The versions that one worker holds, and what it does with them: load, compute, unload. Failures are values here."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import ctypes
+import gc
+import importlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from rm_server.backends.interface import Backend, ComputeSettings
+from rm_server.backends.items import Batch, Float64Array
+from rm_server.errors import InternalError, OutOfMemory, RmError, VersionNotLoaded
+from rm_server.registry.manifest import Manifest
+from rm_server.registry.records import VersionKey
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOrder:
+    """All that a worker needs to load a version. ``probes``: what it computes to warm up and to be checked."""
+
+    key: VersionKey
+    folder: Path
+    manifest: Manifest
+    settings: ComputeSettings
+    probes: tuple[Batch, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What a worker says of a version it has loaded. ``probe_scores``: of all probes, in order."""
+
+    memory_bytes: int
+    precision: str
+    probe_scores: Float64Array
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """Raw scores, shape (num_items,), and how long the forward pass took, in seconds."""
+
+    scores: Float64Array
+    seconds: float
+
+
+class Host:
+    """Versions in memory. One thread computes and unloads; loads may run beside it, each in a thread of its own.
+
+    ``loader``, as ``module:function``, makes a Backend of folder, manifest and settings.
+    Failures are returned, as fresh errors without a trace: a trace would keep the weights of a failed load alive.
+    """
+
+    def __init__(self, loader: str) -> None:
+        self._loader = loader
+        self._backends: dict[VersionKey, Backend] = {}
+
+    def load(self, order: LoadOrder) -> LoadReport | RmError:
+        """Loads a version and computes its probes, the first ones twice: the first time warms up."""
+        outcome = attempt(f"Loading {_name(order.key)}", lambda: self._load(order))
+        if isinstance(outcome, RmError):
+            free_memory()
+        return outcome
+
+    def unload(self, key: VersionKey) -> None:
+        """Frees a version; nothing happens when it is not here."""
+        if self._backends.pop(key, None) is not None:
+            free_memory()
+
+    def compute(self, key: VersionKey, batch: Batch) -> Computed | RmError:
+        """Scores a batch."""
+        return attempt(f"Scoring with {_name(key)}", lambda: self._compute(key, batch))
+
+    def _load(self, order: LoadOrder) -> LoadReport:
+        backend: Backend = imported(self._loader)(order.folder, order.manifest, order.settings)
+        scores = [backend.score(batch) for batch in (*order.probes[:1], *order.probes)][1:]
+        report = LoadReport(backend.memory_bytes, backend.precision, np.concatenate([np.empty(0), *scores]))
+        self._backends[order.key] = backend
+        return report
+
+    def _compute(self, key: VersionKey, batch: Batch) -> Computed:
+        backend = self._backends.get(key)
+        if backend is None:
+            raise VersionNotLoaded(f"{_name(key)} is not loaded in this worker.")
+        start = time.perf_counter()
+        scores = np.asarray(backend.score(batch), np.float64)
+        seconds = time.perf_counter() - start
+        if scores.shape != (batch.num_items,):
+            raise InternalError(f"{_name(key)} gave scores of shape {scores.shape} for {batch.num_items} items.")
+        return Computed(scores, seconds)
+
+
+def imported(name: str) -> Any:
+    """What ``package.module:attribute`` names; imported now, so that those who do not compute import no torch."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def free_memory() -> None:
+    """Gives memory back to the operating system: Python's garbage, then what malloc keeps (glibc only)."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def attempt(doing: str, function: Callable[[], T]) -> T | RmError:
+    """The function's value, or its failure as a fresh error of ours, with the trace of what is not ours in the log."""
+    try:
+        return function()
+    except RmError as error:
+        return copy.copy(error)
+    except MemoryError:
+        return OutOfMemory(f"{doing}: not enough memory.")
+    except Exception as error:
+        _log.exception("%s failed.", doing)
+        return InternalError(f"{doing} failed: {type(error).__name__}: {error}")
+
+
+def _name(key: VersionKey) -> str:
+    return f"{key[0]}@{key[1]}"

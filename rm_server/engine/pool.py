@@ -1,0 +1,271 @@
+"""From queue to workers and back: a batch goes out when a worker is free, scores and failures come back by item."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+
+from rm_server.backends.items import Batch
+from rm_server.config import EngineSettings
+from rm_server.engine.crew import Check, Crew, Seat, SentBatch
+from rm_server.engine.fair_queue import FairQueue
+from rm_server.engine.host import Computed, LoadOrder, LoadReport
+from rm_server.engine.throughput import Throughput
+from rm_server.engine.work import ItemScore, Work
+from rm_server.engine.workers import Worker, WorkerDied
+from rm_server.errors import DeadlineExceeded, NonFiniteScore, RmError, VersionNotLoaded, WorkerFailed
+from rm_server.registry.records import VersionKey
+
+GUESSED_TOKENS_PER_S = 10_000.0
+"""Of one worker, until it has computed something."""
+
+SMALLEST_PART_TOKENS = 512
+"""Idle workers share what waits, but not in parts smaller than this: each batch has its fixed cost."""
+
+MAX_DEATHS = 2
+"""A batch that was being computed when so many workers died is not tried again."""
+
+
+class PoolMetrics(Protocol):
+    """What is counted here; see rm_server/metrics.py."""
+
+    def queue_waited(self, key: VersionKey, seconds: float) -> None: ...
+    def batch_computed(self, key: VersionKey, num_items: int, num_tokens: int, seconds: float) -> None: ...
+    def queue_changed(self, num_items: int, num_tokens: int) -> None: ...
+    def item_dropped(self, key: VersionKey, reason: str) -> None: ...
+    def worker_restarted(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """What waits for a turn."""
+
+    items: int
+    tokens: int
+
+
+def batch_budget_tokens(waiting_tokens: int, num_idle: int, max_batch_tokens: int) -> int:
+    """The budget of the next batch when ``num_idle`` workers have nothing to do: they share what waits."""
+    part = -(-waiting_tokens // max(1, num_idle))
+    return min(max_batch_tokens, max(SMALLEST_PART_TOKENS, part))
+
+
+class Pool:
+    """Keeps the workers of one device busy. Lives on the event loop; nothing is locked because nothing is shared.
+
+    No timer: a free worker gets at once whatever waits. A busy one gets a second batch into its pipe only if that is
+    full; anything less goes on filling until the worker is free.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        make_worker: Callable[[], Worker],
+        metrics: PoolMetrics,
+        on_lost: Callable[[VersionKey, RmError], None],
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._on_lost = on_lost
+        self._throughput = Throughput(GUESSED_TOKENS_PER_S)
+        self._queue: FairQueue[Work] = FairQueue(
+            max_items=settings.max_queued_items,
+            max_tokens=settings.max_queued_tokens,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_yield_s=settings.max_yield_s,
+            run_weights=settings.run_weights,
+        )
+        # Batches to compute again: a worker died, or the batch failed as a whole and was halved.
+        self._again: deque[SentBatch] = deque()
+        self._crew = Crew(make_worker, max(1, settings.workers), self)
+        self._is_dispatch_due = False
+
+    async def start(self) -> None:
+        """Starts the workers; raises WorkerFailed."""
+        self._loop = asyncio.get_running_loop()
+        await self._crew.start()
+
+    async def stop(self, error: RmError) -> None:
+        """Ends the workers; what waits or is under way fails with ``error``."""
+        self.on_outage(error)
+        for seat in self._crew.seats:
+            _fail((work for sent in seat.in_flight for work in sent.works), error)
+            seat.in_flight.clear()
+        await self._crew.stop()
+
+    async def load(self, order: LoadOrder, check: Check) -> list[LoadReport]:
+        """Loads and checks a version in all workers, or in none. Must not be cancelled."""
+        return await self._crew.load(order, check)
+
+    async def unload(self, key: VersionKey) -> None:
+        """Frees a version for which nothing is under way."""
+        await self._crew.unload(key)
+
+    @property
+    def stats(self) -> QueueStats:
+        """What waits now."""
+        return QueueStats(self._queue.num_items, self._queue.num_tokens)
+
+    def submit(
+        self, key: VersionKey, works: Sequence[Work], *, run: str, priority: int, deadline: float | None
+    ) -> None:
+        """Takes all or nothing: raises QueueFull, or WorkerFailed while no worker can be started."""
+        if self._crew.is_down:
+            raise WorkerFailed("No worker process is up; one is being started.", retry_after_s=1.0)
+        now = self._loop.time()
+        for work in self._queue.expire(now):
+            self._drop_expired(work)
+        self._queue.offer(key, run, works, priority=priority, deadline=deadline, now=now)
+        # At the end of this turn of the loop, so that calls that came together share a batch.
+        if not self._is_dispatch_due:
+            self._is_dispatch_due = True
+            self._loop.call_soon(self._dispatch)
+
+    def drop(self, work: Work) -> None:
+        """Nobody wants this one any more. If it still waits, it is never computed."""
+        if work.is_waiting:
+            assert work.call is not None
+            self._metrics.item_dropped(work.call.key, "cancelled")
+            self._queue.drop(work)
+
+    # --- out ---
+
+    def _dispatch(self) -> None:
+        self._is_dispatch_due = False
+        now = self._loop.time()
+        for work in self._queue.expire(now):
+            self._drop_expired(work)
+        seats = [seat for seat in self._crew.seats if seat.worker is not None]
+        num_idle = sum(not seat.in_flight for seat in seats)
+        for depth in range(self._settings.batches_in_flight):
+            for seat in seats:
+                if len(seat.in_flight) == depth and (depth == 0 or self._has_full_batch()):
+                    sent = self._next_again(seat, now) or self._next_batch(seat, num_idle)
+                    num_idle -= depth == 0
+                    if sent is not None:
+                        self._send(seat, sent, now)
+        self._metrics.queue_changed(self._queue.num_items, self._queue.num_tokens)
+
+    def _has_full_batch(self) -> bool:
+        return bool(self._again) or self._queue.has_full_batch(
+            self._settings.max_batch_tokens, self._settings.max_batch_items
+        )
+
+    def _next_again(self, seat: Seat, now: float) -> SentBatch | None:
+        for sent in list(self._again):
+            if sent.key in seat.keys:
+                self._again.remove(sent)
+                for work in sent.works:
+                    if work.call is not None and work.call.deadline is not None and work.call.deadline <= now:
+                        self._drop_expired(work)
+                sent.works = [work for work in sent.works if work.is_wanted]
+                if sent.works:
+                    return sent
+        return None
+
+    def _next_batch(self, seat: Seat, num_idle: int) -> SentBatch | None:
+        budget = batch_budget_tokens(self._queue.num_tokens, num_idle, self._settings.max_batch_tokens)
+        taken = self._queue.next_batch(budget, self._settings.max_batch_items, seat.keys.__contains__)
+        return taken and SentBatch(*taken)
+
+    def _send(self, seat: Seat, sent: SentBatch, now: float) -> None:
+        assert seat.worker is not None
+        sent.sent_at = now
+        seat.in_flight.append(sent)
+        answer = seat.worker.compute(sent.key, Batch.of([work.item for work in sent.works]))
+        answer.add_done_callback(partial(self._on_answer, seat, sent))
+
+    # --- back ---
+
+    def _on_answer(self, seat: Seat, sent: SentBatch, answer: asyncio.Future[Computed | RmError]) -> None:
+        if answer.cancelled() or isinstance(answer.exception(), WorkerDied) or sent not in seat.in_flight:
+            return  # on_death takes care of it, or has done so; or the pool is stopped.
+        seat.in_flight.remove(sent)
+        # The worker first: it waits for its next batch, and the callers do not mind a tenth of a millisecond.
+        self._dispatch()
+        outcome = answer.result()
+        if isinstance(outcome, Computed):
+            self._answer(sent, outcome)
+        elif len(sent.works) == 1:
+            sent.works[0].fail(outcome)
+        else:
+            # Too large for the memory, or one item is bad: in halves, until the guilty one stands alone.
+            middle = len(sent.works) // 2
+            self._again += (SentBatch(sent.key, works) for works in (sent.works[:middle], sent.works[middle:]))
+            self._dispatch()
+
+    def _answer(self, sent: SentBatch, computed: Computed) -> None:
+        num_tokens = sum(work.num_tokens for work in sent.works)
+        self._throughput.add(num_tokens, computed.seconds)
+        self._queue.tokens_per_s = self._throughput.tokens_per_s * max(1, self._crew.num_ready)
+        self._metrics.batch_computed(sent.key, len(sent.works), num_tokens, computed.seconds)
+        last_call = None
+        for work, value, is_finite in zip(
+            sent.works, computed.scores.tolist(), np.isfinite(computed.scores).tolist(), strict=True
+        ):
+            queue_s = sent.sent_at - work.arrived
+            if work.call is not last_call:
+                last_call = work.call
+                self._metrics.queue_waited(sent.key, queue_s)
+            if is_finite:
+                work.succeed(ItemScore(value, queue_s, computed.seconds))
+            else:
+                work.fail(
+                    NonFiniteScore(
+                        f"{sent.key[0]}@{sent.key[1]} gave {value} for this item. "
+                        "Load the version in a wider precision, or look at the item."
+                    )
+                )
+
+    def _drop_expired(self, work: Work) -> None:
+        assert work.call is not None
+        self._metrics.item_dropped(work.call.key, "deadline_exceeded")
+        work.fail(DeadlineExceeded("The deadline passed while the item waited for its turn; it was not computed."))
+
+    # --- what the crew tells ---
+
+    def on_death(self, seat: Seat, reason: str) -> None:
+        """The batch that was being computed is tried once more; the others had only been in the pipe."""
+        batches = list(seat.in_flight)
+        seat.in_flight.clear()
+        if batches:
+            batches[0].num_deaths += 1
+            if batches[0].num_deaths >= MAX_DEATHS:
+                error = WorkerFailed(
+                    f"The worker process died twice while it computed this batch; the last time, {reason}. "
+                    "Send fewer or shorter items at once, or look for out-of-memory kills in the system's log."
+                )
+                _fail(batches.pop(0).works, error)
+        self._again.extendleft(reversed(batches))
+        self._dispatch()
+
+    def on_ready(self) -> None:
+        """A new worker may take what waits."""
+        self._metrics.worker_restarted()
+        self._dispatch()
+
+    def on_outage(self, error: RmError) -> None:
+        """Nobody will compute what waits."""
+        again, self._again = self._again, deque()
+        _fail((work for sent in again for work in sent.works), error)
+        _fail(self._queue.take_all(), error)
+
+    def on_lost(self, key: VersionKey, error: RmError) -> None:
+        """Nobody can compute what waits for this version."""
+        reason = VersionNotLoaded(f"{key[0]}@{key[1]} could not be loaded into a new worker: {error.message}")
+        for sent in [sent for sent in self._again if sent.key == key]:
+            self._again.remove(sent)
+            _fail(sent.works, reason)
+        _fail(self._queue.take_all(key), reason)
+        self._on_lost(key, error)
+
+
+def _fail(works: Iterable[Work], error: RmError) -> None:
+    for work in works:
+        work.fail(error)

@@ -1,0 +1,52 @@
+"""An item under way: what is computed, and those who wait for its score."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from rm_server.backends.items import EncodedItem
+from rm_server.engine.waiting import Waiting
+from rm_server.errors import RmError
+
+
+@dataclass(frozen=True, slots=True)
+class ItemScore:
+    """A raw, finite score. ``queue_s``: the wait for a turn; ``compute_s``: the forward pass of its batch.
+
+    Both are 0 for a score from the result cache.
+    """
+
+    value: float
+    queue_s: float
+    compute_s: float
+
+
+class Work(Waiting):
+    """One item, computed once for all ``futures``: several where the same item was asked for while it was under way."""
+
+    __slots__ = ("arrived", "cache_key", "futures", "item")
+
+    def __init__(self, item: EncodedItem, arrived: float, cache_key: bytes | None) -> None:
+        super().__init__(item.num_tokens)
+        self.item = item
+        self.futures: list[asyncio.Future[ItemScore]] = []
+        self.arrived = arrived
+        self.cache_key = cache_key
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody still waits."""
+        return any(not future.done() for future in self.futures)
+
+    def succeed(self, score: ItemScore) -> None:
+        """Answers all who wait."""
+        for future in self.futures:
+            if not future.done():
+                future.set_result(score)
+
+    def fail(self, error: RmError) -> None:
+        """Answers all who wait."""
+        for future in self.futures:
+            if not future.done():
+                future.set_exception(error)

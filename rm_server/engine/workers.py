@@ -1,0 +1,228 @@
+"""The server's side of those who compute: a worker process, or a thread of the server's own process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, Protocol
+
+from rm_server.backends.items import Batch
+from rm_server.engine.frames import FrameReader, frame
+from rm_server.engine.host import Computed, Host, LoadOrder, LoadReport
+from rm_server.errors import RmError, WorkerFailed
+from rm_server.registry.records import VersionKey
+
+DeathHandler = Callable[["Worker", str], None]
+
+START_TIMEOUT_S = 60.0
+
+_log = logging.getLogger(__name__)
+
+
+class WorkerDied(Exception):
+    """The worker ended while it had something to do. The pool decides what becomes of that."""
+
+
+class Worker(Protocol):
+    """One life of a worker; a dead one is replaced by another. Used from the event loop alone.
+
+    Everything may raise WorkerDied; then the death handler has been, or is being, called.
+    """
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not died or been stopped."""
+        ...
+
+    async def start(self, on_death: DeathHandler) -> None:
+        """Raises WorkerFailed when it does not come up; otherwise ``on_death`` is told once if it dies unasked."""
+        ...
+
+    async def load(self, order: LoadOrder) -> LoadReport:
+        """Loads a version beside the computing. Raises what the backend raises; then nothing is left of it."""
+        ...
+
+    async def unload(self, key: VersionKey) -> None:
+        """Frees a version, after the batches that were sent before."""
+        ...
+
+    def compute(self, key: VersionKey, batch: Batch) -> asyncio.Future[Computed | RmError]:
+        """Sends a batch; batches are computed in the order in which they were sent."""
+        ...
+
+    async def stop(self) -> None:
+        """Ends it at once, whatever it does."""
+        ...
+
+
+class ProcessWorker(asyncio.Protocol):
+    """A worker process with ``threads`` threads; ``loader`` as ``module:function``."""
+
+    def __init__(self, loader: str, threads: int) -> None:
+        self._loader = loader
+        self._threads = threads
+        self._reader = FrameReader()
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._number = 0
+        self._is_stopping = False
+        self._ended = asyncio.Event()
+
+    @property
+    def is_alive(self) -> bool:
+        return not self._ended.is_set()
+
+    async def start(self, on_death: DeathHandler) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_death = on_death
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.to_thread(self._spawn, theirs)
+        ready = self._waiting[0] = self._loop.create_future()
+        self._transport, _ = await self._loop.create_unix_connection(lambda: self, sock=ours)
+        try:
+            await asyncio.wait_for(ready, START_TIMEOUT_S)
+        except (WorkerDied, TimeoutError) as error:
+            await self.stop()
+            raise WorkerFailed(f"A worker process did not start: {error or 'no word from it'}.") from error
+
+    async def load(self, order: LoadOrder) -> LoadReport:
+        report = await self._ask("load", order)
+        if isinstance(report, RmError):
+            raise report
+        assert isinstance(report, LoadReport)
+        return report
+
+    async def unload(self, key: VersionKey) -> None:
+        await self._ask("unload", key)
+
+    def compute(self, key: VersionKey, batch: Batch) -> asyncio.Future[Computed | RmError]:
+        return self._ask("compute", key, batch)
+
+    async def stop(self) -> None:
+        self._is_stopping = True
+        self._transport.close()
+        self._process.kill()
+        await self._ended.wait()
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def data_received(self, data: bytes) -> None:
+        """Answers came."""
+        for number, value in self._reader.feed(data):
+            future = self._waiting.pop(number)
+            if not future.done():
+                future.set_result(value)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """The process is gone, or going: nothing it has not answered will be answered."""
+        self._loop.create_task(self._bury())
+
+    async def _bury(self) -> None:
+        # Its end of the socket is closed, so whatever is left of the process has nothing more to do.
+        self._process.kill()
+        reason = _described(await asyncio.to_thread(self._process.wait))
+        waiting, self._waiting = self._waiting, {}
+        for future in waiting.values():
+            if not future.done():
+                future.set_exception(WorkerDied(reason))
+        self._ended.set()
+        if not self._is_stopping:
+            self._on_death(self, reason)
+
+    def _ask(self, what: str, *arguments: Any) -> asyncio.Future[Any]:
+        self._number += 1
+        future = self._waiting[self._number] = self._loop.create_future()
+        if self._transport.is_closing():
+            # Dead, and perhaps not buried yet.
+            del self._waiting[self._number]
+            future.set_exception(WorkerDied("it had ended before"))
+        else:
+            self._transport.write(frame((self._number, what, *arguments)))
+        return future
+
+    def _spawn(self, connection: socket.socket) -> subprocess.Popen[bytes]:
+        threads = str(self._threads)
+        return subprocess.Popen(
+            # -P: what may be imported is what this process may import, no more (PYTHONPATH below).
+            [sys.executable, "-P", "-m", "rm_server.engine.worker_process", str(connection.fileno()), self._loader],
+            pass_fds=[connection.fileno()],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+                # Before torch is imported, so that every thread of the process keeps to it.
+                "OMP_NUM_THREADS": threads,
+                "MKL_NUM_THREADS": threads,
+                "TOKENIZERS_PARALLELISM": "false",
+            },
+        )
+
+
+class ThreadWorker:
+    """Computes in a thread of this process, for tests and small use."""
+
+    def __init__(self, loader: str) -> None:
+        self._host = Host(loader)
+        self._tasks: SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+
+    @property
+    def is_alive(self) -> bool:
+        return True
+
+    async def start(self, on_death: DeathHandler) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread = Thread(target=self._work, name="compute", daemon=True)
+        self._thread.start()
+
+    async def load(self, order: LoadOrder) -> LoadReport:
+        report = await asyncio.to_thread(self._host.load, order)
+        if isinstance(report, RmError):
+            raise report
+        return report
+
+    async def unload(self, key: VersionKey) -> None:
+        await self._ask(lambda: self._host.unload(key))
+
+    def compute(self, key: VersionKey, batch: Batch) -> asyncio.Future[Computed | RmError]:
+        return self._ask(lambda: self._host.compute(key, batch))
+
+    async def stop(self) -> None:
+        self._tasks.put(None)
+
+    def _ask(self, task: Callable[[], Any]) -> asyncio.Future[Any]:
+        future = self._loop.create_future()
+        self._tasks.put((future, task))
+        return future
+
+    def _work(self) -> None:
+        while (asked := self._tasks.get()) is not None:
+            future, task = asked
+            value = task()
+            try:
+                self._loop.call_soon_threadsafe(_set_result, future, value)
+            except RuntimeError:
+                return  # The loop is closed: nobody waits.
+
+
+def _set_result(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _described(status: int) -> str:
+    """``Popen.returncode`` in words."""
+    if status >= 0:
+        return f"it ended with status {status}"
+    return f"it was ended by {signal.Signals(-status).name}"

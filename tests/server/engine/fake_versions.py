@@ -1,0 +1,146 @@
+"""A family of versions whose scores can be computed by hand: the sum of the token ids, times the version's factor.
+
+`fake.json` in a version's folder says what it does wrong. Some token ids make the backend misbehave, see below. Workers
+import this file by name, so `fake_modules` in conftest.py puts its folder into their path.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rm_server.backends.interface import ComputeSettings
+from rm_server.backends.items import Batch, Content, EncodedItem, Float64Array
+from rm_server.errors import EmptyItem, InvalidTokenIds, OutOfMemory, WeightsMismatch
+from rm_server.registry.manifest import GoldenExample, Manifest, TruncationRule
+
+LOAD_BACKEND = "fake_versions:load_backend"
+LOAD_ENCODER = "fake_versions:load_encoder"
+
+NAN = 1001
+"""The item's score is NaN."""
+BAD = 1002
+"""The batch fails with an error that is not ours."""
+TOO_LARGE = 1003
+"""The batch fails for want of memory when it has more than one item."""
+NEVER_FITS = 1004
+"""The batch fails for want of memory."""
+KILL = 1005
+"""The worker is killed, as by the system's out-of-memory killer, unless it was before (see `was_killed`)."""
+ALWAYS_KILL = 1006
+"""The worker is killed each time."""
+WAIT = 1007
+"""The batch takes until the gate is open (see `open_gate`)."""
+
+
+@dataclass(frozen=True)
+class FakeVersion:
+    """What `fake.json` says."""
+
+    factor: float = 0.5
+    is_constant: bool = False
+    gives_nan: bool = False
+    lacks_head: bool = False
+    needs_memory: bool = False
+    is_fatal: bool = False
+
+
+def make_version(folder: Path, manifest: Manifest | None = None, **options: object) -> Manifest:
+    """Writes a version's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "fake.json").write_text(json.dumps(options))
+    return manifest or Manifest("sequence_classification", golden=(GoldenExample((1, 2), (3,), 3.0),))
+
+
+def load_encoder(folder: Path, manifest: Manifest) -> FakeEncoder:
+    return FakeEncoder()
+
+
+def load_backend(folder: Path, manifest: Manifest, settings: ComputeSettings) -> FakeBackend:
+    version = FakeVersion(**json.loads((folder / "fake.json").read_text()))
+    if version.lacks_head:
+        raise WeightsMismatch("score.weight is missing.")
+    if version.needs_memory:
+        raise MemoryError
+    if version.is_fatal:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return FakeBackend(folder, version, settings)
+
+
+class FakeEncoder:
+    """Text becomes its character codes. Ids go through as they are."""
+
+    def encode(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> EncodedItem:
+        if not completion:
+            raise EmptyItem("no completion")
+        ids = [*self._ids(prompt), *self._ids(completion)]
+        if any(token < 0 for token in ids):
+            raise InvalidTokenIds("below 0")
+        if 0 in ids:
+            raise RuntimeError("the encoder does not know 0")
+        return EncodedItem(np.array(ids, np.int32), len(ids), completion_start=len(self._ids(prompt)))
+
+    def _ids(self, content: Content) -> list[int]:
+        if isinstance(content, str):
+            return [ord(character) for character in content]
+        return [token for token in content if isinstance(token, int)]
+
+
+class FakeBackend:
+    def __init__(self, folder: Path, version: FakeVersion, settings: ComputeSettings) -> None:
+        self._folder = folder
+        self._version = version
+        self.memory_bytes = 1000
+        self.precision = settings.precision
+
+    def score(self, batch: Batch) -> Float64Array:
+        note(self._folder, "batches", batch.num_items)
+        if KILL in batch.ids and not was_killed(self._folder):
+            (self._folder / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if ALWAYS_KILL in batch.ids:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if WAIT in batch.ids:
+            while not (self._folder / "gate").exists():
+                time.sleep(0.001)
+        if BAD in batch.ids:
+            raise ValueError("a bad item")
+        if NEVER_FITS in batch.ids or (TOO_LARGE in batch.ids and batch.num_items > 1):
+            raise OutOfMemory("too much for the device")
+        starts = np.concatenate([[0], np.cumsum(batch.lengths)])
+        scores = np.array(
+            [
+                np.nan if self._version.gives_nan or NAN in batch.ids[start:end] else float(batch.ids[start:end].sum())
+                for start, end in zip(starts[:-1], starts[1:], strict=True)
+            ],
+            np.float64,
+        )
+        return np.full_like(scores, 7.0) if self._version.is_constant else self._version.factor * scores
+
+
+def open_gate(folder: Path) -> None:
+    """Lets waiting batches go on."""
+    (folder / "gate").touch()
+
+
+def was_killed(folder: Path) -> bool:
+    """Whether a batch with KILL has had its effect."""
+    return (folder / "killed").exists()
+
+
+def note(folder: Path, name: str, value: int) -> None:
+    """Keeps a number where the test can read it, whichever process computes."""
+    with (folder / name).open("a") as file:
+        file.write(f"{value}\n")
+
+
+def noted(folder: Path, name: str = "batches") -> list[int]:
+    """The numbers in order: for ``batches``, the items of each batch that was begun, trials at load first."""
+    path = folder / name
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
