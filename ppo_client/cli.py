@@ -1,0 +1,65 @@
+"""`ppo-client`: one subcommand per module, and the exit status of what goes wrong."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from enum import IntEnum
+
+from ppo_client.client.errors import RewardClientError, Unavailable
+from ppo_client.ppo.errors import ConfigError, DataError, PPOError, RewardServiceAway, VersionChanged
+
+# Each offers `add_parser(subparsers)`, which sets `run`: a function of the parsed arguments that returns the exit
+# status. What is heavy they import when they run.
+COMMANDS = (
+    "ppo_client.ppo.sft",
+    "ppo_client.ppo.train_command",
+    "ppo_client.ppo.sample_command",
+)
+
+
+class ExitStatus(IntEnum):
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    REWARD_SERVICE_AWAY = 75  # EX_TEMPFAIL: try again later
+    VERSION_CHANGED = 76
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ppo-client",
+        description="Trains language models with rewards from a reward-model service.",
+        epilog="`ppo-client COMMAND --help` shows examples.",
+    )
+    subparsers = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    for module in COMMANDS:
+        importlib.import_module(module).add_parser(subparsers)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(arguments)
+    try:
+        return int(args.run(args))
+    except (PPOError, RewardClientError) as error:
+        print(f"ppo-client {args.command}: {error}", file=sys.stderr)
+        return exit_status(error)
+    except KeyboardInterrupt:
+        return 130
+
+
+def exit_status(error: PPOError | RewardClientError) -> ExitStatus:
+    if isinstance(error, (ConfigError, DataError)):
+        return ExitStatus.USAGE
+    if isinstance(error, (RewardServiceAway, Unavailable)):
+        return ExitStatus.REWARD_SERVICE_AWAY
+    if isinstance(error, VersionChanged):
+        return ExitStatus.VERSION_CHANGED
+    return ExitStatus.FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Checkpoints on disk: written beside and renamed, so that one is whole or not there; the last few are kept.
+
+OUTPUT/config.toml                      settings of the run
+OUTPUT/checkpoints/step-000040/
+    policy/                             loads with plain `from_pretrained`; its tokenizer; critic.safetensors
+    optimizer.pt  rng.pt                tensors and plain values, read with weights_only
+    state.json                          counters, β, gain and bias, the reward's version
+OUTPUT/policy/                          the same as the last checkpoint's, once the run has ended
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ppo_client.ppo.errors import CheckpointError
+from ppo_client.ppo.normalize import ScoreNormalizer
+from ppo_client.ppo.versions import RewardVersion
+
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """What a run knows beside its tensors, after `step` steps."""
+
+    run: str
+    step: int
+    episodes: int
+    kl_coefficient: float
+    normalizer: ScoreNormalizer
+    version: RewardVersion | None
+    """The version the run learns from; None before the first score"""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> RunState:
+        plain = cls(**json.loads(text))
+        version: Any = plain.version
+        normalizer: Any = plain.normalizer
+        return replace(
+            plain,
+            version=RewardVersion(**version) if version else None,
+            normalizer=ScoreNormalizer(**normalizer),
+        )
+
+
+def checkpoint_path(output: Path, step: int) -> Path:
+    return output / "checkpoints" / f"step-{step:06d}"
+
+
+def latest_checkpoint(output: Path) -> Path:
+    """The directory of the checkpoint with the most steps. Raises CheckpointError if there is none."""
+    found = _checkpoints(output)
+    if not found:
+        raise CheckpointError(f"no checkpoint under {output / 'checkpoints'}: nothing to resume")
+    return found[-1]
+
+
+def save_checkpoint(output: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
+    """Has `write` fill a directory beside, then renames it to its place; removes all but the last `keep`."""
+    place = checkpoint_path(output, step)
+    write_directory(place, write)
+    for old in _checkpoints(output)[:-keep]:
+        shutil.rmtree(old)
+    return place
+
+
+def write_directory(place: Path, write: Callable[[Path], None]) -> None:
+    """Puts a new directory at `place`, instead of the one that may be there, after all of it is on disk."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    beside, old = place.with_name(f".writing-{place.name}"), place.with_name(f".old-{place.name}")
+    for leftover in (beside, old):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    beside.mkdir()
+    write(beside)
+    for path in (*beside.rglob("*"), beside):
+        _sync(path)
+    if place.exists():
+        os.replace(place, old)
+    os.replace(beside, place)
+    _sync(place.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of the global random number generators of this process, as tensors and plain values."""
+    name, keys, *numpy_rest = np.random.get_state(legacy=True)
+    state = {
+        "python": random.getstate(),
+        "numpy": (str(name), torch.from_numpy(np.asarray(keys, dtype=np.int64)), *map(float, numpy_rest)),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), int(position), int(has_gauss), cached))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def load_tensors(path: Path) -> Any:
+    """What `torch.save` wrote, data only."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _checkpoints(output: Path) -> list[Path]:
+    """Oldest first."""
+    places = (output / "checkpoints").glob("step-*")
+    numbered = [(int(match[1]), place) for place in places if (match := _NAME.fullmatch(place.name))]
+    return [place for _, place in sorted(numbered)]
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

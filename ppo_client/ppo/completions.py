@@ -1,0 +1,40 @@
+"""A sampled response as the reward model and people see it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ppo_client.client.scores import Content
+from ppo_client.ppo.policy import Samples
+from ppo_client.ppo.prompts import Prompt
+
+
+def response_ids(samples: Samples) -> list[list[int]]:
+    """The sampled ids of each response, EOS included where it was drawn."""
+    lengths = samples.sequences.response_mask.sum(1).tolist()
+    rows = samples.sequences.response_ids.tolist()
+    return [row[:length] for row, length in zip(rows, lengths, strict=True)]
+
+
+def response_texts(samples: Samples, tokenizer: Any | None) -> list[str]:
+    """Decoded, without EOS and special tokens; the ids as words where there is no tokenizer."""
+    has_eos = samples.has_eos.tolist()
+    bodies = [ids[:-1] if ended else ids for ids, ended in zip(response_ids(samples), has_eos, strict=True)]
+    if tokenizer is None:
+        return [" ".join(map(str, ids)) for ids in bodies]
+    texts: list[str] = tokenizer.batch_decode(bodies, skip_special_tokens=True)
+    return texts
+
+
+def completion_contents(prompts: Sequence[Prompt], ids: list[list[int]], texts: list[str]) -> list[Content]:
+    """What is sent: of the same kind as the prompt, as the service asks for."""
+    return [_content(prompt.content, row, text) for prompt, row, text in zip(prompts, ids, texts, strict=True)]
+
+
+def _content(prompt: Content, ids: list[int], text: str) -> Content:
+    if isinstance(prompt, str):
+        return text
+    if isinstance(prompt[0], int):
+        return ids
+    return [{"role": "assistant", "content": text}]

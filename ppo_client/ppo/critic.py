@@ -1,0 +1,72 @@
+"""The value function: a linear head on the policy's hidden states, or on those of a trunk of its own."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+
+from ppo_client.ppo.policy import DecoderPolicy, decoder_inputs
+from ppo_client.ppo.sequences import Sequences
+
+
+class ValueHead(nn.Module):
+    """One number per hidden state. Starts at zero, so that at first advantages are rewards-to-go."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(…, D) to float32 (…)."""
+        values: Tensor = self.linear(hidden.float()).squeeze(-1)
+        return values
+
+
+class SharedCritic(nn.Module):
+    """A head on the policy's own trunk: no second model, and values come for free while sampling."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.head = ValueHead(hidden_size)
+
+    def forward(self, sequences: Sequences, policy_hidden: Tensor) -> Tensor:
+        """Values (B, R) of the states before each response token, from the policy's hidden states (B, R, D)."""
+        values: Tensor = self.head(policy_hidden)
+        return values
+
+
+class SeparateCritic(nn.Module):
+    """A trunk of its own under the head: twice the work, and the policy's gradient is the policy's alone."""
+
+    def __init__(self, trunk: Any, hidden_size: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = ValueHead(hidden_size)
+        self._takes_positions = "position_ids" in inspect.signature(trunk.forward).parameters
+
+    def forward(self, sequences: Sequences, policy_hidden: Tensor | None = None) -> Tensor:
+        """Values (B, R) of the states before each response token; the policy's hidden states are not used."""
+        inputs = decoder_inputs(sequences)
+        if not self._takes_positions:
+            del inputs["position_ids"]
+        hidden = self.trunk(**inputs, use_cache=False).last_hidden_state
+        values: Tensor = self.head(hidden[:, -sequences.response_ids.shape[1] :])
+        return values
+
+
+class ActorCritic(nn.Module):
+    """Policy and critic as one module, so that they are wrapped, optimised and saved together."""
+
+    def __init__(self, policy: DecoderPolicy, critic: SharedCritic | SeparateCritic) -> None:
+        super().__init__()
+        self.policy = policy
+        self.critic = critic
+
+    def forward(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
+        """The policy's logits (B, R, V), and values (B, R)."""
+        logits, hidden = self.policy(sequences)
+        return logits, self.critic(sequences, hidden)

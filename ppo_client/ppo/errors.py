@@ -1,0 +1,50 @@
+"""What can go wrong in a training run, each with its own name.
+
+PPOError
+├── ConfigError            the settings make no sense, or not together
+├── DataError              a prompts file or an example cannot be used
+├── CheckpointError        nothing to resume, or what is there cannot be read
+├── NonFiniteUpdate        a gradient that is not finite; the parameters were left as they were
+└── RewardError            a score that could not be had or trusted
+    ├── InvalidScores      the reply has the wrong count, or a value that is not a finite number
+    ├── RewardServiceAway  the service could not be reached for as long as the run is willing to wait
+    └── VersionChanged     another version answered than the run was told to learn from
+"""
+
+from __future__ import annotations
+
+
+class PPOError(Exception):
+    """Base of all errors of the trainer; its text says what came, what was expected and what to do."""
+
+
+class ConfigError(PPOError):
+    """The settings make no sense, or not together."""
+
+
+class DataError(PPOError):
+    """A prompts file or an example cannot be used."""
+
+
+class CheckpointError(PPOError):
+    """There is nothing to resume, or what is there cannot be read."""
+
+
+class NonFiniteUpdate(PPOError):
+    """A gradient is not finite; the optimizer step was not made."""
+
+
+class RewardError(PPOError):
+    """A score could not be had or cannot be trusted; no number takes its place."""
+
+
+class InvalidScores(RewardError):
+    """The reply has the wrong number of scores, or one that is not a finite number."""
+
+
+class RewardServiceAway(RewardError):
+    """The reward service stayed out of reach for longer than `reward.patience_s`."""
+
+
+class VersionChanged(RewardError):
+    """Another version answered than the one the run learns from, and the run was told to stop then."""

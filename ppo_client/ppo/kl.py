@@ -1,0 +1,56 @@
+"""The KL penalty: per-token estimators, and the controller of its coefficient β."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ppo_client.ppo.config import KLConfig
+
+# The adaptive controller's error is clipped to this (Ziegler et al. 2019, section 2.2).
+_MAX_RELATIVE_ERROR = 0.2
+
+
+def kl_per_token(log_probs: Tensor, reference_log_probs: Tensor, estimator: str) -> Tensor:
+    """Estimates of KL(π ‖ π_ref) at tokens sampled from π, any shape, in nats.
+
+    With r = π_ref / π: k1 = −log r (unbiased, may be negative), k2 = (log r)² / 2 (biased, low variance),
+    k3 = r − 1 − log r (unbiased, never negative). Source: Schulman, "Approximating KL divergence" (2020).
+    """
+    difference = log_probs - reference_log_probs
+    if estimator == "k1":
+        return difference
+    if estimator == "k2":
+        return difference.square() / 2
+    if estimator == "k3":
+        return (-difference).expm1() + difference
+    raise ValueError(f"no KL estimator {estimator!r}; there are k1, k2 and k3")
+
+
+@dataclass(slots=True)
+class KLController:
+    """β, and how it moves after each step."""
+
+    config: KLConfig
+    coefficient: float
+
+    @classmethod
+    def start(cls, config: KLConfig) -> KLController:
+        return cls(config, config.coefficient)
+
+    def update(self, episode_kl: float, num_episodes: int) -> None:
+        """`episode_kl`: the mean over the step's episodes of the KL summed over tokens, in nats."""
+        if self.config.controller == "adaptive":
+            self.coefficient = adapted(
+                self.coefficient, episode_kl, num_episodes, target=self.config.target, horizon=self.config.horizon
+            )
+
+
+def adapted(coefficient: float, episode_kl: float, num_episodes: int, *, target: float, horizon: float) -> float:
+    """β · (1 + clip(KL / target − 1, ±0.2) · n / horizon). Source: Ziegler et al. 2019, section 2.2."""
+    if not math.isfinite(episode_kl):
+        raise ValueError(f"the KL is {episode_kl}; β cannot be adapted by it")
+    error = max(-_MAX_RELATIVE_ERROR, min(_MAX_RELATIVE_ERROR, episode_kl / target - 1))
+    return coefficient * (1 + error * num_episodes / horizon)

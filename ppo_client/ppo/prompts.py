@@ -1,0 +1,108 @@
+"""Prompts from a JSON Lines file: what the policy reads, and what the reward model is told."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ppo_client.client.scores import Content
+from ppo_client.ppo.config import DataConfig, RewardConfig
+from ppo_client.ppo.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt: ids for the policy, content for the reward model, text for people."""
+
+    token_ids: list[int]
+    content: Content
+    text: str
+
+
+def read_rows(path: Path, where: str = "") -> Iterator[dict[str, Any]]:
+    """The objects of a JSON Lines file (`.gz` too); `where` is `field=value` or empty.
+
+    Raises DataError with the line's number.
+    """
+    if not path.is_file():
+        raise DataError(f"no file at {path}")
+    name, _, wanted = where.partition("=")
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number}: not JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, line {number}: an object is expected, this is {type(row).__name__}")
+            if not where or str(row.get(name)) == wanted:
+                yield row
+
+
+def load_prompts(data: DataConfig, reward: RewardConfig, tokenizer: Any | None) -> list[Prompt]:
+    """All prompts of the file, in its order. Raises DataError where one cannot be used."""
+    path = Path(data.prompts)
+    prompts = []
+    for number, row in enumerate(read_rows(path, data.where), start=1):
+        if data.field not in row:
+            raise DataError(f"{path}, row {number}: no field {data.field!r}; it has {', '.join(row)}")
+        prompt = make_prompt(row[data.field], reward, tokenizer, f"{path}, row {number}")
+        if len(prompt.token_ids) > data.max_prompt_tokens:
+            if data.overlong == "drop":
+                continue
+            if data.overlong == "refuse":
+                raise DataError(
+                    f"{path}, row {number}: {len(prompt.token_ids)} tokens, data.max_prompt_tokens is "
+                    f'{data.max_prompt_tokens}: raise it, or set data.overlong to "drop" or "keep_end"'
+                )
+            kept = prompt.token_ids[-data.max_prompt_tokens :]
+            # Where ids are sent, the reward model is told what the policy saw; text goes out whole.
+            content = kept if reward.input == "token_ids" else prompt.content
+            prompt = Prompt(kept, content, prompt.text)
+        prompts.append(prompt)
+    if not prompts:
+        chosen = f" with {data.where}" if data.where else ""
+        raise DataError(f"{path}: no prompts{chosen} that fit into {data.max_prompt_tokens} tokens")
+    return prompts
+
+
+def make_prompt(value: Any, reward: RewardConfig, tokenizer: Any | None, place: str) -> Prompt:
+    """A prompt of text, chat messages or token ids. Raises DataError, which names `place`."""
+    ids: list[int]
+    if _is_list_of(value, int) and value:
+        if min(value) < 0:
+            raise DataError(f"{place}: token ids cannot be negative")
+        if reward.input == "text":
+            if tokenizer is None:
+                raise DataError(
+                    f'{place}: token ids and no tokenizer: set policy.tokenizer, or reward.input = "token_ids"'
+                )
+            text = tokenizer.decode(value, skip_special_tokens=True)
+            return Prompt(value, reward.prompt_template.replace("{prompt}", text), text)
+        return Prompt(value, value, " ".join(map(str, value)))
+    if tokenizer is None:
+        raise DataError(f"{place}: a text prompt needs a tokenizer: set policy.tokenizer")
+    content: Content
+    if isinstance(value, str) and value:
+        ids = tokenizer(value)["input_ids"]
+        text, content = value, reward.prompt_template.replace("{prompt}", value)
+    elif _is_list_of(value, dict) and value and all({"role", "content"} <= set(message) for message in value):
+        if tokenizer.chat_template is None:
+            raise DataError(f"{place}: chat messages, and the policy's tokenizer has no chat template")
+        ids = tokenizer.apply_chat_template(value, add_generation_prompt=True, return_dict=True)["input_ids"]
+        text, content = "\n".join(f"{message['role']}: {message['content']}" for message in value), value
+    else:
+        raise DataError(f"{place}: a prompt is text, chat messages or token ids, and not empty; this is {value!r:.80}")
+    if not ids:
+        raise DataError(f"{place}: the tokenizer makes no tokens of {text!r:.80}")
+    return Prompt(ids, ids if reward.input == "token_ids" else content, text)
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(type(entry) is kind for entry in value)

@@ -1,0 +1,33 @@
+"""From one score per response to one reward per token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ppo_client.ppo.config import RewardConfig
+from ppo_client.ppo.normalize import ScoreNormalizer
+from ppo_client.ppo.sequences import last_token
+
+
+def shaped_scores(scores: Tensor, has_eos: Tensor, normalizer: ScoreNormalizer, config: RewardConfig) -> Tensor:
+    """Normalised, then clipped, then judged for a missing EOS; all (B,).
+
+    The EOS rule comes last, so that its value is in the units of what PPO sees.
+    """
+    shaped = normalizer(scores)
+    if config.clip is not None:
+        shaped = shaped.clamp(-config.clip, config.clip)
+    if config.missing_eos_penalty is not None:
+        shaped = shaped - config.missing_eos_penalty * ~has_eos
+    if config.missing_eos_score is not None:
+        shaped = torch.where(has_eos, shaped, config.missing_eos_score)
+    return shaped
+
+
+def token_rewards(scores: Tensor, kl: Tensor, response_mask: Tensor, coefficient: float) -> Tensor:
+    """−β·KL at each token, plus the score once, at the last one. Scores (B,), the others (B, R)."""
+    rewards = torch.where(response_mask, -coefficient * kl, 0.0)
+    rows = torch.arange(len(scores), device=scores.device)
+    rewards[rows, last_token(response_mask)] += scores
+    return rewards

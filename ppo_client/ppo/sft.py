@@ -1,0 +1,144 @@
+"""`ppo-client sft`: a short supervised fine-tune by TRL's SFTTrainer, which gives PPO its starting policy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ppo_client.ppo.config_file import load_config
+from ppo_client.ppo.errors import ConfigError, DataError
+from ppo_client.ppo.prompts import read_rows
+
+_EXAMPLES = """examples:
+  ppo-client sft --model gpt2 --data stories.jsonl.gz --output policy
+  ppo-client sft sft.toml --set learning_rate=1e-4 --set num_epochs=2
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SFTSettings:
+    """All settings of a supervised fine-tune."""
+
+    model: str = ""
+    """Directory of a decoder-only checkpoint with its tokenizer. Required."""
+    data: str = ""
+    """JSON Lines file, `.gz` too. Rows have `text`, or `prompt` and `completion`; of the latter only the completion
+    is learnt. EOS is added. Required."""
+    output: str = ""
+    """Directory that becomes a plain model directory. Required."""
+    where: str = ""
+    """`name=value`: only rows whose field `name` has this value."""
+    num_epochs: float = 1.0
+    max_steps: int = 0
+    """Ends after this many optimizer steps; 0: after the epochs."""
+    batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 5e-5
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_tokens: int = 512
+    """Longer texts are cut."""
+    seed: int = 0
+    log_every_steps: int = 10
+
+    def __post_init__(self) -> None:
+        if missing := [name for name in ("model", "data", "output") if not getattr(self, name)]:
+            raise ConfigError(f"{', '.join(missing)} missing: give --{' --'.join(missing)}, or set it in the file")
+        if min(self.batch_size, self.gradient_accumulation_steps, self.max_tokens) < 1 or self.num_epochs <= 0:
+            raise ConfigError(
+                "batch_size, gradient_accumulation_steps and max_tokens must be 1 or more, num_epochs above 0"
+            )
+
+
+def fine_tune(settings: SFTSettings) -> dict[str, float]:
+    """Trains, and writes model and tokenizer to `settings.output`; returns TRL's metrics of the run."""
+    rows = read_examples(settings)
+    # Heavy, and not needed to refuse a wrong setting.
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from ppo_client.ppo.build import load_language_model, load_tokenizer
+
+    tokenizer = load_tokenizer(settings.model)
+    if tokenizer is None or tokenizer.eos_token is None:
+        raise ConfigError(f"{settings.model} has no tokenizer with an EOS token, so the policy could not learn to stop")
+    output = Path(settings.output)
+    arguments = SFTConfig(
+        output_dir=str(output),
+        num_train_epochs=settings.num_epochs,
+        max_steps=settings.max_steps or -1,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        max_length=settings.max_tokens,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        logging_steps=settings.log_every_steps,
+        bf16=False,
+        report_to="none",
+        save_strategy="no",
+    )
+    trainer = SFTTrainer(
+        model=load_language_model(settings.model, "float32"),
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    metrics: dict[str, float] = trainer.train().metrics
+    trainer.save_model(str(output))
+    tokenizer.save_pretrained(output)
+    return metrics
+
+
+def read_examples(settings: SFTSettings) -> list[dict[str, Any]]:
+    """Rows with `text`, or with `prompt` and `completion`. Raises DataError where a row has neither."""
+    rows = []
+    for number, row in enumerate(read_rows(Path(settings.data), settings.where), start=1):
+        names = ("text",) if "text" in row else ("prompt", "completion")
+        if any(not isinstance(row.get(name), str) or not row[name] for name in names):
+            raise DataError(
+                f"{settings.data}, row {number}: a text under `text`, or under `prompt` and `completion`, is expected; "
+                f"the row has {', '.join(row)}"
+            )
+        rows.append({name: row[name] for name in names})
+    if not rows:
+        raise DataError(f"{settings.data}: no rows{f' with {settings.where}' if settings.where else ''}")
+    if len({tuple(row) for row in rows}) > 1:
+        raise DataError(f"{settings.data}: some rows have `text`, others `prompt` and `completion`; use one kind")
+    return rows
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "sft",
+        help="fine-tune a policy on texts before PPO",
+        description="Supervised fine-tuning on texts, or on completions of prompts.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", nargs="?", type=Path, help="TOML file of settings")
+    parser.add_argument("--model", help="directory of the checkpoint to start from")
+    parser.add_argument("--data", help="JSON Lines file, .gz too: rows with text, or prompt and completion")
+    parser.add_argument("--output", help="directory of the fine-tuned model")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    named = [f"{name}={json.dumps(getattr(args, name))}" for name in ("model", "data", "output") if getattr(args, name)]
+    settings = load_config(SFTSettings, args.config, [*named, *args.set])
+    metrics = fine_tune(settings)
+    if args.json:
+        print(json.dumps({"output": settings.output, **metrics}))
+    else:
+        print(f"wrote {settings.output}; mean loss {metrics['train_loss']:.4f}", file=sys.stderr)
+    return 0

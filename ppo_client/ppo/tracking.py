@@ -1,0 +1,104 @@
+"""What a run tells the world: metrics.jsonl and samples.jsonl always, TensorBoard if there, and the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+class JsonLines:
+    """A file of one JSON object per line, each written at once and flushed."""
+
+    def __init__(self, path: Path, last_step: int) -> None:
+        """Goes on after the rows of step `last_step`; later ones, and a line cut short, are removed."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _keep_until(path, last_step)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Tracker:
+    """Writes for the main process of a run; the others make it with `enabled=False` and it is silent."""
+
+    def __init__(
+        self, output: Path, *, last_step: int, num_steps: int, tensorboard: bool, enabled: bool = True
+    ) -> None:
+        self._enabled = enabled
+        self._num_steps = num_steps
+        self._board: Any | None = None
+        if not enabled:
+            return
+        self._metrics = JsonLines(output / "metrics.jsonl", last_step)
+        self._samples = JsonLines(output / "samples.jsonl", last_step)
+        if tensorboard:
+            self._board = _summary_writer(output / "tensorboard", last_step)
+        is_terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=num_steps, initial=last_step, unit="step", disable=not is_terminal, dynamic_ncols=True)
+
+    def step(self, row: Mapping[str, Any]) -> None:
+        """One row per step; numbers go to TensorBoard, too, and the most telling to the terminal."""
+        if not self._enabled:
+            return
+        self._metrics.write(row)
+        if self._board is not None:
+            for name, value in row.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self._board.add_scalar(name, value, row["step"])
+            for event in row.get("events", ()):
+                self._board.add_text("events", event["text"], row["step"])
+            self._board.flush()
+        telling = f"score {row['score_mean']:.3f} kl {row['kl']:.2f} entropy {row['entropy']:.2f}"
+        self._bar.set_postfix_str(telling, refresh=False)
+        self._bar.update()
+        if self._bar.disable:
+            print(f"step {row['step']}/{self._num_steps} {telling} {row['step_s']:.1f} s", file=sys.stderr, flush=True)
+
+    def samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        if self._enabled:
+            for row in rows:
+                self._samples.write(row)
+
+    def say(self, text: str) -> None:
+        """A line for the person at the terminal."""
+        if self._enabled:
+            tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        if self._enabled:
+            self._metrics.close()
+            self._samples.close()
+            self._bar.close()
+            if self._board is not None:
+                self._board.close()
+
+
+def _keep_until(path: Path, last_step: int) -> None:
+    kept = []
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for line in file:
+            if line.endswith("\n") and json.loads(line)["step"] <= last_step:
+                kept.append(line)
+    beside = path.with_name(f".{path.name}")
+    beside.write_text("".join(kept), encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _summary_writer(directory: Path, last_step: int) -> Any | None:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(directory), purge_step=last_step + 1)

@@ -1,0 +1,178 @@
+"""The PPO update: epochs of shuffled minibatches over one batch of episodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from ppo_client.ppo.config import PPOConfig
+from ppo_client.ppo.distribution import entropy
+from ppo_client.ppo.errors import NonFiniteUpdate
+from ppo_client.ppo.losses import policy_loss, value_loss
+from ppo_client.ppo.schedule import learning_rate
+from ppo_client.ppo.seeds import minibatch_order
+from ppo_client.ppo.sequences import Sequences
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What the update learns from: the episodes of all processes. Tensors but the first are float32 (B, R)."""
+
+    sequences: Sequences
+    log_probs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    def select(self, rows: Tensor) -> Batch:
+        sequences = self.sequences.select(rows)
+        width = sequences.response_ids.shape[1]
+        others = (self.log_probs, self.values, self.advantages, self.returns)
+        return Batch(sequences, *(values[rows, :width] for values in others))
+
+
+Number = TypeVar("Number")
+
+
+class MinibatchStatistics(NamedTuple, Generic[Number]):
+    """Means over the tokens of a minibatch, before it was stepped on."""
+
+    policy_loss: Number
+    value_loss: Number
+    clip_fraction: Number
+    value_clip_fraction: Number
+    approx_kl: Number
+    """Nats per token, of the sampling policy from the present one; estimator k3"""
+    ratio: Number
+    """π / π_old"""
+    max_log_ratio: Number
+    """The largest |log π − log π_old|, no mean"""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateStatistics:
+    """What happened in one update."""
+
+    first: MinibatchStatistics[float]
+    """Before any step: the ratio is 1 and the log-ratio is rounding, if all is well"""
+    mean: MinibatchStatistics[float]
+    """Over the minibatches that were stepped on"""
+    gradient_norm: float
+    """Before clipping, mean over the optimizer steps"""
+    learning_rate: float
+    """Of the last optimizer step"""
+    num_optimizer_steps: int
+    stopped_early: bool
+    """By `ppo.stop_kl`"""
+
+
+@dataclass(frozen=True, slots=True)
+class Updater:
+    """Owns the optimizer; `model` is the actor-critic as accelerate wrapped it."""
+
+    model: Any
+    optimizer: Any
+    accelerator: Accelerator
+    config: PPOConfig
+
+    def update(self, batch: Batch, step: int) -> UpdateStatistics:
+        """Changes the parameters by at most epochs × minibatches optimizer steps. `step` counts from 1.
+
+        Raises NonFiniteUpdate before a step with a gradient that is not finite.
+        """
+        ppo, train = self.config.ppo, self.config.train
+        done: list[MinibatchStatistics[float]] = []
+        norms: list[float] = []
+        rate, stopped_early, first = 0.0, False, None
+        for index, rows in enumerate(self._minibatches(step, len(batch.sequences))):
+            statistics = self._accumulate_gradients(batch, rows)
+            first = first or statistics
+            if ppo.stop_kl is not None and statistics.approx_kl > ppo.stop_kl:
+                self.optimizer.zero_grad()
+                stopped_early = True
+                break
+            rate = learning_rate(ppo, step - 1 + index / self.config.optimizer_steps_per_step, train.num_steps)
+            norms.append(self._optimizer_step(rate))
+            done.append(statistics)
+        assert first is not None
+        means = [sum(column) / len(done) for column in zip(*done, strict=True)] if done else first
+        return UpdateStatistics(
+            first=first,
+            mean=MinibatchStatistics(*means),
+            gradient_norm=sum(norms) / max(len(norms), 1),
+            learning_rate=rate,
+            num_optimizer_steps=len(norms),
+            stopped_early=stopped_early,
+        )
+
+    def _minibatches(self, step: int, num_rows: int) -> Iterator[Tensor]:
+        for epoch in range(self.config.ppo.num_epochs):
+            order = torch.tensor(minibatch_order(self.config.train.seed, step, epoch, num_rows))
+            yield from order.chunk(self.config.ppo.num_minibatches)
+
+    def _accumulate_gradients(self, batch: Batch, rows: Tensor) -> MinibatchStatistics[float]:
+        """Leaves the gradient of the minibatch `rows` in the parameters."""
+        mask, world = batch.sequences.response_mask, self.accelerator.num_processes
+        num_tokens = mask[rows.to(mask.device)].sum()
+        # Each process takes its share of the rows; of similar length together, so that little is padding.
+        own = rows[self.accelerator.process_index :: world].to(mask.device)
+        own = own[mask[own].sum(1).argsort(stable=True)]
+        micro_batches = own.split(self.config.ppo.micro_batch_size or len(own))
+        parts = []
+        for micro_rows in micro_batches:
+            is_last = micro_rows is micro_batches[-1]
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                loss, columns = self._loss(batch.select(micro_rows))
+                # Processes average their gradients; wanted is the sum over all tokens divided by their number.
+                self.accelerator.backward(loss * world / num_tokens)
+            parts.append(columns)
+        columns = self.accelerator.gather(torch.stack(parts))
+        means = columns[:, :-1].sum(0) / num_tokens
+        values: list[float] = [*means.tolist(), columns[:, -1].max().item()]
+        return MinibatchStatistics(*values)
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss summed over the tokens, and MinibatchStatistics' fields, summed likewise."""
+        ppo, mask = self.config.ppo, batch.sequences.response_mask
+        logits, values = self.model(batch.sequences)
+        distribution = logits.log_softmax(-1)
+        log_probs = distribution.gather(-1, batch.sequences.response_ids.unsqueeze(-1)).squeeze(-1)
+        policy = policy_loss(log_probs, batch.log_probs, batch.advantages, mask, ppo.clip_range)
+        value = value_loss(values, batch.values, batch.returns, mask, ppo.value_clip_range)
+        loss = policy.loss + ppo.value_coefficient * value.loss
+        if ppo.entropy_coefficient:
+            loss = loss - ppo.entropy_coefficient * (entropy(distribution) * mask).sum()
+        columns = MinibatchStatistics[Tensor](
+            policy_loss=policy.loss.detach(),
+            value_loss=value.loss.detach(),
+            clip_fraction=policy.num_clipped,
+            value_clip_fraction=value.num_clipped,
+            approx_kl=policy.approx_kl,
+            ratio=policy.ratio,
+            max_log_ratio=policy.max_log_ratio,
+        )
+        return loss, torch.stack([column.float() for column in columns])
+
+    def _optimizer_step(self, rate: float) -> float:
+        """One step at the learning rate `rate`; returns the gradient's norm before clipping."""
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.ppo.max_grad_norm))
+        if not math.isfinite(norm):
+            self.optimizer.zero_grad()
+            raise NonFiniteUpdate(
+                f"the gradient's norm is {norm}; the parameters were left as they were. Look at the last rows of "
+                "metrics.jsonl; a smaller ppo.learning_rate or ppo.max_grad_norm often helps"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
