@@ -1,0 +1,217 @@
+"""How commands talk to a running server: one method an action, plain dictionaries back, AdminError when it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+from rm_api.v1 import (
+    errors_pb2,
+    experiments_pb2,
+    experiments_pb2_grpc,
+    models_pb2,
+    models_pb2_grpc,
+)
+
+from rm_server.api.error_map import ERROR_METADATA_KEY
+
+Row = dict[str, Any]
+"""A thing as `--json` prints it. Times are ISO 8601 in UTC; what is unset is None."""
+
+
+class AdminError(Exception):
+    """The server refused, or could not be reached. ``reason``: as in the contract, without its prefix; may be empty."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Admin:
+    """A connection to one server. ``ca``: the certificate authority of its TLS; without it the line is plain.
+
+    ``timeout_s`` is for everything but loading, unloading and registering, which take as long as they take.
+    """
+
+    def __init__(self, target: str, *, token: str = "", ca: Path | None = None, timeout_s: float = 10.0) -> None:
+        self._target = target
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._timeout_s = timeout_s
+        options = (("grpc.max_receive_message_length", -1), ("grpc.enable_retries", 0))
+        if ca is None:
+            self._channel = grpc.insecure_channel(target, options)
+        else:
+            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(_read(ca)), options)
+        self._models = models_pb2_grpc.ModelServiceStub(self._channel)
+        self._experiments = experiments_pb2_grpc.ExperimentServiceStub(self._channel)
+
+    def __enter__(self) -> Admin:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._channel.close()
+
+    # --- models ---
+
+    def models(self, model: str = "") -> list[Row]:
+        """All models, or one, with their versions."""
+        response = self._call(self._models.ListModels, models_pb2.ListModelsRequest(model=model))
+        return [_model(message) for message in response.models]
+
+    def register(self, model: str, path: Path, comment: str = "") -> tuple[Row, bool]:
+        """The version that the folder became, and whether it is new."""
+        request = models_pb2.RegisterVersionRequest(model=model, path=str(path.absolute()), comment=comment)
+        response = self._call(self._models.RegisterVersion, request, timeout_s=None)
+        return _version(response.version), response.created
+
+    def load(self, selector: str, precision: str = "") -> Row:
+        """The version, which serves now."""
+        request = models_pb2.LoadVersionRequest(selector=selector, precision=precision)
+        return _version(self._call(self._models.LoadVersion, request, timeout_s=None).version)
+
+    def unload(self, selector: str, *, force: bool = False) -> Row:
+        """The version, which is out of memory now."""
+        request = models_pb2.UnloadVersionRequest(selector=selector, force=force)
+        return _version(self._call(self._models.UnloadVersion, request, timeout_s=None).version)
+
+    def set_label(
+        self, model: str, label: str, version: int, *, load: bool, unload_previous: bool, comment: str = ""
+    ) -> int | None:
+        """Moves a label; what it named before."""
+        request = models_pb2.SetLabelRequest(
+            model=model, label=label, version=version, load=load, unload_previous=unload_previous, comment=comment
+        )
+        return self._call(self._models.SetLabel, request, timeout_s=None).previous_version or None
+
+    def remove_label(self, model: str, label: str, *, comment: str = "") -> int:
+        """Takes a label away; what it named."""
+        request = models_pb2.RemoveLabelRequest(model=model, label=label, comment=comment)
+        return int(self._call(self._models.RemoveLabel, request).previous_version)
+
+    def history(self, model: str = "", limit: int = 0) -> list[Row]:
+        """The last changes, newest first."""
+        request = models_pb2.ListHistoryRequest(model=model, limit=limit)
+        return [_change(entry) for entry in self._call(self._models.ListHistory, request).entries]
+
+    def watch(self, model: str = "") -> Iterator[Row]:
+        """The present state of each model, then each change, until the server stops."""
+        request = models_pb2.WatchModelsRequest(model=model)
+        with self._translated():
+            for message in self._models.WatchModels(request, metadata=self._metadata):
+                change = models_pb2.WatchModelsResponse.Change.Name(message.change).removeprefix("CHANGE_")
+                yield {"change": change.lower(), "model": _model(message.model)}
+
+    # --- server ---
+
+    def status(self) -> Row:
+        """What the server is and does."""
+        message = self._call(self._models.GetServerStatus, models_pb2.GetServerStatusRequest())
+        return {
+            "server_version": message.server_version,
+            "device": message.device,
+            "start_time": _time(message.start_time),
+            "workers": message.workers,
+            "threads_per_worker": message.threads_per_worker,
+            "queued_items": message.queued_items,
+            "queued_tokens": message.queued_tokens,
+            "scored_items": message.scored_items,
+            "draining": message.draining,
+        }
+
+    def runs(self, model: str = "") -> list[Row]:
+        """The training runs that the server knows, last seen first."""
+        response = self._call(self._experiments.ListRuns, experiments_pb2.ListRunsRequest(model=model))
+        return [_run(message) for message in response.runs]
+
+    def _call(self, method: Any, request: Any, timeout_s: float | None = 0.0) -> Any:
+        with self._translated():
+            return method(request, timeout=self._timeout_s if timeout_s == 0.0 else None, metadata=self._metadata)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            for key, value in error.trailing_metadata() or ():
+                if key == ERROR_METADATA_KEY:
+                    refusal = errors_pb2.Error.FromString(value)
+                    reason = errors_pb2.ErrorReason.Name(refusal.reason).removeprefix("ERROR_REASON_")
+                    raise AdminError(refusal.message, reason) from None
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                raise AdminError(f"No server answers at {self._target}: {error.details()}.") from None
+            raise AdminError(f"{self._target} answers {error.code().name}: {error.details()}.") from None
+
+
+def _model(message: models_pb2.Model) -> Row:
+    return {
+        "model": message.name,
+        "labels": dict(sorted(message.labels.items())),
+        "versions": [_version(version) for version in message.versions],
+    }
+
+
+def _version(message: models_pb2.Version) -> Row:
+    calibration = message.calibration
+    return {
+        "model": message.model,
+        "version": message.version,
+        "digest": message.digest,
+        "kind": message.kind,
+        "state": models_pb2.VersionState.Name(message.state).removeprefix("VERSION_STATE_").lower(),
+        "error": message.error.message if message.HasField("error") else None,
+        "labels": list(message.labels),
+        "create_time": _time(message.create_time),
+        "created_by": message.created_by,
+        "comment": message.comment,
+        "memory_bytes": message.memory_bytes,
+        "max_tokens": message.max_tokens,
+        "precision": message.precision or None,
+        "calibration": {"digest": calibration.digest, "gain": calibration.gain, "bias": calibration.bias}
+        if message.HasField("calibration")
+        else None,
+    }
+
+
+def _change(message: models_pb2.HistoryEntry) -> Row:
+    return {
+        "time": _time(message.time),
+        "actor": message.actor,
+        "action": message.action,
+        "model": message.model,
+        "version": message.version or None,
+        "detail": message.detail,
+        "comment": message.comment,
+    }
+
+
+def _run(message: experiments_pb2.RunStatus) -> Row:
+    return {
+        "run": message.run,
+        "model": message.model,
+        "version": message.version,
+        "arm": message.arm or None,
+        "items": message.items,
+        "tokens": message.tokens,
+        "score_mean": message.score_mean,
+        "score_std": message.score_std,
+        "last_seen_time": _time(message.last_seen_time),
+        "lease_expire_time": _time(message.lease_expire_time) if message.HasField("lease_expire_time") else None,
+    }
+
+
+def _time(message: Timestamp) -> str:
+    return message.ToJsonString()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise AdminError(f"{path} cannot be read: {error.strerror}.") from error

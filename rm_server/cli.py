@@ -1,0 +1,52 @@
+"""`rm-server`: picks the command, runs it, and says in one line why it could not."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rm_server.commands import models, server
+from rm_server.commands.common import CommandError
+from rm_server.config import ConfigError
+from rm_server.errors import RmError
+
+FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands."""
+    root = argparse.ArgumentParser(
+        prog="rm-server",
+        description="Serves reward models over gRPC, and makes and deploys their versions.",
+        epilog="`rm-server COMMAND --help` says more, with an example.",
+    )
+    commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    server.add_parsers(commands)
+    models.add_parsers(commands)
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit status: 0, 1 (failed), 2 (wrong usage or settings)."""
+    arguments = parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except ConfigError as error:
+        return _say(error, WRONG_USAGE)
+    except (CommandError, RmError) as error:
+        return _say(error, FAILED)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read us (`| head`) has enough
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _say(error: Exception, status: int) -> int:
+    print(f"rm-server: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

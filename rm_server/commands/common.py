@@ -1,0 +1,72 @@
+"""What commands have in common: help with an example, a table for people, JSON for programs, one line a failure."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+Column = tuple[str, Callable[[Row], Any]]
+
+
+class CommandError(Exception):
+    """The command cannot do what it was asked. The text is what is printed."""
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], help_: str, example: str
+) -> argparse.ArgumentParser:
+    """A parser for one command. ``run`` gets its arguments and returns the exit status."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=help_, description=help_[0].upper() + help_[1:] + ".", epilog=f"example: {example}"
+    )
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """``--json``, for every command that prints a table."""
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def print_json(value: Any) -> None:
+    """Indented, in the order given."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(rows: Sequence[Row], columns: Sequence[Column], empty: str) -> None:
+    """Left-aligned columns; numbers to the right. ``empty`` is printed where there are no rows."""
+    if not rows:
+        print(empty)
+        return
+    cells = [[column(row) for _, column in columns] for row in rows]
+    numeric = [all(isinstance(row[index], int | float) for row in cells) for index in range(len(columns))]
+    texts = [[name for name, _ in columns], *([_text(cell) for cell in row] for row in cells)]
+    widths = [max(len(row[index]) for row in texts) for index in range(len(columns))]
+    for row in texts:
+        padded = [
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(row, widths, numeric, strict=True)
+        ]
+        print("  ".join(padded).rstrip())
+
+
+def short_time(text: str) -> str:
+    """An ISO time to the second, as ``2026-11-20 14:03:59Z``."""
+    return text[:19].replace("T", " ") + "Z" if text else ""
+
+
+def short_bytes(size: int) -> str:
+    """``1.3 GiB``; empty for nothing."""
+    for unit, unit_bytes in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size >= unit_bytes:
+            return f"{size / unit_bytes:.1f} {unit}"
+    return f"{size} B" if size else ""
+
+
+def _text(cell: Any) -> str:
+    if cell is None:
+        return ""
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)

@@ -1,0 +1,115 @@
+"""The operator's actions on a home, with no server asked: the same methods and rows as api/admin.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rm_server.commands.common import CommandError
+
+if TYPE_CHECKING:
+    from rm_server.registry.catalog import Catalog
+    from rm_server.registry.records import HistoryRecord, Snapshot, VersionRecord
+
+Row = dict[str, Any]
+
+
+class HomeAdmin:
+    """Changes the catalog itself. A server that runs on it follows within a second or two; others when they start."""
+
+    def __init__(self, catalog: Catalog, actor: str) -> None:
+        self._catalog = catalog
+        self._actor = actor
+
+    def models(self, model: str = "") -> list[Row]:
+        """All models, or one, with their versions."""
+        snapshot = self._catalog.snapshot()
+        names = snapshot.models()
+        if model and model not in names:
+            raise CommandError(f"The catalog has no model {model!r}; it has {', '.join(names) or 'none'}.")
+        return [_model(snapshot, name) for name in names if model in ("", name)]
+
+    def set_label(
+        self, model: str, label: str, version: int, *, load: bool, unload_previous: bool, comment: str = ""
+    ) -> int | None:
+        """Moves a label, and says that the version shall be loaded: servers move the label when they have done so."""
+        self._catalog.set_wanted(model, version, True, self._actor, comment)
+        previous = self._catalog.set_label(model, label, version, self._actor, comment)
+        if unload_previous and previous not in (None, version):
+            self._unwant(model, previous, comment)
+        return previous
+
+    def remove_label(self, model: str, label: str, *, comment: str = "") -> int:
+        """Takes a label away; what it named."""
+        return self._catalog.remove_label(model, label, self._actor, comment)
+
+    def history(self, model: str = "", limit: int = 0) -> list[Row]:
+        """The last changes, newest first."""
+        return [_change(record) for record in self._catalog.history(model or None, limit or 100)]
+
+    def _unwant(self, model: str, version: int | None, comment: str) -> None:
+        if version is not None and version not in self._catalog.snapshot().labels_of(model).values():
+            self._catalog.set_wanted(model, version, False, self._actor, comment)
+
+
+@contextmanager
+def open_home_admin(path: Path) -> Iterator[HomeAdmin]:
+    """Opens a home that exists."""
+    from rm_server.registry.home import open_home, operating_system_user
+
+    if not path.is_dir():
+        raise CommandError(f"{path} is no folder; --home is the folder that `rm-server serve` runs on.")
+    catalog, _ = open_home(path)
+    try:
+        yield HomeAdmin(catalog, operating_system_user())
+    finally:
+        catalog.close()
+
+
+def _model(snapshot: Snapshot, name: str) -> Row:
+    return {
+        "model": name,
+        "labels": snapshot.labels_of(name),
+        "versions": [_version(snapshot, snapshot.versions[name, version]) for version in snapshot.versions_of(name)],
+    }
+
+
+def _version(snapshot: Snapshot, record: VersionRecord) -> Row:
+    calibration = record.calibration
+    labels = snapshot.labels_of(record.model)
+    return {
+        "model": record.model,
+        "version": record.version,
+        "digest": record.digest,
+        "kind": record.kind,
+        "state": "wanted" if record.key in snapshot.wanted else "registered",
+        "error": None,
+        "labels": [label for label, version in labels.items() if version == record.version],
+        "create_time": _time(record.create_time.isoformat()),
+        "created_by": record.created_by,
+        "comment": record.comment,
+        "memory_bytes": 0,
+        "max_tokens": record.max_tokens,
+        "precision": None,
+        "calibration": {"digest": calibration.digest, "gain": calibration.gain, "bias": calibration.bias}
+        if calibration
+        else None,
+    }
+
+
+def _change(record: HistoryRecord) -> Row:
+    return {
+        "time": _time(record.time.isoformat()),
+        "actor": record.actor,
+        "action": record.action,
+        "model": record.model,
+        "version": record.version or None,
+        "detail": record.detail,
+        "comment": record.comment,
+    }
+
+
+def _time(text: str) -> str:
+    return text.replace("+00:00", "Z")

@@ -1,0 +1,72 @@
+"""Where a command works: on a running server (`--server`) or on a home (`--home`)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rm_server.commands.common import CommandError
+
+if TYPE_CHECKING:
+    from rm_server.api.admin import Admin
+    from rm_server.commands.home import HomeAdmin
+
+DEFAULT_SERVER = "127.0.0.1:50051"
+
+
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    """The server, and how to be let in."""
+    group = parser.add_argument_group("the server")
+    group.add_argument(
+        "--server",
+        metavar="HOST:PORT",
+        help=f"a running server (default: $RM_TARGET, else {DEFAULT_SERVER})",
+    )
+    group.add_argument("--token-file", type=Path, metavar="FILE", help="the token it wants (default: $RM_TOKEN)")
+    group.add_argument("--ca", type=Path, metavar="FILE", help="speak TLS, and trust this certificate authority")
+
+
+def add_home_option(parser: argparse.ArgumentParser) -> None:
+    """A home, in place of a server."""
+    parser.add_argument("--home", type=Path, metavar="DIR", help="work on this home's catalog; no server is asked")
+
+
+@contextmanager
+def open_server(arguments: argparse.Namespace) -> Iterator[Admin]:
+    """The server that the arguments name; its refusals become CommandError."""
+    from rm_server.api.admin import Admin, AdminError
+
+    target = arguments.server or os.environ.get("RM_TARGET") or DEFAULT_SERVER
+    try:
+        with Admin(target, token=_token(arguments.token_file), ca=arguments.ca) as admin:
+            yield admin
+    except AdminError as error:
+        raise CommandError(str(error)) from error
+
+
+@contextmanager
+def open_server_or_home(arguments: argparse.Namespace) -> Iterator[Admin | HomeAdmin]:
+    """A home where one is named, else a server."""
+    if arguments.home is None:
+        with open_server(arguments) as admin:
+            yield admin
+        return
+    if arguments.server:
+        raise CommandError("--home and --server are both given; a server has its own home.")
+    from rm_server.commands.home import open_home_admin
+
+    with open_home_admin(arguments.home) as home:
+        yield home
+
+
+def _token(file: Path | None) -> str:
+    if file is None:
+        return os.environ.get("RM_TOKEN", "")
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise CommandError(f"{file} cannot be read: {error.strerror}.") from error

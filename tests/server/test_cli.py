@@ -1,0 +1,189 @@
+"""The commands: help with an example, one clear line and a status for a failure, a home without a server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rm_server import cli
+from rm_server.registry.home import open_home
+
+COMMANDS = ["serve", "status", "runs", "models", "load", "unload", "label", "history", "watch"]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A catalog with two versions of helpfulness, of which stable names the first, and one of harmless."""
+    path = tmp_path / "home"
+    catalog, _ = open_home(path)
+    for model, digit in (("helpfulness", "a"), ("helpfulness", "b"), ("harmless", "c")):
+        catalog.register(model, digit * 64, "rules", 0, "ann", f"made of {digit}")
+    catalog.set_label("helpfulness", "stable", 1, "ann")
+    catalog.set_wanted("helpfulness", 1, True, "ann")
+    catalog.close()
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    try:
+        status = cli.main([str(argument) for argument in arguments])
+    except SystemExit as leaving:
+        status = int(leaving.code or 0)
+    output = capsys.readouterr()
+    return status, output.out, output.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    status, out, _ = run(capsys, command, "--help")
+    assert status == 0
+    assert f"example: rm-server {command} " in " ".join(out.split())
+
+
+def test_the_list_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "--help")
+    assert all(f"    {command} " in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [(), ("nonsense",), ("load",), ("label", "m", "stable"), ("serve", "--set", "x")])
+def test_wrong_usage_is_status_2(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("usage: rm-server")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--home", "h", "--set", "engine.max_batch_token=1"), "did you mean engine.max_batch_tokens?"),
+        (("--home", "h", "--workers", "many"), "engine.workers (from --engine.workers) is 'many'"),
+        (("--home", "h", "--listen", "0.0.0.0:1"), "needs TLS"),
+        (("--home", "h", "--config", "nowhere.toml"), "nowhere.toml cannot be read"),
+        ((), "home is not set"),
+    ],
+)
+def test_wrong_settings_are_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    status, out, err = run(capsys, "serve", *arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_models_of_a_home_as_a_table(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    status, out, _ = run(capsys, "models", "--home", home)
+    header, *rows = out.splitlines()
+    assert status == 0
+    assert header.split() == [
+        "MODEL",
+        "VERSION",
+        "DIGEST",
+        "KIND",
+        "STATE",
+        "LABELS",
+        "MEMORY",
+        "REGISTERED",
+        "BY",
+        "COMMENT",
+    ]
+    assert [row.split()[:5] for row in rows] == [
+        ["harmless", "1", "c" * 12, "rules", "registered"],
+        ["helpfulness", "1", "a" * 12, "rules", "wanted"],
+        ["helpfulness", "2", "b" * 12, "rules", "registered"],
+    ]
+    assert "stable" in rows[1]
+
+
+def test_models_of_a_home_as_json(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    status, out, _ = run(capsys, "models", "helpfulness", "--home", home, "--json")
+    (model,) = json.loads(out)
+    assert status == 0
+    assert model["labels"] == {"stable": 1}
+    assert [version["digest"] for version in model["versions"]] == ["a" * 64, "b" * 64]
+    assert model["versions"][0]["create_time"].endswith("Z")
+
+
+def test_a_label_of_a_home_moves_and_its_version_is_wanted(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    move = ("label", "helpfulness", "stable", 2, "--home", home, "--unload-previous", "--comment", "better")
+    status, out, _ = run(capsys, *move)
+    assert (status, out) == (0, "helpfulness@stable names 2; it named 1 before.\n")
+    catalog, _ = open_home(home)
+    snapshot = catalog.snapshot()
+    catalog.close()
+    assert snapshot.labels["helpfulness", "stable"] == 2
+    assert snapshot.wanted == {("helpfulness", 2)}
+    _, out, _ = run(capsys, "history", "helpfulness", "--home", home, "--json", "--limit", 3)
+    assert [(change["action"], change["comment"]) for change in json.loads(out)] == [
+        ("unload", "better"),
+        ("set_label", "better"),
+        ("load", "better"),
+    ]
+
+
+def test_what_another_label_names_stays_wanted(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    run(capsys, "label", "helpfulness", "canary", 1, "--home", home)
+    run(capsys, "label", "helpfulness", "stable", 2, "--home", home, "--unload-previous")
+    catalog, _ = open_home(home)
+    wanted = catalog.snapshot().wanted
+    catalog.close()
+    assert wanted == {("helpfulness", 1), ("helpfulness", 2)}
+
+
+def test_a_label_of_a_home_is_removed(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    status, out, _ = run(capsys, "label", "helpfulness", "stable", "--remove", "--home", home)
+    assert (status, out) == (0, "helpfulness@stable is removed; it named 1.\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("models", "nonsense"), "no model 'nonsense'; it has harmless, helpfulness"),
+        (("label", "helpfulness", "stable", "9"), "9"),
+        (("label", "helpfulness", "canary", "--remove"), "canary"),
+        (("history", "nonsense"), "nonsense"),
+        (("models", "--server", "127.0.0.1:1"), "--home and --server are both given"),
+    ],
+)
+def test_a_refusal_is_one_line_and_status_1(
+    capsys: pytest.CaptureFixture[str], home: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    status, out, err = run(capsys, *arguments, "--home", home)
+    assert (status, out) == (1, "")
+    assert message in err
+    assert err.startswith("rm-server: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_home_that_is_not_there_is_not_made(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    status, _, err = run(capsys, "models", "--home", tmp_path / "nowhere")
+    assert status == 1
+    assert "nowhere is no folder" in err
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_no_server_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(capsys, "status", "--server", "127.0.0.1:1")
+    assert (status, out) == (1, "")
+    assert err.startswith("rm-server: No server answers at 127.0.0.1:1")
+    assert len(err.splitlines()) == 1
+
+
+def test_help_does_not_import_what_computes() -> None:
+    program = (
+        "import sys\nfrom rm_server import cli\n"
+        "try:\n    cli.main(['serve', '--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'transformers', 'grpc', 'sqlalchemy', 'aiohttp'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_the_module_runs_as_a_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "rm_server.cli", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "rm-server" in done.stdout
