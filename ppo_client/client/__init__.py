@@ -1,0 +1,1 @@
+"""The client of the reward service: deadlines, safe retries, several servers, checked replies, typed errors."""

@@ -1,0 +1,147 @@
+"""What the server says of models, versions and leases, as plain values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from rm_api.v1 import experiments_pb2, models_pb2, scoring_pb2
+
+from ppo_client.client.error_map import from_item
+from ppo_client.client.errors import RewardClientError
+from ppo_client.client.scores import Calibration
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A run's hold on a version: it stays loaded and unchanged for the run until ``expire_time``.
+
+    ``arm``: of the split that chose the version; empty where none did. ``is_resumed``: the run had it before.
+    """
+
+    run: str
+    model: str
+    version: int
+    digest: str
+    arm: str
+    calibration: Calibration | None
+    expire_time: datetime
+    is_resumed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A filed evaluation of a version. ``report``: as `rm-server evaluate --json` prints it."""
+
+    name: str
+    report: Mapping[str, Any]
+    create_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One immutable version of a model, and where it is on the server that answered.
+
+    ``state``: ``registered``, ``loading``, ``ready``, ``draining`` or ``failed`` (then ``error`` says why).
+    ``max_tokens``: of an item; 0: no limit. ``memory_bytes``: on that server; 0: not loaded. ``precision``: empty: not
+    loaded, or without weights. ``evaluations``: only in the answer of `get_version`.
+    """
+
+    model: str
+    version: int
+    digest: str
+    kind: str
+    state: str
+    error: RewardClientError | None
+    labels: tuple[str, ...]
+    create_time: datetime
+    created_by: str
+    comment: str
+    max_tokens: int
+    memory_bytes: int
+    precision: str
+    calibration: Calibration | None
+    evaluations: tuple[Evaluation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model with its versions, by number, and its labels with the versions that they name."""
+
+    name: str
+    versions: tuple[Version, ...]
+    labels: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChange:
+    """Something about a model changed. ``change``: ``initial``, ``versions``, ``state`` or ``labels``.
+
+    ``initial`` tells the state at the beginning; it comes again when the connection had to be made anew.
+    """
+
+    change: str
+    model: Model
+
+
+def read_lease(lease: experiments_pb2.Lease, *, is_resumed: bool) -> Lease:
+    """The contract's lease as ours."""
+    return Lease(
+        run=lease.run,
+        model=lease.model,
+        version=lease.version,
+        digest=lease.digest,
+        arm=lease.arm,
+        calibration=_read_calibration(lease),
+        expire_time=lease.expire_time.ToDatetime(UTC),
+        is_resumed=is_resumed,
+    )
+
+
+def read_version(version: models_pb2.Version) -> Version:
+    """The contract's version as ours."""
+    return Version(
+        model=version.model,
+        version=version.version,
+        digest=version.digest,
+        kind=version.kind,
+        state=_word(models_pb2.VersionState, version.state, "VERSION_STATE_"),
+        error=from_item(version.error) if version.HasField("error") else None,
+        labels=tuple(version.labels),
+        create_time=version.create_time.ToDatetime(UTC),
+        created_by=version.created_by,
+        comment=version.comment,
+        max_tokens=version.max_tokens,
+        memory_bytes=version.memory_bytes,
+        precision=version.precision,
+        calibration=_read_calibration(version),
+        evaluations=tuple(
+            Evaluation(each.name, json.loads(each.report_json), each.create_time.ToDatetime(UTC))
+            for each in version.evaluations
+        ),
+    )
+
+
+def read_model(model: models_pb2.Model) -> Model:
+    """The contract's model as ours."""
+    return Model(model.name, tuple(map(read_version, model.versions)), dict(model.labels))
+
+
+def read_change(change: models_pb2.WatchModelsResponse) -> ModelChange:
+    """The contract's change as ours."""
+    return ModelChange(_word(models_pb2.WatchModelsResponse.Change, change.change, "CHANGE_"), read_model(change.model))
+
+
+def _read_calibration(holder: experiments_pb2.Lease | models_pb2.Version) -> Calibration | None:
+    if not holder.HasField("calibration"):
+        return None
+    given: scoring_pb2.Calibration = holder.calibration
+    return Calibration(given.digest, given.gain, given.bias)
+
+
+def _word(enum: Any, value: int, prefix: str) -> str:
+    name: str = enum.Name(value) if value in enum.values() else f"unknown_{value}"
+    return name.removeprefix(prefix).lower()

@@ -1,0 +1,134 @@
+"""Prompts and completions as callers have them, into the messages of the contract; what cannot be sent is refused."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from rm_api.v1 import scoring_pb2
+
+from ppo_client.client.errors import InvalidRequest, InvalidTokenIds, MalformedRequest, UnsupportedContent
+from ppo_client.client.scores import Content
+
+_WireContent: TypeAlias = scoring_pb2.Content
+
+
+class Item(NamedTuple):
+    """One completion with its prompt, ready to be sent. ``index``: its place in the call.
+
+    Items with equal prompts share one message object; it travels once for all that are neighbours in a request.
+    """
+
+    index: int
+    prompt: _WireContent
+    completion: _WireContent
+
+    @property
+    def num_bytes(self) -> int:
+        """On the wire, without the prompt, roughly."""
+        return self.completion.ByteSize() + 8
+
+
+def to_items(prompts: Sequence[Content], completions: Sequence[Content]) -> list[Item]:
+    """The items, those with equal prompts beside each other. Raises InvalidRequest, naming the place."""
+    _check_list("prompts", prompts)
+    _check_list("completions", completions)
+    if len(prompts) != len(completions):
+        raise InvalidRequest(
+            f"{len(prompts)} prompts and {len(completions)} completions: the lists must be of equal length, each "
+            "prompt repeated for each of its completions (it still travels once)"
+        )
+    known: dict[bytes, tuple[_WireContent, list[Item]]] = {}
+    previous: tuple[object, tuple[_WireContent, list[Item]]] | None = None
+    for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        if previous is None or prompt is not previous[0]:
+            message = _to_message(prompt, "prompt", index)
+            previous = prompt, known.setdefault(message.SerializeToString(deterministic=True), (message, []))
+        shared, items = previous[1]
+        message = _to_message(completion, "completion", index)
+        _check_one_kind(shared, message, index)
+        if message.WhichOneof("content") is None and shared.WhichOneof("content") == "token_ids":
+            message.token_ids.SetInParent()  # no tokens, which is not the same as no content
+        items.append(Item(index, shared, message))
+    return [item for _, items in known.values() for item in items]
+
+
+def _check_list(name: str, values: object) -> None:
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Sequence):
+        hint = ""
+        if hasattr(values, "tolist"):
+            hint = ": pass the rows without their padding, [row[:length] for row, length in zip(rows, lengths)]"
+        raise InvalidRequest(f"{name} must be a list, got {type(values).__name__}{hint}")
+
+
+def _check_one_kind(prompt: _WireContent, completion: _WireContent, index: int) -> None:
+    kinds = prompt.WhichOneof("content"), completion.WhichOneof("content")
+    if kinds[0] != kinds[1] and None not in kinds:
+        raise UnsupportedContent(
+            f"item {index}: the prompt is {kinds[0]} and the completion {kinds[1]}; both must be of one kind"
+        )
+
+
+def _to_message(content: Any, name: str, index: int) -> _WireContent:
+    where = f"{name} {index}"
+    if isinstance(content, str):
+        try:
+            return scoring_pb2.Content(text=content)
+        except ValueError as error:
+            raise MalformedRequest(f"{where} is no valid Unicode text: {error}") from None
+    if hasattr(content, "tolist"):  # a row of an array or a tensor
+        content = content.tolist()
+    if isinstance(content, (bytes, Mapping)) or not isinstance(content, Sequence):
+        raise UnsupportedContent(
+            f"{where} is {_type_of(content)}; expected text (str), a list of chat messages, or a list of token ids"
+        )
+    if not content:
+        return scoring_pb2.Content()
+    if isinstance(content[0], Mapping):
+        return _messages(content, where)
+    return _token_ids(content, where)
+
+
+def _token_ids(ids: Sequence[Any], where: str) -> _WireContent:
+    types = set(map(type, ids))
+    if bool in types:
+        raise InvalidTokenIds(f"{where} has booleans among its token ids; was a mask passed?")
+    try:
+        # `index` takes the integers of every library, and neither floats nor nested lists.
+        integers = ids if types == {int} else map(operator.index, ids)
+        return scoring_pb2.Content(token_ids=scoring_pb2.TokenIds(ids=integers))
+    except (TypeError, ValueError) as error:
+        raise InvalidTokenIds(
+            f"{where} is no list of token ids, integers from 0 to 4294967295: {error} (neither is it text or a list of "
+            "chat messages)"
+        ) from None
+
+
+def _messages(messages: Sequence[Any], where: str) -> _WireContent:
+    wire = scoring_pb2.Content()
+    for number, message in enumerate(messages):
+        here = f"{where}, message {number}"
+        if not isinstance(message, Mapping):
+            raise UnsupportedContent(f"{here} is {_type_of(message)}; expected a mapping with role and content")
+        # Data sets fill the fields that a row does not have with None.
+        given = {key: value for key, value in message.items() if value is not None}
+        if set(given) != {"role", "content"}:
+            raise UnsupportedContent(
+                f"{here} has the fields {sorted(map(str, given))}; role and content are what can be sent. Leaving the "
+                "others out would change what is scored, so remove them, or render the conversation to text"
+            )
+        if not isinstance(given["role"], str) or not isinstance(given["content"], str):
+            raise UnsupportedContent(
+                f"{here} has a role of type {_type_of(given['role'])} and a content of type "
+                f"{_type_of(given['content'])}; both must be text"
+            )
+        try:
+            wire.messages.messages.add(role=given["role"], content=given["content"])
+        except ValueError as error:
+            raise MalformedRequest(f"{here} is no valid Unicode text: {error}") from None
+    return wire
+
+
+def _type_of(value: object) -> str:
+    return "None" if value is None else type(value).__name__

@@ -1,0 +1,100 @@
+"""What a client can do, as coroutines on its own event loop: the one implementation behind both clients."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import grpc
+from rm_api.v1 import experiments_pb2, models_pb2
+
+from ppo_client.client.caller import Attempts, Caller
+from ppo_client.client.catalog import (
+    Lease,
+    Model,
+    ModelChange,
+    Version,
+    read_change,
+    read_lease,
+    read_model,
+    read_version,
+)
+from ppo_client.client.channels import error_of
+from ppo_client.client.content import Item
+from ppo_client.client.errors import RewardClientError, ServerUnreachable
+from ppo_client.client.score_call import ScoreCall
+from ppo_client.client.scores import Scores
+from ppo_client.client.scoring import Scorer
+from ppo_client.client.settings import ClientSettings
+
+
+class Operations:
+    """Everything takes its own deadline; everything may be repeated safely, and is where that helps."""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        self._caller = Caller(settings)
+        self._scorer = Scorer(self._caller, settings)
+        self._timeout_s = settings.timeout_s
+
+    async def score(self, items: Sequence[Item], call: ScoreCall, timeout_s: float) -> Scores:
+        return await self._scorer.score(items, call, timeout_s)
+
+    async def register_run(self, request: experiments_pb2.RegisterRunRequest) -> Lease:
+        response = await self._call(lambda stubs: stubs.experiments.RegisterRun, request)
+        return read_lease(response.lease, is_resumed=response.resumed)
+
+    async def renew_lease(self, model: str, run: str) -> Lease:
+        request = experiments_pb2.RenewLeaseRequest(model=model, run=run)
+        response = await self._call(lambda stubs: stubs.experiments.RenewLease, request)
+        return read_lease(response.lease, is_resumed=True)
+
+    async def end_run(self, model: str, run: str) -> None:
+        await self._call(lambda stubs: stubs.experiments.EndRun, experiments_pb2.EndRunRequest(model=model, run=run))
+
+    async def list_models(self, model: str) -> list[Model]:
+        response = await self._call(lambda stubs: stubs.models.ListModels, models_pb2.ListModelsRequest(model=model))
+        return [read_model(each) for each in response.models]
+
+    async def get_version(self, selector: str) -> Version:
+        response = await self._call(
+            lambda stubs: stubs.models.GetVersion, models_pb2.GetVersionRequest(selector=selector)
+        )
+        return read_version(response.version)
+
+    async def watch(self, model: str, deliver: Callable[[ModelChange], None]) -> None:
+        """Delivers changes until cancelled; a broken connection is made anew for as long as `timeout_s` allows."""
+        attempts: Attempts | None = None
+        while True:
+            index = self._caller.targets.choose(self._caller.clock())
+            try:
+                async for change in self._changes(model, index):
+                    attempts = None
+                    deliver(change)
+            except RewardClientError as error:
+                error.target = self._caller.targets.name(index)
+                attempts = attempts or Attempts(self._caller.clock() + self._timeout_s)
+                await self._caller.pause(error, attempts, index)
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._caller.close()
+
+    async def _call(self, method: Callable[..., Any], request: Any) -> Any:
+        return await self._caller.call(method, request, self._caller.clock() + self._timeout_s)
+
+    async def _changes(self, model: str, index: int) -> AsyncIterator[ModelChange]:
+        """The changes that one connection brings. Raises the error that ends it."""
+        channels = self._caller.channels
+        call = channels.stubs(index).models.WatchModels(
+            models_pb2.WatchModelsRequest(model=model), metadata=channels.metadata
+        )
+        try:
+            while (change := await asyncio.to_thread(next, call, None)) is not None:
+                yield read_change(change)
+        except grpc.RpcError:
+            raise error_of(call) from None
+        finally:
+            call.cancel()
+        # Orderly, as when the connection has reached its greatest age.
+        raise ServerUnreachable("the server ended the watch")
