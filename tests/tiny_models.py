@@ -129,7 +129,7 @@ def make_checkpoint(
 ) -> Path:
     """Writes a random checkpoint of one of `FAMILIES` into ``folder`` and returns it.
 
-    ``config`` overrides single settings; ``adds_special_tokens`` None: encoders get ``<cls> … <sep>``, decoders nothing.
+    ``config`` overrides single settings; ``adds_special_tokens`` None: encoders get ``<cls> … <sep>``, decoders none.
     """
     model = make_model(family, seed=seed, num_labels=num_labels, **config)
     model.save_pretrained(folder, max_shard_size="20KB" if sharded else "5GB")

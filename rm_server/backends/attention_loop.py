@@ -1,0 +1,115 @@
+"""Attention item by item, with torch's own kernels on views of the flat tensors: the way of the CPU.
+
+Measured there against a block-diagonal mask, items of one length together, plain matrix products and compiled
+FlexAttention: nothing was faster. Inputs have shape (1, heads, total_tokens, head_dim), results (1, total_tokens,
+heads, head_dim).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from rm_server.backends.layout import FlatLayout
+
+# Queries that see a window are taken in blocks of so many, each with the keys in its reach.
+_QUERY_BLOCK = 128
+
+
+def attend(
+    layout: FlatLayout,
+    memo: dict[Any, torch.Tensor],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    causal: bool,
+    window: int | None,
+    scale: float | None,
+) -> torch.Tensor:
+    """Each segment of the layout attends within itself, and to its shared prefix where it has one.
+
+    ``memo``: tensors that the layers of one forward have in common (here: the masks of windows).
+    """
+    if layout.shared:
+        return _attend_with_prefixes(layout, query, key, value, scale)
+    output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+    for start, end in layout.segments:
+        q, k, v = query[:, :, start:end], key[:, :, start:end], value[:, :, start:end]
+        if window is not None and end - start > window:
+            part = _windowed(memo, q, k, v, causal, window, scale)
+        else:
+            part = scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=True)
+        output[:, start:end] = part.transpose(1, 2)
+    return output
+
+
+def _windowed(
+    memo: dict[Any, torch.Tensor],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    causal: bool,
+    window: int,
+    scale: float | None,
+) -> torch.Tensor:
+    """One item that is longer than its window, in blocks of queries."""
+    length, reach = query.shape[2], window - 1
+    parts = []
+    for start in range(0, length, _QUERY_BLOCK):
+        end = min(length, start + _QUERY_BLOCK)
+        first, last = max(0, start - reach), end if causal else min(length, end + reach)
+        shape = (end - start, last - first, start - first, reach, 0 if causal else reach)
+        if shape not in memo:
+            memo[shape] = _window_mask(*shape).to(query.device, query.dtype)
+        parts.append(
+            scaled_dot_product_attention(
+                query[:, :, start:end],
+                key[:, :, first:last],
+                value[:, :, first:last],
+                attn_mask=memo[shape],
+                scale=scale,
+                enable_gqa=True,
+            )
+        )
+    return torch.cat(parts, dim=2)
+
+
+def _window_mask(num_queries: int, num_keys: int, offset: int, back: int, ahead: int) -> torch.Tensor:
+    """Additive mask, shape (num_queries, num_keys): query i stands at key offset + i, sees back before, ahead after."""
+    distance = torch.arange(num_keys)[None, :] - torch.arange(offset, offset + num_queries)[:, None]
+    return torch.zeros(num_queries, num_keys).masked_fill_((distance < -back) | (distance > ahead), float("-inf"))
+
+
+def _attend_with_prefixes(
+    layout: FlatLayout, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
+) -> torch.Tensor:
+    """Causal attention where several items go on after one prefix.
+
+    All tokens after a prefix attend to it in one call without a mask, each item to itself in another; the two are
+    merged by their log-sum-exp (as flash decoding merges its splits), which gives the softmax over both together.
+    """
+    num_heads, num_tokens = query.shape[1], query.shape[2]
+    output = query.new_empty(1, num_tokens, num_heads, value.shape[3])
+    weight = torch.empty(1, num_heads, num_tokens, dtype=torch.float32)
+    for start, end in layout.segments:
+        part, part_weight = _flash(query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], True, scale)
+        output[:, start:end] = part.transpose(1, 2)
+        weight[:, :, start:end] = part_weight
+    for shared in layout.shared:
+        (start, end), (first, last) = shared.queries, shared.keys
+        part, part_weight = _flash(query[:, :, start:end], key[:, :, first:last], value[:, :, first:last], False, scale)
+        share = torch.sigmoid(part_weight - weight[:, :, start:end]).transpose(1, 2).unsqueeze(-1)
+        output[:, start:end].lerp_(part.transpose(1, 2), share.to(output.dtype))
+    return output
+
+
+def _flash(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, scale: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention with its log-sum-exp: shapes (1, heads, queries, head_dim) and (1, heads, queries)."""
+    output, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, causal, scale=scale
+    )
+    return output, log_sum_exp

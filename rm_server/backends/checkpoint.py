@@ -1,0 +1,212 @@
+"""A Hugging Face folder, read as data: config, tokenizer, architecture and weights, each failure with its own error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from rm_server.errors import ArtifactUnreadable, OutOfMemory, UnsupportedArtifact, WeightsMismatch
+
+# transformers carries no types; these names say which of its objects is meant.
+Config: TypeAlias = Any
+Tokenizer: TypeAlias = Any
+Model: TypeAlias = Any
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_NAMES_SHOWN = 6
+
+
+def read_config(folder: Path) -> Config:
+    """The architecture's settings.
+
+    Raises ArtifactUnreadable when config.json is missing or no JSON, UnsupportedArtifact for an unknown architecture.
+    """
+    content = read_json(folder / "config.json")
+    if content.get("quantization_config"):
+        raise UnsupportedArtifact(
+            f"{folder} holds quantized weights ({content['quantization_config'].get('quant_method', 'some method')}); "
+            "save it in fp32, bf16 or fp16 and register that."
+        )
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (KeyError, ValueError, OSError, TypeError) as error:
+        raise UnsupportedArtifact(
+            f"{folder}/config.json describes {content.get('model_type', 'no known model_type')!r}, "
+            f"which transformers cannot build without code from elsewhere: {first_line(error)}"
+        ) from error
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The folder's fast tokenizer.
+
+    Raises ArtifactUnreadable when there is none or it is broken, UnsupportedArtifact when it is not a fast one.
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
+        raise ArtifactUnreadable(f"{folder} has no tokenizer (tokenizer.json); save it beside the weights.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the Rust tokenizer raises bare Exceptions for a broken file
+        raise ArtifactUnreadable(f"The tokenizer in {folder} cannot be read: {first_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise UnsupportedArtifact(
+            f"{folder} has a tokenizer that exists in Python alone ({type(tokenizer).__name__}); "
+            "convert it to tokenizer.json (the `tokenizers` library)."
+        )
+    return tokenizer
+
+
+def empty_model(config: Config) -> Model:
+    """The sequence classifier of ``config`` without weights (on the meta device): its structure can be asked about.
+
+    Raises UnsupportedArtifact when transformers has no sequence classifier of that type.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    except ValueError as error:
+        raise UnsupportedArtifact(
+            f"transformers has no sequence classification for model_type {config.model_type!r}: {first_line(error)}"
+        ) from error
+
+
+def load_model(folder: Path, config: Config) -> Model:
+    """The sequence classifier in fp32 on the CPU, in evaluation mode, every weight of it from the folder.
+
+    Raises ArtifactUnreadable, WeightsMismatch, UnsupportedArtifact or OutOfMemory.
+    """
+    check_weight_files(folder)
+    bars_were_shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # collected and refused below, by name
+            output_loading_info=True,
+        )
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise OutOfMemory(f"Not enough memory for the weights of {folder}: {first_line(error)}") from error
+    except (SafetensorError, OSError) as error:
+        raise ArtifactUnreadable(f"The weights in {folder} cannot be read: {first_line(error)}") from error
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise UnsupportedArtifact(f"transformers cannot load {folder}: {first_line(error)}") from error
+    finally:
+        if bars_were_shown:
+            transformers_logging.enable_progress_bar()
+    _refuse_mismatches(folder, type(model).__name__, info)
+    return model.eval().requires_grad_(False)
+
+
+def check_weight_files(folder: Path) -> None:
+    """Sees that the folder has safetensors files and that each is as long as its header says.
+
+    Raises ArtifactUnreadable for missing and broken files, UnsupportedArtifact for pickled weights and adapters.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise UnsupportedArtifact(f"{folder} is an adapter, not a whole model; its kind is `lora`.")
+    if (folder / _WEIGHTS).is_file():
+        names = {_WEIGHTS}
+    elif (folder / _INDEX).is_file():
+        weight_map = read_json(folder / _INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ArtifactUnreadable(f"{folder / _INDEX} has no weight_map.")
+        names = set(weight_map.values())
+    else:
+        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+        if pickled:
+            raise UnsupportedArtifact(
+                f"{folder} has its weights in {', '.join(pickled)}: a pickle can run code, so only safetensors is "
+                "read. Load it where you trust it and save it with `save_pretrained`."
+            )
+        raise ArtifactUnreadable(f"{folder} has neither {_WEIGHTS} nor {_INDEX}.")
+    for name in sorted(names):
+        path = folder / name
+        if path.parent != folder:
+            raise ArtifactUnreadable(f"{folder / _INDEX} names {name!r}, a file outside of the folder.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                file.keys()  # opening has compared the header with the file's size
+        except FileNotFoundError:
+            raise ArtifactUnreadable(f"{folder / _INDEX} names {name}, and that file is not there.") from None
+        except (SafetensorError, OSError) as error:
+            size_bytes = path.stat().st_size
+            raise ArtifactUnreadable(
+                f"{path} ({size_bytes} bytes) is truncated or no safetensors file: {first_line(error)}"
+            ) from error
+
+
+def position_offset(backbone: torch.nn.Module) -> int:
+    """The position of an item's first token: 0, or the pad id + 1 where positions are counted as in RoBERTa.
+
+    Such models reserve the positions up to the pad id, and show it by a position table with a padding index.
+    """
+    for name, module in backbone.named_modules():
+        if isinstance(module, torch.nn.Embedding) and name.endswith("position_embeddings"):
+            return 0 if module.padding_idx is None else module.padding_idx + 1
+    return 0
+
+
+def position_limit(config: Config, backbone: torch.nn.Module) -> int | None:
+    """The longest item in tokens that the architecture has positions for; None where nothing says."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit <= 0:
+        return None
+    return limit - position_offset(backbone)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ArtifactUnreadable."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactUnreadable(f"{path.parent} has no {path.name}.") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactUnreadable(f"{path} cannot be read: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ArtifactUnreadable(f"{path} is not a JSON object.")
+    return content
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the advice that libraries add in further lines."""
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__
+
+
+def _refuse_mismatches(folder: Path, architecture: str, info: dict[str, Any]) -> None:
+    """transformers draws missing weights at random and says so in a log line: here it is an error."""
+    problems = [
+        f"{title}: {_names(keys)}"
+        for title, keys in (
+            ("missing", sorted(info["missing_keys"])),
+            ("of another shape", sorted(_mismatch(entry) for entry in info["mismatched_keys"])),
+            ("not known to the architecture", sorted(info["unexpected_keys"])),
+            ("not loadable", sorted(map(str, info.get("error_msgs") or ()))),
+        )
+        if keys
+    ]
+    if problems:
+        raise WeightsMismatch(
+            f"The weights in {folder} are not those of {architecture}: {'; '.join(problems)}. "
+            "A reward model is saved with its head; a plain language model or encoder has none and must be trained."
+        )
+
+
+def _mismatch(entry: Any) -> str:
+    name, in_file, expected = entry
+    return f"{name} {tuple(in_file)}, expected {tuple(expected)}"
+
+
+def _names(keys: list[str]) -> str:
+    shown = ", ".join(keys[:_NAMES_SHOWN])
+    return shown if len(keys) <= _NAMES_SHOWN else f"{shown} and {len(keys) - _NAMES_SHOWN} more"

@@ -1,0 +1,107 @@
+"""Where items lie in one flat forward: ids, positions, and which tokens attend to which. Arrays only, no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from rm_server.backends.items import Int32Array
+
+Range: TypeAlias = tuple[int, int]
+Int64Array: TypeAlias = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPrefix:
+    """``num_items`` items from ``first`` on begin with the same ``length`` tokens, and each goes on after them."""
+
+    first: int
+    num_items: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class SharedAttention:
+    """Tokens in ``queries`` attend to all ``keys`` (their prefix), beside what their own segment lets them see."""
+
+    queries: Range
+    keys: Range
+
+
+@dataclass(frozen=True, slots=True)
+class FlatLayout:
+    """One flat forward over several items.
+
+    ``ids``, ``positions``: shape (total_tokens,); positions begin at 0 for each item. ``type_ids`` likewise or None.
+    ``segments``: each attends within itself (causally or not). ``shared``: what attends to a prefix besides.
+    ``items``: each item's own tokens, in the order of the batch; with a shared prefix, those after it.
+    """
+
+    ids: Int32Array
+    positions: Int64Array
+    type_ids: Int32Array | None
+    segments: tuple[Range, ...]
+    shared: tuple[SharedAttention, ...]
+    items: tuple[Range, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are computed."""
+        return len(self.ids)
+
+
+def lay_out(
+    ids: Int32Array, lengths: Int32Array, type_ids: Int32Array | None = None, prefixes: Sequence[SharedPrefix] = ()
+) -> FlatLayout:
+    """Lays items end to end; those of a shared prefix as prefix, rest 1, rest 2, …, positions going on after it.
+
+    ``ids`` and ``type_ids`` have shape (sum of lengths,). ``prefixes``: in order, not overlapping, each shorter than
+    any of its items.
+    """
+    ends = np.cumsum(lengths, dtype=np.int64)
+    starts = ends - lengths
+    prefix_of = {prefix.first: prefix for prefix in prefixes}
+    sources: list[Range] = []  # ranges of `ids`, in the order of the forward
+    first_positions: list[int] = []
+    segments: list[Range] = []
+    items: list[Range] = []
+    shared: list[SharedAttention] = []
+    at = 0
+
+    def place(start: int, end: int, position: int) -> Range:
+        nonlocal at
+        sources.append((start, end))
+        first_positions.append(position)
+        segments.append((at, at + end - start))
+        at += end - start
+        return segments[-1]
+
+    index = 0
+    while index < len(lengths):
+        prefix = prefix_of.get(index)
+        if prefix is None:
+            items.append(place(int(starts[index]), int(ends[index]), 0))
+            index += 1
+            continue
+        keys = place(int(starts[index]), int(starts[index]) + prefix.length, 0)
+        for member in range(index, index + prefix.num_items):
+            items.append(place(int(starts[member]) + prefix.length, int(ends[member]), prefix.length))
+        shared.append(SharedAttention(queries=(keys[1], at), keys=keys))
+        index += prefix.num_items
+
+    sizes = np.array([end - start for start, end in sources], np.int64)
+    offsets = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    within = np.arange(at, dtype=np.int64) - offsets
+    order = within + np.repeat(np.array([start for start, _ in sources], np.int64), sizes)
+    return FlatLayout(
+        ids=ids if not prefixes else ids[order],
+        positions=within + np.repeat(np.array(first_positions, np.int64), sizes),
+        type_ids=type_ids if type_ids is None or not prefixes else type_ids[order],
+        segments=tuple(segments),
+        shared=tuple(shared),
+        items=tuple(items),
+    )

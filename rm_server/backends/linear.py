@@ -1,0 +1,90 @@
+"""Linear layers for the CPU: oneDNN with weights reordered once, swapped in where it works and agrees with torch.
+
+On the machines measured this more than doubles the rate of fp32 products against `F.linear`, which goes through MKL.
+The operators are torch's own (Inductor freezes models with them) but private, so each layer is probed at load.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, TypeAlias
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+logger = logging.getLogger(__name__)
+
+# The number of rows that the weight's order is chosen for; without a number the products are many times slower.
+_BATCH_HINT = 4096
+_PROBE_ROWS = 7
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+class PrepackedLinear(torch.nn.Module):
+    """``x @ weight.T + bias`` with a weight in oneDNN's order, which can be neither pickled nor moved.
+
+    Takes x of shape (…, in_features) in the weight's type.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.num_bytes = weight.numel() * weight.element_size()
+        self.packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _BATCH_HINT)
+        self.bias = None if bias is None else bias.contiguous()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return y
+
+
+Swapped: TypeAlias = list[tuple[torch.nn.Module, str, torch.nn.Module]]
+"""Parent, name and original of each layer that was swapped."""
+
+
+def prepack(module: torch.nn.Module) -> Swapped:
+    """Swaps the linear layers in ``module`` for prepacked ones.
+
+    A layer stays as it is when its type is neither fp32 nor bf16, or its probe fails.
+    """
+    swapped: Swapped = []
+    if torch.backends.mkldnn.is_available():
+        for parent in list(module.modules()):
+            for name, child in list(parent.named_children()):
+                replacement = _prepacked(child)
+                if replacement is not None:
+                    setattr(parent, name, replacement)
+                    swapped.append((parent, name, child))
+    return swapped
+
+
+def unpack(swapped: Swapped) -> None:
+    """Puts the original layers back."""
+    for parent, name, original in swapped:
+        setattr(parent, name, original)
+
+
+@torch.no_grad()
+def _prepacked(layer: Any) -> PrepackedLinear | None:
+    # Exactly these types: a subclass may compute something else.
+    if type(layer) is torch.nn.Linear:
+        weight: torch.Tensor = layer.weight
+    elif type(layer) is Conv1D:  # GPT-2's linear layer, whose weight lies the other way round
+        weight = layer.weight.t()
+    else:
+        return None
+    if weight.dtype not in _TOLERANCE:
+        return None
+    try:
+        packed = PrepackedLinear(weight.detach(), None if layer.bias is None else layer.bias.detach())
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(1, _PROBE_ROWS, packed.in_features, generator=generator).to(weight.dtype)
+        expected, came = layer(x), packed(x)
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        logger.info("A linear layer stays unpacked: %s", error)
+        return None
+    tolerance = _TOLERANCE[weight.dtype] * max(1.0, float(expected.abs().max()))
+    if came.shape != expected.shape or not bool((came - expected).abs().max() <= tolerance):
+        logger.info("A linear layer stays unpacked: oneDNN's product differs by more than %g", tolerance)
+        return None
+    return packed

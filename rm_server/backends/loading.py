@@ -1,0 +1,56 @@
+"""A version's folder becomes its encoder and its backend, by the manifest's kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rm_server.backends.checkpoint import empty_model, position_limit, read_config, read_tokenizer
+from rm_server.backends.interface import Backend, ComputeSettings, Encoder
+from rm_server.backends.plain_folder import infer_manifest
+from rm_server.backends.tokenization import TextEncoder
+from rm_server.errors import UnsupportedArtifact
+from rm_server.registry.manifest import Manifest
+
+__all__ = ["infer_manifest", "load_backend", "load_encoder", "load_text_encoder"]
+
+
+def load_encoder(folder: Path, manifest: Manifest) -> Encoder:
+    """The version's encoder; serving and training use the same. Raises BrokenVersion subclasses."""
+    return load_text_encoder(folder, manifest)
+
+
+def load_text_encoder(folder: Path, manifest: Manifest) -> TextEncoder:
+    """The encoder of a folder with a tokenizer and a config; needs no weights.
+
+    A manifest that sets no ``max_tokens`` gets the architecture's limit.
+    """
+    config = read_config(folder)
+    tokenizer = read_tokenizer(folder)
+    if manifest.append_eos and tokenizer.eos_token_id is None:
+        raise UnsupportedArtifact(f"The manifest says append_eos, and the tokenizer in {folder} has no EOS token.")
+    if manifest.template == "chat" and not tokenizer.chat_template:
+        raise UnsupportedArtifact(
+            f"The manifest's template is chat, and the tokenizer in {folder} has no chat template."
+        )
+    text_config = config.get_text_config()
+    model = empty_model(config)
+    return TextEncoder(
+        tokenizer,
+        manifest,
+        vocabulary_size=text_config.vocab_size,
+        max_tokens=manifest.max_tokens or position_limit(config, model.base_model) or 0,
+        uses_type_ids="token_type_ids" in tokenizer.model_input_names
+        and getattr(text_config, "type_vocab_size", 0) > 1,
+    )
+
+
+def load_backend(folder: Path, manifest: Manifest, settings: ComputeSettings) -> Backend:
+    """The version's backend, ready to score.
+
+    Raises BrokenVersion subclasses (WeightsMismatch, ArtifactUnreadable, UnsupportedArtifact) or OutOfMemory.
+    """
+    if manifest.kind == "sequence_classification":
+        from rm_server.backends.torch_backend import load_torch_backend
+
+        return load_torch_backend(folder, manifest, settings)
+    raise UnsupportedArtifact(f"This server cannot compute versions of the kind {manifest.kind!r}.")

@@ -1,0 +1,88 @@
+"""What a plain Hugging Face folder, one without `reward_model.json`, says about itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rm_server.backends.checkpoint import Config, Tokenizer, empty_model, position_limit, read_config, read_tokenizer
+from rm_server.backends.pooling import scores_last_token
+from rm_server.errors import UnsupportedArtifact
+from rm_server.registry.manifest import CHAT_TEMPLATE, Manifest, TruncationRule
+
+DEFAULT_TEMPLATE = "{prompt}{completion}"
+# Tokenizers without a limit write 1e30 for it.
+_NO_LIMIT = 10**9
+
+
+def infer_manifest(
+    folder: Path,
+    *,
+    template: str | None = None,
+    label_index: int | str | None = None,
+    max_tokens: int | None = None,
+    truncation: TruncationRule | None = None,
+    append_eos: bool | None = None,
+) -> Manifest:
+    """The manifest of a sequence-classification checkpoint; what is given wins over what is inferred.
+
+    ``template``: the tokenizer's chat template where it has one, else prompt and completion joined as they are.
+    ``label_index``: 0 for a scalar head; a classifier's label must be given, by index or by name.
+    ``max_tokens``: what both the positions and the tokenizer allow.
+    ``append_eos``: as TRL's RewardTrainer does: for decoders whose tokenizer has an EOS and does not add it, unless the
+    chat template ends turns itself, or the EOS is also the pad token (the trainer then reads the score before it).
+
+    Raises ArtifactUnreadable or UnsupportedArtifact.
+    """
+    config = read_config(folder)
+    tokenizer = read_tokenizer(folder)
+    model = empty_model(config)
+    if template is None:
+        template = CHAT_TEMPLATE if tokenizer.chat_template else DEFAULT_TEMPLATE
+    if append_eos is None:
+        append_eos = scores_last_token(model) and template != CHAT_TEMPLATE and _eos_is_read(config, tokenizer)
+    elif append_eos and tokenizer.eos_token_id is None:
+        raise UnsupportedArtifact(f"append_eos is asked for, and the tokenizer in {folder} has no EOS token.")
+    limits = [position_limit(config, model.base_model), tokenizer.model_max_length]
+    known = [int(limit) for limit in limits if limit is not None and 0 < limit < _NO_LIMIT]
+    limit = min(known, default=0)
+    if max_tokens is not None:
+        limit = max_tokens
+    if limit <= 0:
+        raise UnsupportedArtifact(f"Nothing in {folder} says how long an item may be; give max_tokens.")
+    return Manifest(
+        kind="sequence_classification",
+        template=template,
+        append_eos=append_eos,
+        max_tokens=limit,
+        truncation=truncation or "refuse",
+        label_index=_label_index(folder, config, label_index),
+    )
+
+
+def _eos_is_read(config: Config, tokenizer: Tokenizer) -> bool:
+    """Whether an EOS should follow the text: there is one, it is not added anyway, and it is no padding."""
+    eos_id = tokenizer.eos_token_id
+    if eos_id is None or eos_id == config.get_text_config().pad_token_id:
+        return False
+    return bool(tokenizer.backend_tokenizer.encode("a").ids[-1] != eos_id)
+
+
+def _label_index(folder: Path, config: Config, label: int | str | None) -> int:
+    names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
+    labels = ", ".join(f"{index} {names.get(index, '')}".strip() for index in range(config.num_labels))
+    if label is None:
+        if config.num_labels == 1:
+            return 0
+        architectures = ", ".join(config.architectures or ())
+        hint = "" if "SequenceClassification" in architectures else f" Its config names {architectures or 'no head'}."
+        raise UnsupportedArtifact(
+            f"{folder} has {config.num_labels} labels ({labels}): say by label_index whose logit is the score.{hint}"
+        )
+    if isinstance(label, str) and not label.isdigit():
+        matches = [index for index, name in names.items() if name.casefold() == label.casefold()]
+        if len(matches) != 1:
+            raise UnsupportedArtifact(f"{folder} has no label {label!r}; it has {labels}.")
+        return matches[0]
+    if not 0 <= int(label) < config.num_labels:
+        raise UnsupportedArtifact(f"{folder} has no label {label}; it has {labels}.")
+    return int(label)

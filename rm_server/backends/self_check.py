@@ -1,0 +1,95 @@
+"""The fastest way of running a model that gives what the model itself gives, found by trying at load.
+
+Random items are scored by the model's own forward, one at a time, and then by each way of `forward`, fastest first, in
+fp32. So an architecture takes part in the packed forward because it was seen to agree, not because of its name.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+
+from rm_server.backends.attention import NotPackable
+from rm_server.backends.checkpoint import Model, position_limit
+from rm_server.backends.forward import Forward, OneByOneForward, PackedForward, PaddedForward, smallest_window
+from rm_server.backends.items import Batch, EncodedItem
+
+logger = logging.getLogger(__name__)
+
+# Long enough to reach past small windows; larger windows are checked by whether the layers ask for them.
+_LONGEST_ITEM = 640
+_LENGTHS = (5, 33, 1, 18)
+_NUM_SHARED = 48
+
+
+def choose_forward(model: Model, device: torch.device, *, max_tokens: int) -> Forward:
+    """The first of packed, padded and one by one that agrees with the model's own forward.
+
+    ``model`` is in fp32 on ``device``; the result owns it. ``max_tokens``: no item of the check is longer.
+    """
+    check = check_batch(model, max_tokens)
+    expected = OneByOneForward(model, device).logits(check)
+    for way in (PackedForward, PaddedForward):
+        forward: PackedForward | PaddedForward | None = None
+        try:
+            forward = way(model, device)
+            came = forward.logits(check)
+            reason = _disagreement(expected, came) or _missing_windows(model, forward)
+        except (NotPackable, RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+            reason = f"{type(error).__name__}: {error}"
+        if not reason:
+            assert forward is not None
+            return forward
+        logger.warning("%s is not served %s: %s", type(model).__name__, way.name, reason)
+        if forward is not None:
+            forward.undo()
+    return OneByOneForward(model, device)
+
+
+def check_batch(model: Model, max_tokens: int) -> Batch:
+    """Random items of several lengths, two of which share a prefix, and one longer than a small sliding window."""
+    config = model.config.get_text_config()
+    longest = min(max_tokens, position_limit(model.config, model.base_model) or max_tokens, _LONGEST_ITEM)
+    lengths = [min(length, longest) for length in _LENGTHS]
+    window = getattr(config, "sliding_window", None)
+    if isinstance(window, int):
+        lengths.append(min(2 * window + 9, longest))
+    special = {
+        value
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+        if isinstance(value := getattr(config, name, None), int)
+    }
+    ordinary = np.array([index for index in range(min(config.vocab_size, 4096)) if index not in special], np.int32)
+    random = np.random.default_rng(0)
+    items = [random.choice(ordinary, length).astype(np.int32) for length in lengths]
+    prefix = random.choice(ordinary, min(_NUM_SHARED, longest - 1)).astype(np.int32)
+    rests = (random.choice(ordinary, min(rest, longest - len(prefix))).astype(np.int32) for rest in (3, 7))
+    items.extend(np.concatenate([prefix, rest]) for rest in rests)
+    return Batch.of([EncodedItem(ids=ids, num_tokens=len(ids)) for ids in items])
+
+
+def _disagreement(expected: torch.Tensor, came: torch.Tensor) -> str:
+    """Says how two sets of logits differ by more than rounding in fp32; empty where they do not."""
+    if came.shape != expected.shape:
+        return f"it gives logits of shape {tuple(came.shape)} in place of {tuple(expected.shape)}"
+    # Rounding is a few millionths of the spread of scores; what a wrong neighbour or position does is far more.
+    tolerance = 1e-3 * expected.std(dim=0) + 1e-6 * expected.abs().amax(dim=0) + 1e-7
+    excess = ((came - expected).abs() / tolerance).nan_to_num(nan=float("inf"))
+    both_nan = came.isnan() & expected.isnan()
+    worst = float(excess.masked_fill(both_nan, 0.0).max())
+    return "" if worst <= 1 else f"its logits are up to {float((came - expected).abs().max()):.2g} off"
+
+
+def _missing_windows(model: Model, forward: Forward) -> str:
+    """A window longer than the check's items does not show in the logits: every such layer must have asked for it."""
+    if not isinstance(forward, PackedForward) or smallest_window(model.config) is None:
+        return ""
+    layer_types = getattr(model.config.get_text_config(), "layer_types", None)
+    attending = forward.last
+    assert attending is not None
+    expected = layer_types.count("sliding_attention") if layer_types else attending.num_calls
+    if attending.num_windowed == expected:
+        return ""
+    return f"{attending.num_windowed} of its layers ask for a window, {expected} have one"

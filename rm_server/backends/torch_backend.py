@@ -1,0 +1,146 @@
+"""The backend of sequence-classification checkpoints: transformers' own model, unpadded where that agrees."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+
+from rm_server.backends.checkpoint import Model, first_line, load_model, position_offset, read_config
+from rm_server.backends.forward import Forward, OneByOneForward
+from rm_server.backends.interface import ComputeSettings
+from rm_server.backends.items import Batch, Float64Array
+from rm_server.backends.linear import PrepackedLinear, prepack, unpack
+from rm_server.backends.self_check import check_batch, choose_forward
+from rm_server.errors import OutOfMemory, UnsupportedArtifact, WeightsMismatch
+from rm_server.registry.manifest import Manifest, Precision
+
+logger = logging.getLogger(__name__)
+
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TorchBackend:
+    """Scores with a forward that has been checked; used by one thread at a time."""
+
+    def __init__(self, forward: Forward, manifest: Manifest, settings: ComputeSettings) -> None:
+        self.forward = forward
+        self._manifest = manifest
+        self._settings = settings
+        self._memory_bytes = _memory_bytes(forward)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Weights and buffers, in bytes."""
+        return self._memory_bytes
+
+    @property
+    def precision(self) -> Precision:
+        """The type that the backbone computes in; the head always computes in fp32."""
+        return self._settings.precision
+
+    def score(self, batch: Batch) -> Float64Array:
+        """Raw scores, shape (num_items,). Raises OutOfMemory."""
+        if not batch.num_items:
+            return np.empty(0, np.float64)
+        try:
+            logits = self.forward.logits(batch)[:, self._manifest.label_index].double()
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                f"{batch.num_items} items with {int(batch.lengths.sum())} tokens do not fit into the memory of "
+                f"{self._settings.device}: {first_line(error)}"
+            ) from error
+        scores = torch.sigmoid(logits) if self._manifest.transform == "sigmoid" else logits
+        return cast(Float64Array, scores.numpy())
+
+
+def load_torch_backend(folder: Path, manifest: Manifest, settings: ComputeSettings) -> TorchBackend:
+    """Loads a Hugging Face folder. Raises BrokenVersion subclasses or OutOfMemory."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = _device(settings.device)
+    config = read_config(folder)
+    if not 0 <= manifest.label_index < config.num_labels:
+        raise WeightsMismatch(
+            f"The manifest's label_index is {manifest.label_index}, and the head has {config.num_labels} outputs."
+        )
+    model = load_model(folder, config)
+    _check_positions(model, manifest)
+    try:
+        model.to(device)
+        forward = choose_forward(model, device, max_tokens=manifest.max_tokens or int(1e9))
+        backend = TorchBackend(_prepare(forward, settings, manifest), manifest, settings)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise OutOfMemory(f"{folder} does not fit into the memory of {settings.device}: {first_line(error)}") from error
+    logger.info("%s: %s, %s, %s", folder.name, type(model).__name__, backend.forward.name, settings.precision)
+    return backend
+
+
+def _prepare(forward: Forward, settings: ComputeSettings, manifest: Manifest) -> Forward:
+    """Brings a checked model into the form in which it serves: precision, prepacked weights, one item a forward."""
+    forward.one_at_a_time = settings.deterministic
+    # The head stays in fp32: rounding there would make ties between scores that differ.
+    whole = forward.model if isinstance(forward, OneByOneForward) else forward.backbone
+    if settings.precision != "fp32":
+        _cast(whole, _TYPES[settings.precision])
+    if settings.prepack and forward.device.type == "cpu":
+        swapped = prepack(whole)
+        try:
+            forward.logits(check_batch(forward.model, manifest.max_tokens or int(1e9)))
+        except (AttributeError, RuntimeError) as error:
+            logger.warning("%s computes without prepacked weights: %s", type(forward.model).__name__, error)
+            unpack(swapped)
+    return forward
+
+
+def _cast(module: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Changes the weights' type. Buffers keep theirs: rotary frequencies in bf16 would put long texts out of place."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def _check_positions(model: Model, manifest: Manifest) -> None:
+    """An item with more tokens than the position table has rows could not be computed."""
+    for name, module in model.base_model.named_modules():
+        if isinstance(module, torch.nn.Embedding) and name.endswith(("position_embeddings", "wpe", "embed_positions")):
+            limit = module.num_embeddings - position_offset(model.base_model)
+            if manifest.max_tokens > limit:
+                raise UnsupportedArtifact(
+                    f"The manifest's max_tokens is {manifest.max_tokens}, and the model has positions for {limit}."
+                )
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UnsupportedArtifact(f"{name!r} is no device: {first_line(error)}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UnsupportedArtifact(
+            f"The device {name!r} is asked for, and torch {torch.__version__} sees no CUDA device."
+        )
+    return device
+
+
+def _memory_bytes(forward: Forward) -> int:
+    # An encoder's backbone is no longer inside its model once they are split.
+    modules = {id(module): module for root in (forward.model, forward.backbone) for module in root.modules()}
+    num_bytes = sum(module.num_bytes for module in modules.values() if isinstance(module, PrepackedLinear))
+    tensors = {
+        id(tensor): tensor
+        for module in modules.values()
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    }
+    return num_bytes + sum(int(tensor.nbytes) for tensor in tensors.values())
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # The CPU allocator raises a bare RuntimeError.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

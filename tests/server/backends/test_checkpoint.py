@@ -1,0 +1,114 @@
+"""A broken checkpoint is refused with the error that names what is broken; it is never repaired with random weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from safetensors.torch import load_file, save_file
+
+from rm_server.backends.checkpoint import load_model, read_config
+from rm_server.errors import ArtifactUnreadable, RmError, UnsupportedArtifact, WeightsMismatch
+
+Weights = dict[str, torch.Tensor]
+
+
+def change(folder: Path, how: Callable[[Weights], Weights]) -> None:
+    path = folder / "model.safetensors"
+    save_file(how(load_file(path)), path, metadata={"format": "pt"})
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def swapped(weights: Weights) -> Weights:
+    names = ["model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight"]
+    return {**weights, names[0]: weights[names[1]], names[1]: weights[names[0]]}
+
+
+def configure(folder: Path, **settings: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+
+@pytest.mark.parametrize(
+    ("breaks", "error", "says"),
+    [
+        (
+            lambda folder: change(folder, lambda weights: {k: v for k, v in weights.items() if k != "score.weight"}),
+            WeightsMismatch,
+            r"missing: score\.weight",
+        ),
+        (
+            lambda folder: change(folder, lambda weights: {**weights, "lm_head.weight": torch.ones(3)}),
+            WeightsMismatch,
+            r"not known to the architecture: lm_head\.weight",
+        ),
+        (lambda folder: change(folder, swapped), WeightsMismatch, r"q_proj\.weight \(16, 32\), expected \(32, 32\)"),
+        (
+            lambda folder: configure(folder, num_labels=3),
+            WeightsMismatch,
+            r"score\.weight \(1, 32\), expected \(3, 32\)",
+        ),
+        (truncate, ArtifactUnreadable, r"model\.safetensors \(\d+ bytes\) is truncated"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"nothing"),
+            ArtifactUnreadable,
+            "is truncated or no",
+        ),
+        (lambda folder: (folder / "model.safetensors").unlink(), ArtifactUnreadable, "has neither"),
+        (pickled, UnsupportedArtifact, r"pytorch_model\.bin: a pickle can run code"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{}"), UnsupportedArtifact, "is an adapter"),
+        (
+            lambda folder: configure(folder, quantization_config={"quant_method": "bitsandbytes"}),
+            UnsupportedArtifact,
+            r"quantized weights \(bitsandbytes\)",
+        ),
+    ],
+)
+def test_broken_checkpoints(tmp_path: Path, breaks: Callable[[Path], object], error: type[RmError], says: str) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "llama")
+    breaks(folder)
+    with pytest.raises(error, match=says):
+        load_model(folder, read_config(folder))
+
+
+def test_shards_are_read_and_missed(tmp_path: Path) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "llama", sharded=True)
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    model = load_model(folder, read_config(folder))
+    expected = tiny_models.make_model("llama").state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in model.state_dict().items())
+    next(folder.glob("model-00002-of-*")).unlink()
+    with pytest.raises(ArtifactUnreadable, match=r"names model-00002-of-\d+\.safetensors, and that file is not there"):
+        load_model(folder, read_config(folder))
+
+
+def test_an_index_that_leads_outside_is_refused(tmp_path: Path) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path / "inner", "llama", sharded=True)
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    index.write_text(json.dumps({**content, "weight_map": {"score.weight": "../elsewhere.safetensors"}}))
+    with pytest.raises(ArtifactUnreadable, match="outside of the folder"):
+        load_model(folder, read_config(folder))
+    index.write_text('{"weight_map": []}')
+    with pytest.raises(ArtifactUnreadable, match="has no weight_map"):
+        load_model(folder, read_config(folder))
+
+
+def test_remote_code_is_not_run(tmp_path: Path) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "llama")
+    (folder / "modeling_evil.py").write_text("raise SystemExit('this must not run')")
+    configure(folder, model_type="evil", auto_map={"AutoConfig": "modeling_evil.Evil"})
+    with pytest.raises(UnsupportedArtifact, match="code from elsewhere"):
+        read_config(folder)

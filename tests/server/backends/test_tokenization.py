@@ -1,0 +1,203 @@
+"""The ids are those that a plain transformers user gets, and every way to go wrong has its own error."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+from tiny_models import CHAT_TEMPLATE, CLS_ID, EOS, EOS_ID, SEP_ID, VOCAB_SIZE
+from transformers import AutoTokenizer
+
+from rm_server.backends.items import ChatMessage
+from rm_server.backends.loading import load_text_encoder
+from rm_server.backends.tokenization import TextEncoder
+from rm_server.errors import EmptyItem, InvalidTokenIds, ItemTooLong, UnsupportedArtifact, UnsupportedContent
+from rm_server.registry.manifest import Manifest
+
+JOINED = Manifest(kind="sequence_classification", max_tokens=100)
+PAIR = replace(JOINED, template="pair")
+CHAT = replace(JOINED, template="chat")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.make_checkpoint(tmp_path_factory.mktemp("bert"), "bert")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.make_checkpoint(tmp_path_factory.mktemp("llama"), "llama", chat_template=CHAT_TEMPLATE)
+
+
+def encoder(folder: Path, manifest: Manifest, **changes: Any) -> TextEncoder:
+    return load_text_encoder(folder, replace(manifest, **changes))
+
+
+def test_joined_text_is_tokenised_in_one_piece(llama: Path) -> None:
+    item = encoder(llama, JOINED).encode("on t", "he line")
+    plain = AutoTokenizer.from_pretrained(llama)
+    assert item.ids.tolist() == plain("on the line")["input_ids"]
+    assert item.num_tokens == len(item.ids)
+    # "on", " the": the token across the seam is the completion's first.
+    assert plain.decode(item.ids[: item.completion_start]) == "on"
+
+
+def test_special_tokens_are_the_tokenizer_s_own_or_left_out(bert: Path) -> None:
+    plain = AutoTokenizer.from_pretrained(bert)
+    assert encoder(bert, JOINED).encode("a", "b").ids.tolist() == [CLS_ID, *plain.encode("ab")[1:-1], SEP_ID]
+    bare = encoder(bert, JOINED, add_special_tokens=False).encode("a", "b")
+    assert bare.ids.tolist() == plain.encode("ab", add_special_tokens=False)
+    assert bare.completion_start == 1
+
+
+def test_a_pair_has_two_segments(bert: Path) -> None:
+    item = encoder(bert, PAIR).encode("the one", "in her")
+    plain = AutoTokenizer.from_pretrained(bert)("the one", "in her")
+    assert item.ids.tolist() == plain["input_ids"]
+    assert item.type_ids is not None
+    assert item.type_ids.tolist() == plain["token_type_ids"]
+    assert item.completion_start == item.ids.tolist().index(SEP_ID) + 1
+
+
+def test_a_completion_without_prompt_stands_alone(bert: Path, llama: Path) -> None:
+    alone = encoder(bert, PAIR).encode("", "in her")
+    assert alone.ids.tolist() == AutoTokenizer.from_pretrained(bert)("in her")["input_ids"]
+    assert alone.type_ids is None
+    rendered = encoder(llama, CHAT).encode("", "[user] hi<eos>")
+    assert rendered.ids.tolist() == AutoTokenizer.from_pretrained(llama).encode("[user] hi<eos>")
+    with pytest.raises(EmptyItem, match="needs one"):
+        encoder(llama, JOINED, template="Q: {prompt} A: {completion}").encode("", "in her")
+
+
+def test_the_template_is_filled_in_one_pass(llama: Path) -> None:
+    item = encoder(llama, JOINED, template="Q: {prompt}{x} A: {completion}.").encode("{completion}", "{prompt}")
+    text = "Q: {completion}{x} A: {prompt}."
+    plain = AutoTokenizer.from_pretrained(llama)
+    assert item.ids.tolist() == plain.encode(text)
+    assert plain.decode(item.ids[item.completion_start :]) == "{prompt}."
+
+
+def test_eos_is_appended_once(llama: Path) -> None:
+    eager = encoder(llama, JOINED, append_eos=True)
+    assert eager.encode("a", "b").ids.tolist().count(EOS_ID) == 1
+    assert eager.encode("a", "b").ids[-1] == EOS_ID
+    assert eager.encode("a", f"b{EOS}").ids.tolist() == eager.encode("a", "b").ids.tolist()
+    assert encoder(llama, JOINED).encode("a", "b").ids[-1] != EOS_ID
+
+
+def test_chat_is_rendered_by_the_tokenizer_s_template(llama: Path) -> None:
+    plain = AutoTokenizer.from_pretrained(llama)
+    item = encoder(llama, CHAT).encode("on line?", "the one")
+    messages = [{"role": "user", "content": "on line?"}, {"role": "assistant", "content": "the one"}]
+    assert item.ids.tolist() == plain.apply_chat_template(messages, return_dict=False)
+    assert plain.decode(item.ids[item.completion_start :]) == " the one<eos>"
+    talk = (ChatMessage("system", "be kind"), ChatMessage("user", "on line?"))
+    longer = encoder(llama, JOINED).encode(talk, (ChatMessage("assistant", "the one"),))
+    assert longer.ids.tolist() == plain.apply_chat_template(
+        [{"role": "system", "content": "be kind"}, *messages], return_dict=False
+    )
+    assert plain.decode(longer.ids[longer.completion_start :]) == " the one<eos>"
+
+
+def test_messages_need_a_chat_template_that_takes_them(bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedContent, match="no chat template"):
+        encoder(bert, JOINED).encode((ChatMessage("user", "a"),), (ChatMessage("assistant", "b"),))
+    with pytest.raises(UnsupportedArtifact, match="no chat template"):
+        encoder(bert, CHAT)
+    strict = "{{ raise_exception('only users') }}"
+    folder = tiny_models.make_checkpoint(tmp_path, "llama", chat_template=strict)
+    with pytest.raises(UnsupportedContent, match=r"roles: tool, assistant.*only users"):
+        encoder(folder, CHAT).encode((ChatMessage("tool", "a"),), (ChatMessage("assistant", "b"),))
+
+
+def test_token_ids_are_used_as_they_are(bert: Path) -> None:
+    item = encoder(bert, PAIR).encode((7, 8), (9,))
+    assert (item.ids.tolist(), item.completion_start, item.type_ids) == ([7, 8, 9], 2, None)
+
+
+@pytest.mark.parametrize("wrong", [VOCAB_SIZE, -1, 2**40, 2**80])
+def test_token_ids_outside_of_the_vocabulary_are_refused(bert: Path, wrong: int) -> None:
+    with pytest.raises(InvalidTokenIds, match=str(VOCAB_SIZE - 1)):
+        encoder(bert, JOINED).encode((7,), (8, wrong))
+    assert encoder(bert, JOINED).encode((7,), (8, VOCAB_SIZE - 1)).num_tokens == 3
+
+
+def test_prompt_and_completion_are_of_one_kind(llama: Path) -> None:
+    with pytest.raises(UnsupportedContent, match="different kinds"):
+        encoder(llama, JOINED).encode("a", (7,))
+
+
+@pytest.mark.parametrize("nothing", ["", ()])
+def test_an_empty_completion_is_refused(llama: Path, nothing: Any) -> None:
+    with pytest.raises(EmptyItem, match="no completion"):
+        encoder(llama, JOINED).encode("a", nothing)
+
+
+def test_text_that_is_no_unicode_is_refused(llama: Path, bert: Path) -> None:
+    for folder, manifest in ((llama, JOINED), (llama, CHAT), (bert, PAIR)):
+        with pytest.raises(UnsupportedContent, match="UTF-8"):
+            encoder(folder, manifest).encode("ok", "half a pair \ud83d")
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "rule", "prompt", "completion"),
+    [
+        (9, "refuse", "pqrs", "wxyz"),
+        (8, "keep_end", "qrs", "wxyz"),
+        (4, "keep_end", "", "xyz"),
+        (8, "keep_start", "pqrs", "wxy"),
+        (6, "keep_start", "pqrs", "w"),
+    ],
+)
+def test_truncation_leaves_eos(llama: Path, max_tokens: int, rule: str, prompt: str, completion: str) -> None:
+    item = encoder(llama, JOINED, append_eos=True, max_tokens=max_tokens, truncation=rule).encode("pqrs", "wxyz")
+    plain = AutoTokenizer.from_pretrained(llama)
+    assert plain.decode(item.ids) == prompt + completion + EOS
+    assert item.truncated == (prompt + completion != "pqrswxyz")
+    assert item.completion_start == len(prompt)
+
+
+def test_truncation_of_a_pair_keeps_its_segments(bert: Path) -> None:
+    item = encoder(bert, PAIR, max_tokens=6, truncation="keep_end").encode("pqrs", "xy")
+    assert AutoTokenizer.from_pretrained(bert).decode(item.ids) == "<cls>s<sep>xy<sep>"
+    assert item.type_ids is not None
+    assert item.type_ids.tolist() == [0, 0, 0, 1, 1, 1]
+    assert item.completion_start == 3
+
+
+def test_truncation_of_a_chat_keeps_its_end(llama: Path) -> None:
+    item = encoder(llama, CHAT, max_tokens=22, truncation="keep_start").encode("q", "abcdefgh")
+    assert AutoTokenizer.from_pretrained(llama).decode(item.ids).endswith("] ab<eos>")
+
+
+def test_truncation_of_ids_keeps_special_tokens_at_the_ends(llama: Path) -> None:
+    ids = encoder(llama, JOINED, max_tokens=5, truncation="keep_end")
+    assert ids.encode((2, 10, 11, 12), (20, 21, EOS_ID)).ids.tolist() == [2, 12, 20, 21, EOS_ID]
+    assert ids.encode((10, 11), (20, 21, 22, 23), "keep_start").ids.tolist() == [10, 11, 20, 21, 22]
+    with pytest.raises(ItemTooLong, match="has 6 tokens, the version takes 5"):
+        ids.encode((10, 11), (20, 21, 22, 23), "refuse")
+
+
+def test_a_request_s_truncation_wins_over_the_manifest_s(llama: Path) -> None:
+    refusing = encoder(llama, JOINED, max_tokens=3)
+    with pytest.raises(ItemTooLong):
+        refusing.encode("pq", "xy")
+    assert refusing.encode("pq", "xy", "keep_end").num_tokens == 3
+
+
+def test_without_a_limit_in_the_manifest_the_architecture_s_holds(bert: Path) -> None:
+    with pytest.raises(ItemTooLong, match="the version takes 128"):
+        encoder(bert, JOINED, max_tokens=0).encode("", "x" * 127)
+
+
+def test_many_threads_share_one_encoder(llama: Path) -> None:
+    shared = encoder(llama, CHAT, max_tokens=60, truncation="keep_end")
+    texts = [(f"question {n} " * (n % 7), f"answer {n} " * (1 + n % 11)) for n in range(200)]
+    alone = [shared.encode(*pair).ids.tolist() for pair in texts]
+    with ThreadPoolExecutor(8) as pool:
+        together = [item.ids.tolist() for item in pool.map(lambda pair: shared.encode(*pair), texts * 3)]
+    assert together == alone * 3
