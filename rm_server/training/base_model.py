@@ -1,0 +1,104 @@
+"""The checkpoint that training starts from: found, read as data, and given a fresh scalar head where it has none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from transformers import AutoModelForSequenceClassification, set_seed
+
+from rm_server.backends.checkpoint import check_weight_files, first_line, read_config, read_tokenizer
+from rm_server.errors import ArtifactUnreadable, UnsupportedArtifact, WeightsMismatch
+
+# transformers carries no types; these names say which of its objects is meant.
+Model: TypeAlias = Any
+Tokenizer: TypeAlias = Any
+
+_HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+
+
+def find_base(name: str) -> Path:
+    """The folder of a base model: the path itself, or the Hugging Face hub's model of that name, downloaded.
+
+    Only data is fetched (safetensors, JSON, tokenizer files). Raises ArtifactUnreadable.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise ArtifactUnreadable(
+            f"The base model {name!r} is no folder, and the Hugging Face hub does not give it: {first_line(error)}"
+        ) from error
+
+
+def load_base(folder: Path, seed: int) -> tuple[Model, Tokenizer, list[str]]:
+    """The sequence classifier with one output, in fp32, its tokenizer, and the names of the weights drawn afresh.
+
+    Those may only lie outside of the backbone (the head, and what is between): drawn from ``seed``.
+
+    Raises ArtifactUnreadable or UnsupportedArtifact; WeightsMismatch when the backbone's own weights are missing.
+    """
+    check_weight_files(folder)
+    config = read_config(folder)
+    tokenizer = read_tokenizer(folder)
+    config.num_labels = 1
+    set_seed(seed)
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # a classifier of several labels gets a new head, too
+            output_loading_info=True,
+        )
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise UnsupportedArtifact(
+            f"transformers cannot build a reward model on {folder}: {first_line(error)}"
+        ) from error
+    fresh = sorted({*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])})
+    _refuse_fresh_backbone(folder, model, fresh)
+    return model, tokenizer, fresh
+
+
+def _refuse_fresh_backbone(folder: Path, model: Model, fresh: Iterable[str]) -> None:
+    """A pooler may be new, as in a plain masked language model; anything else of the backbone may not."""
+    backbone = f"{model.base_model_prefix}."
+    lost = [name for name in fresh if name.startswith(backbone) and not name.startswith(f"{backbone}pooler.")]
+    if lost:
+        raise WeightsMismatch(
+            f"{folder} lacks weights of the backbone ({', '.join(lost[:6])}{' …' if len(lost) > 6 else ''}): "
+            f"it is no checkpoint of {type(model).__name__}."
+        )
+
+
+def disable_dropout(model: Model) -> None:
+    """Sets every dropout to 0: modules, and the plain numbers that some attention layers keep instead."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def choose_pad_id(model: Model, tokenizer: Tokenizer, last_ids: Iterable[int]) -> int:
+    """A pad id that no item ends with.
+
+    Decoders read the score at the last token that is not the pad id. Where EOS is padding, as is usual for tokenizers
+    without a pad token, that would be the token before the EOS; serving goes by lengths and reads the EOS.
+    """
+    taken = set(last_ids)
+    for pad_id in (tokenizer.pad_token_id, model.config.get_text_config().pad_token_id):
+        if pad_id is not None and pad_id not in taken:
+            return int(pad_id)
+    return next(token for token in range(len(taken) + 1) if token not in taken)

@@ -1,0 +1,202 @@
+"""Estimates with 95 % intervals that know pairs of one prompt are not independent. Pure: arrays in, numbers out.
+
+In every function ``clusters`` names the prompt (group) of each observation. With fewer than two clusters nothing can be
+said about the spread between them, and the interval is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize, special, stats
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+Clusters: TypeAlias = npt.NDArray[np.str_] | npt.NDArray[np.int64]
+Interval: TypeAlias = tuple[float, float]
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number, its 95 % interval, and how many observations it is from."""
+
+    value: float
+    interval: Interval | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogisticFit:
+    """Coefficients of a logistic regression without intercept, shape (num_features,).
+
+    ``is_separated``: some weighting predicts every choice, so that no finite estimate exists (Albert and Anderson
+    1984); the coefficients are None then, and where a feature is always 0.
+    """
+
+    coefficients: tuple[float | None, ...]
+    intervals: tuple[Interval | None, ...]
+    is_separated: bool
+
+
+def cluster_sums(values: FloatArray, clusters: Clusters) -> FloatArray:
+    """Sums of each cluster's rows; (num, …) becomes (num_clusters, …)."""
+    names, index = np.unique(clusters, return_inverse=True)
+    sums = np.zeros((len(names), *values.shape[1:]))
+    np.add.at(sums, index, values)
+    return sums
+
+
+def t_quantile(num_clusters: int) -> float:
+    """The two-sided 95 % quantile of Student's t with ``num_clusters - 1`` degrees of freedom.
+
+    Cameron and Miller 2015, "A practitioner's guide to cluster-robust inference", section VI.D.
+    """
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, num_clusters - 1))
+
+
+def clustered_mean(values: FloatArray, clusters: Clusters) -> Estimate:
+    """A mean with its cluster-robust t interval.
+
+    Variance G/(G-1) · Σ_g (Σ_i∈g (v_i - mean))² / n²: a sandwich with only a constant (Liang, Zeger 1986).
+    """
+    mean = float(values.mean())
+    spread = _clustered_variance(values - mean, clusters)
+    if spread is None:
+        return Estimate(mean, None, len(values))
+    variance, num_clusters = spread
+    half = t_quantile(num_clusters) * variance**0.5
+    return Estimate(mean, (mean - half, mean + half), len(values))
+
+
+def clustered_share(hits: FloatArray, clusters: Clusters) -> Estimate:
+    """A share (of hits 1, misses 0, ties ½) with a Wilson interval for clustered samples.
+
+    Wilson's interval (1927) with the effective sample size n / design effect and Student's t in place of z; it stays
+    inside [0, 1]. Korn and Graubard 1998; Dean and Pagano 2015, "Evaluating confidence interval methods for binomial
+    proportions in clustered surveys". Where all agree, the design effect is unknown, and clusters are counted instead.
+    """
+    share = float(hits.mean())
+    spread = _clustered_variance(hits - share, clusters)
+    if spread is None:
+        return Estimate(share, None, len(hits))
+    variance, num_clusters = spread
+    binomial = share * (1 - share)
+    if binomial <= 0:
+        effective = float(num_clusters)
+    else:
+        effective = min(float(len(hits)), binomial / variance) if variance > 0 else float(len(hits))
+    t = t_quantile(num_clusters)
+    shrink = 1 + t * t / effective
+    centre = (share + t * t / (2 * effective)) / shrink
+    half = t / shrink * (binomial / effective + t * t / (4 * effective**2)) ** 0.5
+    return Estimate(share, (max(0.0, centre - half), min(1.0, centre + half)), len(hits))
+
+
+def _clustered_variance(residuals: FloatArray, clusters: Clusters) -> tuple[float, int] | None:
+    sums = cluster_sums(residuals, clusters)
+    if len(sums) < 2:
+        return None
+    correction = len(sums) / (len(sums) - 1)
+    return float(correction * (sums**2).sum() / len(residuals) ** 2), len(sums)
+
+
+def fit_choices(features: FloatArray, clusters: Clusters) -> LogisticFit:
+    """Logistic regression of "the first was chosen" on differences (first - second), without intercept.
+
+    ``features``, shape (num_pairs, num_features): chosen minus rejected. Every pair also counts the other way round,
+    negated and not chosen; that doubles likelihood and scores alike, so one direction gives the same fit.
+    The intervals are cluster-robust: H⁻¹ (Σ_g u_g u_gᵀ) H⁻¹ · G/(G-1), u_g the summed scores of a cluster (Liang and
+    Zeger 1986; the correction as in Stata's logit), with Student's t.
+    """
+    used = np.flatnonzero((features != 0).any(axis=0))
+    coefficients: list[float | None] = [None] * features.shape[1]
+    intervals: list[Interval | None] = [None] * features.shape[1]
+    if not len(used):
+        return LogisticFit(tuple(coefficients), tuple(intervals), is_separated=False)
+    x = features[:, used]
+    if _is_separated(x):
+        return LogisticFit(tuple(coefficients), tuple(intervals), is_separated=True)
+
+    beta = _maximise_likelihood(x)
+    misses = special.expit(-(x @ beta))
+    bread = np.linalg.inv((x * (misses * (1 - misses))[:, None]).T @ x)
+    scores = cluster_sums(x * misses[:, None], clusters)
+    num_clusters = len(scores)
+    for position, column in enumerate(used):
+        coefficients[column] = float(beta[position])
+    if num_clusters > 1:
+        covariance = bread @ (scores.T @ scores) @ bread * num_clusters / (num_clusters - 1)
+        halves = t_quantile(num_clusters) * np.sqrt(np.diag(covariance))
+        for position, column in enumerate(used):
+            intervals[column] = (float(beta[position] - halves[position]), float(beta[position] + halves[position]))
+    return LogisticFit(tuple(coefficients), tuple(intervals), is_separated=False)
+
+
+def _maximise_likelihood(x: FloatArray) -> FloatArray:
+    """The coefficients β that maximise Σ log σ(xβ), which is concave."""
+
+    def gradient(beta: FloatArray) -> FloatArray:
+        return -(x * special.expit(-(x @ beta))[:, None]).sum(axis=0)  # type: ignore[no-any-return]
+
+    def hessian(beta: FloatArray) -> FloatArray:
+        p = special.expit(x @ beta)
+        return (x * (p * (1 - p))[:, None]).T @ x  # type: ignore[no-any-return]
+
+    result = optimize.minimize(
+        lambda beta: -special.log_expit(x @ beta).sum(),
+        np.zeros(x.shape[1]),
+        jac=gradient,
+        hess=hessian,
+        method="trust-exact",
+        options={"gtol": 1e-8 * len(x)},
+    )
+    return np.asarray(result.x, np.float64)
+
+
+def _is_separated(x: FloatArray) -> bool:
+    """Whether some β has xβ ≥ 0 for all pairs and > 0 for one: a linear programme decides."""
+    result = optimize.linprog(-x.sum(axis=0), A_ub=-x, b_ub=np.zeros(len(x)), bounds=[(-1, 1)] * x.shape[1])
+    return bool(-result.fun > 1e-9 * np.abs(x).sum())
+
+
+def bootstrap(
+    statistic: Callable[[npt.NDArray[np.int64]], float], clusters: Clusters, *, resamples: int = 1000, seed: int = 0
+) -> Interval | None:
+    """The percentile interval of a statistic over resampled clusters (Cameron, Gelbach and Miller 2008).
+
+    ``statistic`` takes indices of observations, repeated as drawn. Resamples where it is not defined (NaN) are left
+    out; None when that leaves fewer than nine in ten.
+    """
+    names, index = np.unique(clusters, return_inverse=True)
+    if len(names) < 2:
+        return None
+    members = [np.flatnonzero(index == number) for number in range(len(names))]
+    rng = np.random.default_rng(seed)
+    values = np.array(
+        [
+            statistic(np.concatenate([members[number] for number in rng.integers(len(names), size=len(names))]))
+            for _ in range(resamples)
+        ]
+    )
+    values = values[np.isfinite(values)]
+    if len(values) < 0.9 * resamples:
+        return None
+    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def pearson(x: FloatArray, y: FloatArray) -> float:
+    """Pearson's correlation; NaN where one of them is constant."""
+    x, y = x - x.mean(), y - y.mean()
+    scale = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / scale if scale > 0 else float("nan")
+
+
+def spearman(x: FloatArray, y: FloatArray) -> float:
+    """Spearman's rank correlation, ties at their mean rank; NaN where one of them is constant."""
+    return pearson(stats.rankdata(x), stats.rankdata(y))

@@ -1,0 +1,228 @@
+"""Makes a version's folder from preference pairs: a base model, TRL's RewardTrainer, and the manifest to serve it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, TrainerCallback
+from trl import RewardConfig
+
+from rm_server.backends.loading import load_encoder
+from rm_server.backends.plain_folder import infer_manifest
+from rm_server.errors import NonFiniteScore
+from rm_server.registry.digest import hash_file
+from rm_server.registry.manifest import Manifest, write_manifest
+from rm_server.training.base_model import choose_pad_id, disable_dropout, find_base, load_base
+from rm_server.training.batching import PairBatchSampler, PairCollator
+from rm_server.training.encoding import EncodedPairs, encode_pairs
+from rm_server.training.pair_trainer import PairTrainer
+from rm_server.training.preferences import (
+    Preference,
+    Split,
+    check_covered,
+    read_preferences,
+    read_split,
+    select,
+    split_by_group,
+    subset_of_groups,
+)
+from rm_server.training.progress import ProgressBar, quiet_transformers
+from rm_server.training.run_folder import CHECKPOINTS, begin_folder, find_checkpoint, step_of
+from rm_server.training.settings import TrainSettings
+
+TRAINING_FILE = "training.json"
+SPLIT_FILE = "split.json"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedVersion:
+    """What training gives: the folder, its manifest, the pairs kept from it, and the record in ``training.json``."""
+
+    folder: Path
+    manifest: Manifest
+    held_out: list[Preference]
+    record: dict[str, Any]
+
+
+def train(
+    data: Path,
+    out: Path,
+    settings: TrainSettings,
+    *,
+    resume: bool = False,
+    shows_progress: bool = True,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> TrainedVersion:
+    """Trains a reward model on ``data`` and writes it to ``out``; the manifest comes last and makes it a version.
+
+    ``resume`` goes on from the newest checkpoint in ``out``, and begins anew where there is none.
+
+    Raises AlreadyExists when ``out`` has a version or belongs to other settings; BadData for data that cannot be used;
+    ArtifactUnreadable, UnsupportedArtifact or WeightsMismatch for a base that cannot.
+    """
+    started, cpu_started = time.monotonic(), time.process_time()
+    pairs = read_preferences(data)
+    split = _split(pairs, settings)
+    training_pairs = select(pairs, subset_of_groups(split.train, settings.subset, settings.seed))
+    data_sha256 = hash_file(data)[1]
+    fingerprint = {"data_sha256": data_sha256, **asdict(settings)}
+    checkpoint = find_checkpoint(out, fingerprint, resume)
+    with quiet_transformers():
+        model, tokenizer, fresh_weights = load_base(find_base(settings.base), settings.seed)
+        if not settings.dropout:
+            disable_dropout(model)
+        manifest, encoded = _encode(model, tokenizer, training_pairs, settings, shows_progress)
+        begin_folder(out, fingerprint)
+        trainer = _make_trainer(model, tokenizer, encoded, [pair.group for pair in training_pairs], out, settings)
+        for callback in [*([ProgressBar("train")] if shows_progress else []), *callbacks]:
+            trainer.add_callback(callback)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        record = {
+            "settings": asdict(settings),
+            "data": {
+                "path": str(data),
+                "sha256": data_sha256,
+                "num_pairs": len(training_pairs),
+                "num_prompts": len({pair.group for pair in training_pairs}),
+                "num_texts": encoded.num_texts,
+                "num_truncated": encoded.num_truncated,
+                "num_held_out_prompts": len(split.held_out),
+            },
+            "fresh_weights": fresh_weights,
+            "num_steps": trainer.state.global_step,
+            "resumed_at_step": None if checkpoint is None else step_of(checkpoint),
+            "history": _history(trainer.state.log_history),
+            "seconds": round(time.monotonic() - started, 1),
+            "cpu_seconds": round(time.process_time() - cpu_started, 1),
+            "machine": _machine(trainer),
+        }
+        _write_version(out, trainer, tokenizer, manifest, split, record)
+    return TrainedVersion(out, manifest, select(pairs, split.held_out), record)
+
+
+def _split(pairs: Sequence[Preference], settings: TrainSettings) -> Split:
+    groups = {pair.group for pair in pairs}
+    if settings.split_file is None:
+        return split_by_group(groups, settings.held_out_share, settings.seed)
+    path = Path(settings.split_file)
+    parts = read_split(path)
+    check_covered(pairs, parts, path)
+    return Split(frozenset(groups & parts["train"]), frozenset(groups & parts["held_out"]))
+
+
+def _encode(
+    model: Any, tokenizer: Any, pairs: Sequence[Preference], settings: TrainSettings, shows_progress: bool
+) -> tuple[Manifest, EncodedPairs]:
+    """Reads config and tokenizer back as serving will read them: what the pairs become here, they become there."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tokenizer.save_pretrained(folder)
+        model.config.save_pretrained(folder)
+        manifest = infer_manifest(
+            folder, template=settings.template, max_tokens=settings.max_tokens, truncation=settings.truncation
+        )
+        return manifest, encode_pairs(load_encoder(folder, manifest), pairs, shows_progress=shows_progress)
+
+
+def _make_trainer(
+    model: Any, tokenizer: Any, encoded: EncodedPairs, groups: Sequence[str], out: Path, settings: TrainSettings
+) -> PairTrainer:
+    pairs_per_pass = max(1, settings.batch_size // settings.accumulation_steps)
+    pad_id = choose_pad_id(model, tokenizer, encoded.last_ids)
+    trainer = PairTrainer(
+        model=model,
+        args=_reward_config(out / CHECKPOINTS, pairs_per_pass, settings),
+        data_collator=PairCollator(pad_id),
+        train_dataset=encoded.dataset,
+        processing_class=copy.deepcopy(tokenizer),  # it may get EOS as its pad token
+        peft_config=_lora(settings),
+        batch_sampler=PairBatchSampler(groups, encoded.lengths, pairs_per_pass, settings.seed),
+    )
+    trainer.remove_callback(PrinterCallback)
+    # RewardTrainer has put the tokenizer's pad id there, which may be EOS.
+    trainer.model.config.get_text_config().pad_token_id = pad_id
+    return trainer
+
+
+def _reward_config(folder: Path, pairs_per_pass: int, settings: TrainSettings) -> RewardConfig:
+    return RewardConfig(
+        output_dir=str(folder),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=pairs_per_pass,
+        gradient_accumulation_steps=settings.accumulation_steps,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_share,
+        weight_decay=settings.weight_decay,
+        lr_scheduler_type="linear",
+        center_rewards_coefficient=settings.center_coefficient or None,
+        max_length=None,  # the encoder has cut, or refused
+        disable_dropout=False,  # done before, more thoroughly, where it was asked for
+        bf16=settings.precision == "bf16",
+        use_cpu=settings.device == "cpu",
+        gradient_checkpointing=settings.gradient_checkpointing,
+        seed=settings.seed,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        logging_steps=0.02,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if settings.checkpoint_steps else "epoch",
+        save_steps=settings.checkpoint_steps or 500,
+        save_total_limit=1,
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def _lora(settings: TrainSettings) -> Any:
+    if not settings.lora_rank:
+        return None
+    from peft import LoraConfig, TaskType
+
+    return LoraConfig(
+        task_type=TaskType.SEQ_CLS,  # trains the head whole
+        r=settings.lora_rank,
+        lora_alpha=2 * settings.lora_rank,
+        target_modules="all-linear",
+    )
+
+
+def _machine(trainer: PairTrainer) -> dict[str, Any]:
+    return {
+        "device": str(trainer.args.device),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        **{name: version_of(name) for name in ("torch", "transformers", "trl")},
+    }
+
+
+def _history(log_history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    kept = ("step", "epoch", "loss", "accuracy", "margin", "learning_rate", "grad_norm")
+    return [{name: entry[name] for name in kept if name in entry} for entry in log_history if "loss" in entry]
+
+
+def _write_version(
+    out: Path, trainer: PairTrainer, tokenizer: Any, manifest: Manifest, split: Split, record: dict[str, Any]
+) -> None:
+    """Weights first, manifest last; then the checkpoints are of no more use. Raises NonFiniteScore."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        raise NonFiniteScore("Training diverged: the weights are not finite. Give a smaller --learning-rate.")
+    tokenizer.save_pretrained(out)
+    model.save_pretrained(out)
+    (out / SPLIT_FILE).write_text(split.to_json(), encoding="utf-8")
+    (out / TRAINING_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_manifest(out, manifest)
+    shutil.rmtree(out / CHECKPOINTS)

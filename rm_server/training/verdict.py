@@ -1,0 +1,132 @@
+"""What an evaluation means, in words: may one trust these scores, and what is to be kept in mind. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rm_server.training.evaluation import Evaluation
+from rm_server.training.statistics import Interval
+
+FEW_PROMPTS = 30
+FEW_LENGTH_MATCHED = 100
+STRONG_LENGTH_CORRELATION = 0.5
+BAD_CALIBRATION = 0.1
+MANY_TRUNCATED = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What the figures alone do not show.
+
+    ``num_unscored``: pairs that got no score and are not in the figures. ``truncated_share``: of the texts.
+    ``num_trained_prompts``: evaluated prompts that the version was trained on, as far as its folder says.
+    """
+
+    num_unscored: int = 0
+    truncated_share: float = 0.0
+    num_trained_prompts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``level``: "good", "unclear" or "bad"; a headline, a sentence or two, and cautions."""
+
+    level: str
+    headline: str
+    text: str
+    cautions: tuple[str, ...]
+
+
+def judge(evaluation: Evaluation, circumstances: Circumstances) -> Verdict:
+    """Good: agrees with people more often than chance, and beyond length. Bad: the opposite of either is shown."""
+    level, headline = _level(evaluation)
+    text = (
+        f"On {evaluation.num_pairs} pairs of {evaluation.num_prompts} prompts the scores agree with people's choice in "
+        f"{_percent(evaluation.accuracy)}{_percent_interval(evaluation.accuracy_interval)}; always choosing the longer "
+        f"completion would agree in {_percent(evaluation.longer_wins_accuracy)}. {_about_length(evaluation)}"
+    )
+    return Verdict(level, headline, text, tuple(_cautions(evaluation, circumstances)))
+
+
+def _level(evaluation: Evaluation) -> tuple[str, str]:
+    beyond = evaluation.beyond_length
+    if beyond.is_separated and evaluation.accuracy == 1:
+        return "good", "Every choice is predicted."
+    if evaluation.accuracy_interval is None or (beyond.interval is None and not beyond.is_separated):
+        return "unclear", "There is too little data, or too little variety in the scores, for a judgement."
+    if evaluation.accuracy_interval[1] < 0.5 or (beyond.interval is not None and beyond.interval[1] < 0):
+        return "bad", "The scores go against people's choices."
+    if evaluation.accuracy_interval[0] <= 0.5:
+        return "unclear", "These pairs do not show that the scores are better than chance."
+    if beyond.interval is None or beyond.interval[0] <= 0:
+        return "unclear", "The scores agree with people, but perhaps only because they follow length."
+    return "good", "The scores agree with people, and not only because of length."
+
+
+def _about_length(evaluation: Evaluation) -> str:
+    beyond = evaluation.beyond_length
+    if beyond.coefficient is None or beyond.interval is None:
+        return ""
+    shown = f"{beyond.coefficient:.2f} [{beyond.interval[0]:.2f}, {beyond.interval[1]:.2f}]"
+    if beyond.interval[0] > 0:
+        return f"Of two equally long completions people tend to choose the one with the higher score ({shown})."
+    if beyond.interval[1] < 0:
+        return f"Of two equally long completions people tend to choose the one with the lower score ({shown})."
+    return f"Whether the score says anything about two equally long completions cannot be told ({shown})."
+
+
+def _cautions(evaluation: Evaluation, circumstances: Circumstances) -> Iterator[str]:
+    if circumstances.num_trained_prompts:
+        yield (
+            f"{circumstances.num_trained_prompts} of these prompts have the names of prompts that the version was "
+            "trained on. If they are the same, the figures are better than they will be on new prompts."
+        )
+    if circumstances.num_unscored:
+        yield (
+            f"{circumstances.num_unscored} pairs could not be scored (too long, for example) and are left out; "
+            "the figures say nothing about such texts."
+        )
+    if evaluation.num_prompts < FEW_PROMPTS:
+        yield (
+            f"Only {evaluation.num_prompts} prompts: intervals from so few are rough, and other prompts may behave "
+            "differently."
+        )
+    if evaluation.num_length_matched < FEW_LENGTH_MATCHED:
+        yield (
+            f"Only {evaluation.num_length_matched} pairs are of about equal length, so the length-matched accuracy is "
+            "uncertain."
+        )
+    correlation = evaluation.length_correlation
+    if correlation is not None and abs(correlation) > STRONG_LENGTH_CORRELATION:
+        tendency = "longer" if correlation > 0 else "shorter"
+        yield (
+            f"Differences of scores go with differences of length (correlation {correlation:.2f}): a policy can raise "
+            f"its score by writing {tendency} texts. Fix the length, or watch it."
+        )
+    shorter = evaluation.accuracy_shorter_chosen
+    if shorter is not None and shorter.interval is not None and shorter.interval[1] < 0.5:
+        yield (
+            f"Where people chose the shorter completion the scores agree in {_percent(shorter.value)} only: "
+            "there, length wins over what people wanted."
+        )
+    reliability = evaluation.reliability
+    if reliability.expected_calibration_error > BAD_CALIBRATION and reliability.slope is not None:
+        manner = "too sure of themselves" if reliability.slope < 1 else "too careful"
+        yield (
+            f"The scores are {manner}: as probabilities they are off by "
+            f"{_percent(reliability.expected_calibration_error)} on average. The ranking is not touched by that."
+        )
+    if circumstances.truncated_share > MANY_TRUNCATED:
+        yield (
+            f"{_percent(circumstances.truncated_share)} of the texts are longer than the version reads; "
+            "what was cut off did not count."
+        )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _percent_interval(interval: Interval | None) -> str:
+    return "" if interval is None else f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
