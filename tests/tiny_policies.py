@@ -1,0 +1,124 @@
+"""Tiny random policies, prompts and reward sources for the trainer's tests; the scores can be computed by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_models import EOS_ID, FAMILIES, PAD_ID, VOCAB_SIZE, make_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ppo_client.client.scores import Content, Scores
+from ppo_client.ppo.config import PPOConfig
+from ppo_client.ppo.config_file import from_mapping
+
+FAMILIES_OF_POLICIES = ("gpt2", "llama", "qwen2", "mistral", "gemma2")
+
+
+def make_language_model(family: str = "gpt2", *, seed: int = 0, scale: float = 0.15, **config: Any) -> Any:
+    """Random, with weights drawn larger than a fresh model's, so that a wrong position shows in the logits."""
+    settings = {
+        "vocab_size": VOCAB_SIZE,
+        "pad_token_id": PAD_ID,
+        "eos_token_id": EOS_ID,
+        "bos_token_id": None,
+        **FAMILIES[family],
+        **config,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.copy_(torch.randn_like(parameter) * scale)
+    return model
+
+
+def save_policy(folder: Path, family: str = "gpt2", *, with_tokenizer: bool = True, **config: Any) -> Path:
+    make_language_model(family, **config).save_pretrained(folder)
+    if with_tokenizer:
+        make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_id_prompts(path: Path, *, num_prompts: int = 20, vocab_size: int = VOCAB_SIZE, seed: int = 0) -> Path:
+    """Prompts of 3 to 8 token ids."""
+    generator = torch.Generator().manual_seed(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(num_prompts):
+            length = int(torch.randint(3, 9, (), generator=generator))
+            ids = torch.randint(5, vocab_size, (length,), generator=generator).tolist()
+            file.write(json.dumps({"prompt": ids}) + "\n")
+    return path
+
+
+def even_share(prompt: Content, completion: Content) -> float:
+    """The share of even token ids; for text, of even UTF-8 bytes."""
+    ids = completion.encode() if isinstance(completion, str) else completion
+    return sum(token % 2 == 0 for token in ids) / max(len(ids), 1)  # type: ignore[operator]
+
+
+@dataclass
+class FakeRewards:
+    """Answers at once with `score(prompt, completion)`, and remembers what was asked."""
+
+    score: Callable[[Content, Content], float] = even_share
+    version: int = 1
+    digest: str = "0" * 64
+    asked: list[tuple[Content, Content]] = field(default_factory=list)
+    num_calls: int = 0
+
+    def submit(self, model: str, *, prompts: Sequence[Content], completions: Sequence[Content]) -> Future[Scores]:
+        self.num_calls += 1
+        self.asked += zip(prompts, completions, strict=True)
+        future: Future[Scores] = Future()
+        future.set_result(
+            make_scores(
+                [self.score(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)],
+                model=model.partition("@")[0],
+                version=self.version,
+                digest=self.digest,
+            )
+        )
+        return future
+
+
+def make_scores(values: list[Any], *, model: str = "even", version: int = 1, digest: str = "0" * 64) -> Scores:
+    return Scores(
+        values=values,
+        model=model,
+        version=version,
+        digest=digest,
+        truncated=[False] * len(values),
+        num_tokens=[1] * len(values),
+    )
+
+
+def make_config(folder: Path, **sections: dict[str, Any]) -> PPOConfig:
+    """A run of a few small steps in `folder`, which has a policy in `policy/` and prompts in `prompts.jsonl`."""
+    settings: dict[str, dict[str, Any]] = {
+        "policy": {"model": str(folder / "policy")},
+        "data": {"prompts": str(folder / "prompts.jsonl")},
+        "rollout": {"max_response_tokens": 6},
+        "reward": {"model": "even", "input": "token_ids"},
+        "ppo": {"batch_size": 8, "num_epochs": 2, "num_minibatches": 2, "learning_rate": 1e-3},
+        "train": {"output": str(folder / "run"), "num_steps": 2, "tensorboard": False, "seed": 1},
+    }
+    for name, values in sections.items():
+        settings.setdefault(name, {}).update(values)
+    return from_mapping(PPOConfig, settings)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What must be the same in two runs of one seed."""
+    return [{name: value for name, value in row.items() if not name.endswith("_s")} for row in rows]
