@@ -37,6 +37,7 @@ RmError
 │   ├── AlreadyExists
 │   ├── VersionChanged
 │   ├── PromotionRefused
+│   ├── NotCalibrated
 │   └── StorageFull
 ├── Unauthenticated
 ├── PermissionDenied
@@ -44,6 +45,8 @@ RmError
 """
 
 from __future__ import annotations
+
+import re
 
 
 class RmError(Exception):
@@ -59,6 +62,11 @@ class RmError(Exception):
         self.message = message
         if retry_after_s is not None:
             self.retry_after_s = retry_after_s
+
+    @property
+    def reason(self) -> str:
+        """The class as a label of metrics and a word of logs: ``queue_full``."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keeps the hint when the error crosses from a worker process."""
@@ -211,6 +219,10 @@ class VersionChanged(Refused):
 
 class PromotionRefused(Refused):
     """The new version is worse beyond chance, or has no evaluation."""
+
+
+class NotCalibrated(Refused):
+    """Calibrated scores of a version that has no calibration."""
 
 
 class StorageFull(Refused):

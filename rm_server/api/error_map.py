@@ -66,6 +66,7 @@ TABLE: dict[type[errors.RmError], Outcome] = {
     errors.AlreadyExists: _outcome(_Status.ALREADY_EXISTS, 409, "ALREADY_EXISTS"),
     errors.VersionChanged: _outcome(_Status.FAILED_PRECONDITION, 409, "VERSION_CHANGED"),
     errors.PromotionRefused: _outcome(_Status.FAILED_PRECONDITION, 409, "PROMOTION_REFUSED"),
+    errors.NotCalibrated: _outcome(_Status.FAILED_PRECONDITION, 409, "NOT_CALIBRATED"),
     errors.StorageFull: _outcome(_Status.RESOURCE_EXHAUSTED, 507, "STORAGE_FULL"),
     errors.Unauthenticated: _outcome(_Status.UNAUTHENTICATED, 401, "UNAUTHENTICATED"),
     errors.PermissionDenied: _outcome(_Status.PERMISSION_DENIED, 403, "PERMISSION_DENIED"),

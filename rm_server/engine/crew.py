@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rm_server.engine.host import LoadOrder, LoadReport
+from rm_server.engine.tasks import Tasks
 from rm_server.engine.work import Work
 from rm_server.engine.workers import Worker, WorkerDied
 from rm_server.errors import RmError, WorkerFailed
@@ -75,7 +76,7 @@ class Crew:
         self._orders: dict[VersionKey, tuple[LoadOrder, Check]] = {}
         # One change of what the workers hold at a time, so that a new worker cannot miss one.
         self._changes = asyncio.Lock()
-        self._refills: set[asyncio.Task[None]] = set()
+        self._refills = Tasks()
 
     @property
     def num_ready(self) -> int:
@@ -94,9 +95,7 @@ class Crew:
 
     async def stop(self) -> None:
         """Ends all workers at once, whatever they do."""
-        for refill in self._refills:
-            refill.cancel()
-        await asyncio.gather(*self._refills, return_exceptions=True)
+        await self._refills.cancel()
         workers = [seat.worker for seat in self.seats if seat.worker is not None]
         for seat in self.seats:
             seat.worker = None
@@ -155,9 +154,7 @@ class Crew:
                 seat.worker = None
                 seat.keys.clear()
                 self._listener.on_death(seat, reason)
-                refill = asyncio.get_running_loop().create_task(self._refill(seat))
-                self._refills.add(refill)
-                refill.add_done_callback(self._refills.discard)
+                self._refills.spawn(self._refill(seat))
 
     async def _refill(self, seat: Seat) -> None:
         pause_s = FIRST_PAUSE_S

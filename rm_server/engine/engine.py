@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from rm_server.backends.interface import ComputeSettings, Encoder
 from rm_server.backends.items import Batch, EncodedItem
@@ -20,6 +20,7 @@ from rm_server.engine.encoding import Encoding, Pair
 from rm_server.engine.host import LoadOrder, LoadReport, attempt, imported
 from rm_server.engine.pool import Pool, PoolMetrics, QueueStats
 from rm_server.engine.result_cache import ResultCache, cache_key
+from rm_server.engine.tasks import Tasks
 from rm_server.engine.work import ItemScore, Work
 from rm_server.engine.workers import ProcessWorker, ThreadWorker, Worker
 from rm_server.errors import Draining, RmError, VersionInUse, VersionNotLoaded
@@ -77,7 +78,7 @@ class Engine:
         self._loading: set[VersionKey] = set()
         self._loaded: dict[VersionKey, LoadedVersion] = {}
         self._num_loads = 0
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks()
         self._is_draining = False
         self._is_stopped = False
         self.num_scored_items = 0
@@ -116,9 +117,7 @@ class Engine:
             pass
         self._is_stopped = True
         await self._pool.stop(Draining("The server stopped before this item was computed; go to another one."))
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
         self._encoding.close()
 
     # --- versions ---
@@ -131,7 +130,7 @@ class Engine:
         Raises BrokenVersion's members, OutOfMemory, WorkerFailed, Draining; VersionInUse where it is being loaded or
         unloaded, or is loaded in another precision.
         """
-        return await self._to_the_end(self._load(key, folder, manifest, precision))
+        return await self._tasks.to_the_end(self._load(key, folder, manifest, precision))
 
     async def unload(self, key: VersionKey) -> None:
         """Takes no new requests, finishes those under way, frees the memory. Goes on when the caller is cancelled.
@@ -141,7 +140,7 @@ class Engine:
         entry = self._entry(key)
         if entry.unloading is None:
             self._loaded.pop(key, None)
-            entry.unloading = self._task(self._unload(entry))
+            entry.unloading = self._tasks.spawn(self._unload(entry))
         await asyncio.shield(entry.unloading)
 
     def use(self, key: VersionKey) -> Hold:
@@ -308,16 +307,6 @@ class Engine:
         if self.settings.workers == 0:
             return ThreadWorker(self._load_backend)
         return ProcessWorker(self._load_backend, self.threads_per_worker)
-
-    def _task(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = self._loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def _to_the_end(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """A caller that goes away in the middle must not leave half of a change behind."""
-        return await asyncio.shield(self._task(coroutine))
 
 
 class _Entry:

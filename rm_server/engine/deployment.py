@@ -1,0 +1,147 @@
+"""Which versions this server has loaded, is loading, or could not load; how an artifact becomes a loaded version."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from rm_server.engine.engine import Engine
+from rm_server.engine.lifecycle import State
+from rm_server.errors import RmError, VersionInUse
+from rm_server.registry.artifacts import ArtifactStore
+from rm_server.registry.manifest import Precision, read_manifest
+from rm_server.registry.records import VersionKey, VersionRecord
+
+_log = logging.getLogger(__name__)
+
+
+class DeploymentMetrics(Protocol):
+    """What is counted here; see rm_server/metrics.py."""
+
+    def version_loaded(
+        self, key: VersionKey, *, digest: str, precision: str, memory_bytes: int, load_seconds: float
+    ) -> None: ...
+    def load_failed(self, key: VersionKey, reason: str) -> None: ...
+    def version_unloaded(self, key: VersionKey) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class VersionStatus:
+    """Where a version is on this server. ``error`` is set when it FAILED; memory and precision when it is READY."""
+
+    state: State
+    error: RmError | None = None
+    memory_bytes: int = 0
+    precision: str = ""
+
+
+class Deployment:
+    """The states of versions on this server. One thing at a time for each version: the caller sees to that."""
+
+    def __init__(
+        self,
+        artifacts: ArtifactStore,
+        engine: Engine,
+        metrics: DeploymentMetrics,
+        on_change: Callable[[VersionKey], None],
+    ) -> None:
+        """``on_change`` is told of every change of a version's state, after it."""
+        self._artifacts = artifacts
+        self._engine = engine
+        self._metrics = metrics
+        self._on_change = on_change
+        self._busy: dict[VersionKey, State] = {}
+        self._failed: dict[VersionKey, RmError] = {}
+        engine.on_lost = self._lost
+
+    def state_of(self, key: VersionKey) -> VersionStatus:
+        """Where a version is on this server."""
+        if (state := self._busy.get(key)) is not None:
+            return VersionStatus(state)
+        if (loaded := self._engine.loaded.get(key)) is not None:
+            return VersionStatus("READY", memory_bytes=loaded.memory_bytes, precision=loaded.precision)
+        if (error := self._failed.get(key)) is not None:
+            return VersionStatus("FAILED", error)
+        return VersionStatus("REGISTERED")
+
+    @property
+    def states(self) -> Mapping[VersionKey, State]:
+        """Of all versions that are not just REGISTERED."""
+        keys = {*self._busy, *self._engine.loaded, *self._failed}
+        return {key: self.state_of(key).state for key in keys}
+
+    def is_loaded(self, key: VersionKey) -> bool:
+        """Whether the version takes work."""
+        return key in self._engine.loaded
+
+    def forget_failure(self, key: VersionKey) -> None:
+        """FAILED becomes REGISTERED."""
+        if self._failed.pop(key, None) is not None:
+            self._on_change(key)
+
+    async def load(self, record: VersionRecord, precision: Precision | None) -> None:
+        """Verifies the files and loads them; ``precision`` None: as it is, or the server's own.
+
+        Raises VersionInUse when it is loaded in another precision, DigestMismatch, and what `Engine.load` raises; but
+        for the first, it is FAILED then.
+        """
+        key = record.key
+        loaded = self._engine.loaded.get(key)
+        if loaded is not None and (precision is None or loaded.precision in (precision, "")):
+            return
+        if loaded is not None:
+            raise VersionInUse(
+                f"{_name(key)} is loaded in {loaded.precision}. Unload it first to load it in {precision}."
+            )
+        self._enter(key, "LOADING")
+        started = time.perf_counter()
+        try:
+            await asyncio.to_thread(self._artifacts.verify, record.digest)
+            folder = self._artifacts.path(record.digest)
+            manifest = await asyncio.to_thread(read_manifest, folder)
+            loaded = await self._engine.load(key, folder, manifest, precision or self._engine.settings.precision)
+            self._failed.pop(key, None)
+            self._metrics.version_loaded(
+                key,
+                digest=record.digest,
+                precision=loaded.precision,
+                memory_bytes=loaded.memory_bytes,
+                load_seconds=time.perf_counter() - started,
+            )
+        except RmError as error:
+            self._failed[key] = error
+            self._metrics.load_failed(key, error.reason)
+            _log.warning("%s is not loaded: %s", _name(key), error)
+            raise
+        finally:
+            self._leave(key)
+
+    async def unload(self, key: VersionKey) -> None:
+        """Lets a loaded version finish its work and frees it."""
+        self._enter(key, "DRAINING")
+        try:
+            await self._engine.unload(key)
+            self._metrics.version_unloaded(key)
+        finally:
+            self._leave(key)
+
+    def _enter(self, key: VersionKey, state: State) -> None:
+        self._busy[key] = state
+        self._on_change(key)
+
+    def _leave(self, key: VersionKey) -> None:
+        del self._busy[key]
+        self._on_change(key)
+
+    def _lost(self, key: VersionKey, error: RmError) -> None:
+        self._failed[key] = error
+        self._metrics.version_unloaded(key)
+        self._on_change(key)
+
+
+def _name(key: VersionKey) -> str:
+    return f"{key[0]}@{key[1]}"

@@ -1,0 +1,266 @@
+"""The path of a request: which version, what tokens, a turn in the engine, and an answer for each item."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rm_server.backends.items import Content, EncodedItem
+from rm_server.config import LimitSettings
+from rm_server.engine.engine import Engine
+from rm_server.engine.versions import VersionManager
+from rm_server.engine.work import ItemScore
+from rm_server.errors import (
+    DeadlineExceeded,
+    Draining,
+    NonFiniteScore,
+    NotCalibrated,
+    RequestTooLarge,
+    RmError,
+    VersionChanged,
+    VersionNotLoaded,
+    WorkerFailed,
+)
+from rm_server.registry.manifest import Transform, TruncationRule
+from rm_server.registry.records import CalibrationRecord, VersionKey
+from rm_server.scoring.calibration import calibrated
+from rm_server.scoring.routing import Route
+from rm_server.scoring.runs import Runs
+from rm_server.scoring.selector import parse
+
+_NOTHING_TRIED = (DeadlineExceeded, Draining, WorkerFailed, VersionNotLoaded)
+"""Where every item that could be encoded failed like this, nothing was tried and the call fails as a whole."""
+
+
+class ScoringMetrics(Protocol):
+    """What is counted here; see rm_server/metrics.py."""
+
+    def items_finished(self, key: VersionKey, reason: str, num_items: int) -> None: ...
+    def tokens_scored(self, key: VersionKey, num_tokens: int, num_truncated: int) -> None: ...
+    def tokenized(self, key: VersionKey, seconds: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreCall:
+    """One call. ``groups``: prompts, each with its completions. ``run`` empty: the anonymous run.
+
+    ``truncation`` None: the version's own rule. ``expected_digest`` empty: no check.
+    """
+
+    selector: str
+    groups: Sequence[tuple[Content, Sequence[Content]]]
+    run: str = ""
+    request_id: str = ""
+    calibrated: bool = False
+    truncation: TruncationRule | None = None
+    bypass_cache: bool = False
+    expected_digest: str = ""
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One part of a composite: ``weight * value`` was added. ``version`` 0: a rule of the composite's own."""
+
+    name: str
+    value: float
+    weight: float
+    version: int = 0
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ItemAnswer:
+    """What became of one completion: exactly one of ``value`` (finite) and ``error`` is set."""
+
+    value: float | None
+    error: RmError | None
+    truncated: bool = False
+    num_tokens: int = 0
+    components: tuple[Component, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time went, in seconds. For a call of several batches, the longest of each."""
+
+    tokenize_s: float = 0.0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreAnswer:
+    """The scores, and exactly what gave them. ``items``: in the order of the groups, then of the completions.
+
+    ``label`` None: the version was chosen by number or lease. ``calibration`` is set when the values are calibrated.
+    """
+
+    model: str
+    version: int
+    digest: str
+    label: str | None
+    transform: Transform
+    calibration: CalibrationRecord | None
+    items: list[ItemAnswer]
+    timings: Timings
+    arm: str | None = None
+
+
+class Scorer:
+    """Answers calls. Lives on the engine's event loop."""
+
+    def __init__(
+        self, engine: Engine, versions: VersionManager, runs: Runs, limits: LimitSettings, metrics: ScoringMetrics
+    ) -> None:
+        self._engine = engine
+        self._versions = versions
+        self._runs = runs
+        self._limits = limits
+        self._metrics = metrics
+
+    async def score(self, call: ScoreCall, deadline: float | None) -> ScoreAnswer:
+        """Scores all completions with one version; each succeeds or fails by itself.
+
+        ``deadline`` on the event loop's clock. Cancelling drops what is not being computed yet. Raises only when
+        nothing could be tried: InvalidSelector, InvalidRequest, RequestTooLarge, NotFound's members, VersionChanged,
+        NotCalibrated, QueueFull, Draining, WorkerFailed, DeadlineExceeded.
+        """
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        self._check_size(call)
+        selector = parse(call.selector)
+        route = self._runs.route(selector, call.run)
+        calibration = self._checked_calibration(call, route)
+        # No await between finding the version and holding it, so that no unload can come in between.
+        with self._engine.use(route.key) as version:
+            self._runs.keep(selector, call.run, route)
+            encoded = await self._engine.encode(
+                route.key,
+                [(prompt, completion) for prompt, completions in call.groups for completion in completions],
+                call.truncation,
+            )
+            tokenized = loop.time()
+            if deadline is not None and tokenized >= deadline:
+                raise DeadlineExceeded("The deadline passed before the items had their turn; nothing was computed.")
+            futures = self._engine.submit(
+                route.key,
+                [item for item in encoded if isinstance(item, EncodedItem)],
+                run=call.run,
+                priority=call.priority,
+                deadline=deadline,
+                use_cache=not call.bypass_cache,
+            )
+            await _all_done(futures, deadline)
+        outcomes = _outcomes(encoded, futures)
+        scores = [outcome for outcome in outcomes if isinstance(outcome, ItemScore)]
+        answers = [_item_answer(item, outcome, calibration) for item, outcome in zip(encoded, outcomes, strict=True)]
+        self._count(call, route, answers, [score.value for score in scores], tokenized - started)
+        return ScoreAnswer(
+            model=route.key[0],
+            version=route.key[1],
+            digest=route.digest,
+            label=route.label,
+            transform=version.manifest.transform,
+            calibration=calibration,
+            items=answers,
+            timings=Timings(
+                tokenize_s=tokenized - started,
+                queue_s=max((score.queue_s for score in scores), default=0.0),
+                compute_s=max((score.compute_s for score in scores), default=0.0),
+                total_s=loop.time() - started,
+            ),
+            arm=route.arm,
+        )
+
+    def _check_size(self, call: ScoreCall) -> None:
+        num_items = sum(len(completions) for _, completions in call.groups)
+        if num_items > self._limits.max_items_per_request:
+            raise RequestTooLarge(
+                f"The call has {num_items} completions; at most {self._limits.max_items_per_request} may come at once. "
+                "Send them in several calls."
+            )
+
+    def _checked_calibration(self, call: ScoreCall, route: Route) -> CalibrationRecord | None:
+        name = f"{route.key[0]}@{route.key[1]}"
+        if call.expected_digest and call.expected_digest != route.digest:
+            raise VersionChanged(
+                f"{call.selector} means {name} with digest {route.digest} now; {call.expected_digest} was expected."
+            )
+        if not call.calibrated:
+            return None
+        calibration = self._versions.snapshot.versions[route.key].calibration
+        if calibration is None:
+            raise NotCalibrated(
+                f"{name} has no calibration. Ask for raw scores, or compute one with `rm-server register` or "
+                "`rm-server evaluate`."
+            )
+        return calibration
+
+    def _count(
+        self, call: ScoreCall, route: Route, answers: Sequence[ItemAnswer], raw_scores: list[float], tokenize_s: float
+    ) -> None:
+        reasons = Counter("ok" if answer.error is None else answer.error.reason for answer in answers)
+        for reason, num_items in reasons.items():
+            self._metrics.items_finished(route.key, reason, num_items)
+        scored = [answer for answer in answers if answer.error is None]
+        num_tokens = sum(answer.num_tokens for answer in scored)
+        self._metrics.tokens_scored(route.key, num_tokens, sum(answer.truncated for answer in scored))
+        self._metrics.tokenized(route.key, tokenize_s)
+        self._runs.scored(call.run, route, raw_scores, num_tokens)
+
+
+async def _all_done(futures: Sequence[asyncio.Future[ItemScore]], deadline: float | None) -> None:
+    """Waits for all. Cancels those that are not done when the deadline passes, or when nobody waits any more."""
+    waiting = [future for future in futures if not future.done()]
+    try:
+        if waiting:
+            timeout_s = None if deadline is None else deadline - asyncio.get_running_loop().time()
+            await asyncio.wait(waiting, timeout=timeout_s)
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _outcomes(
+    encoded: Sequence[EncodedItem | RmError], futures: Sequence[asyncio.Future[ItemScore]]
+) -> list[ItemScore | RmError]:
+    """What became of each item. Raises where nothing could be tried, or where the deadline passed in between."""
+    of_futures = [_outcome(future) for future in futures]
+    late = [outcome for outcome in of_futures if isinstance(outcome, DeadlineExceeded)]
+    if late:
+        raise late[0]
+    if of_futures and all(isinstance(outcome, _NOTHING_TRIED) for outcome in of_futures):
+        raise next(outcome for outcome in of_futures if isinstance(outcome, RmError))
+    of_items = iter(of_futures)
+    return [item if isinstance(item, RmError) else next(of_items) for item in encoded]
+
+
+def _outcome(future: asyncio.Future[ItemScore]) -> ItemScore | RmError:
+    if future.cancelled():
+        return DeadlineExceeded("The deadline passed before all items of the call were computed.")
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if isinstance(error, RmError):
+        return error
+    raise error
+
+
+def _item_answer(
+    item: EncodedItem | RmError, outcome: ItemScore | RmError, calibration: CalibrationRecord | None
+) -> ItemAnswer:
+    if isinstance(item, RmError):
+        return ItemAnswer(None, item)
+    if isinstance(outcome, RmError):
+        return ItemAnswer(None, outcome, item.truncated, item.num_tokens)
+    value = outcome.value if calibration is None else calibrated(outcome.value, calibration)
+    if not math.isfinite(value):
+        error = NonFiniteScore(f"The raw score {outcome.value} is {value} when it is calibrated; ask for raw scores.")
+        return ItemAnswer(None, error, item.truncated, item.num_tokens)
+    return ItemAnswer(value, None, item.truncated, item.num_tokens)
