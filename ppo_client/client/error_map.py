@@ -52,6 +52,7 @@ BY_REASON: dict[str, type[RewardClientError]] = {
     "ALREADY_EXISTS": errors.AlreadyExists,
     "VERSION_CHANGED": errors.VersionChanged,
     "PROMOTION_REFUSED": errors.PromotionRefused,
+    "NOT_CALIBRATED": errors.NotCalibrated,
     "STORAGE_FULL": errors.StorageFull,
     "INTERNAL": errors.ServerDefect,
 }

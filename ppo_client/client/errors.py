@@ -40,6 +40,7 @@ RewardClientError
 │   ├── VersionChanged             another version than the one that was expected
 │   │   └── VersionChangedDuringCall   the parts of one call came from several versions
 │   ├── PromotionRefused
+│   ├── NotCalibrated              calibrated scores of a version without calibration
 │   └── StorageFull
 ├── Unauthenticated
 ├── PermissionDenied
@@ -239,6 +240,10 @@ class VersionChangedDuringCall(VersionChanged):
 
 class PromotionRefused(Refused):
     """The new version is worse beyond chance, or has no evaluation."""
+
+
+class NotCalibrated(Refused):
+    """Calibrated scores were asked of a version that has no calibration; ask for raw ones."""
 
 
 class StorageFull(Refused):

@@ -43,6 +43,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_VERSION_CHANGED: _ClassVar[ErrorReason]
     ERROR_REASON_PROMOTION_REFUSED: _ClassVar[ErrorReason]
     ERROR_REASON_STORAGE_FULL: _ClassVar[ErrorReason]
+    ERROR_REASON_NOT_CALIBRATED: _ClassVar[ErrorReason]
     ERROR_REASON_INTERNAL: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_MALFORMED_REQUEST: ErrorReason
@@ -80,6 +81,7 @@ ERROR_REASON_ALREADY_EXISTS: ErrorReason
 ERROR_REASON_VERSION_CHANGED: ErrorReason
 ERROR_REASON_PROMOTION_REFUSED: ErrorReason
 ERROR_REASON_STORAGE_FULL: ErrorReason
+ERROR_REASON_NOT_CALIBRATED: ErrorReason
 ERROR_REASON_INTERNAL: ErrorReason
 
 class Error(_message.Message):
