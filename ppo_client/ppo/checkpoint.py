@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError  # nothing is unpickled; it is what torch.load raises
 from typing import Any
 
 import numpy as np
@@ -81,9 +82,9 @@ def save_checkpoint(output: Path, step: int, write: Callable[[Path], None], keep
 def write_directory(place: Path, write: Callable[[Path], None]) -> None:
     """Puts a new directory at `place`, instead of the one that may be there, after all of it is on disk."""
     place.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in (*place.parent.glob(".writing-*"), *place.parent.glob(".old-*")):  # of a process that was killed
+        shutil.rmtree(leftover)
     beside, old = place.with_name(f".writing-{place.name}"), place.with_name(f".old-{place.name}")
-    for leftover in (beside, old):  # of a process that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
     beside.mkdir()
     write(beside)
     for path in (*beside.rglob("*"), beside):
@@ -121,7 +122,7 @@ def load_tensors(path: Path) -> Any:
     """What `torch.save` wrote, data only."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError) as error:
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 

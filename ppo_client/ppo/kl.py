@@ -36,10 +36,6 @@ class KLController:
     config: KLConfig
     coefficient: float
 
-    @classmethod
-    def start(cls, config: KLConfig) -> KLController:
-        return cls(config, config.coefficient)
-
     def update(self, episode_kl: float, num_episodes: int) -> None:
         """`episode_kl`: the mean over the step's episodes of the KL summed over tokens, in nats."""
         if self.config.controller == "adaptive":

@@ -186,7 +186,8 @@ def _assemble(
     if critic_tensors is not None:
         actor_critic.critic.load_state_dict(critic_tensors)
     if config.policy.gradient_checkpointing:
-        policy.model.gradient_checkpointing_enable()
+        model: Any = policy.model  # the older name, where transformers does not have the newer yet
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     actor_critic, reference = actor_critic.to(accelerator.device), reference.to(accelerator.device)
     optimizer = torch.optim.AdamW(
         actor_critic.parameters(),

@@ -264,7 +264,7 @@ def test_gradient_checkpointing_changes_no_number() -> None:
         return [p.grad.clone() for p in policy.parameters() if p.grad is not None]
 
     plain = gradients()
-    policy.model.gradient_checkpointing_enable()
+    policy.model.activation_checkpointing_enable()
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(plain, gradients(), strict=True))
     again = policy.eval().sample(make_prompts(), numbers())
     assert torch.equal(again.sequences.response_ids, samples.sequences.response_ids)

@@ -1,0 +1,96 @@
+"""Checkpoints are whole or not there, the last few are kept, and random states come back bit by bit."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ppo_client.ppo import checkpoint
+from ppo_client.ppo.checkpoint import (
+    RunState,
+    latest_checkpoint,
+    load_tensors,
+    random_state,
+    save_checkpoint,
+    set_random_state,
+    write_directory,
+)
+from ppo_client.ppo.errors import CheckpointError
+from ppo_client.ppo.normalize import ScoreNormalizer
+from ppo_client.ppo.versions import RewardVersion
+
+
+def write_text(text: str) -> checkpoint.Callable[[Path], None]:
+    def write(place: Path) -> None:
+        (place / "text").write_text(text)
+
+    return write
+
+
+def test_the_last_few_are_kept_and_the_latest_is_found(tmp_path: Path) -> None:
+    for step in (9, 10, 1_000_000):
+        save_checkpoint(tmp_path, step, write_text(str(step)), keep=2)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-000010", "step-1000000"]
+    assert (latest_checkpoint(tmp_path) / "text").read_text() == "1000000"
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        latest_checkpoint(tmp_path)
+
+
+def test_a_writer_that_dies_leaves_the_old_one(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, write_text("whole"), keep=2)
+
+    def dying(place: Path) -> None:
+        (place / "text").write_text("half")
+        raise KeyboardInterrupt
+
+    for step in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path, step, dying, keep=2)
+        assert (latest_checkpoint(tmp_path) / "text").read_text() == "whole"
+    save_checkpoint(tmp_path, 2, write_text("next"), keep=2)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000001", "step-000002"]
+
+
+def test_a_directory_is_replaced(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        write_directory(tmp_path / "policy", write_text(text))
+    assert (tmp_path / "policy" / "text").read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+
+
+@pytest.mark.parametrize("version", [None, RewardVersion("m", 3, "d")])
+def test_the_state_is_read_back_exactly(version: RewardVersion | None) -> None:
+    state = RunState("run", 7, 448, 0.1 + 0.2, ScoreNormalizer(1 / 3, -2 / 7), version)
+    assert RunState.from_json(state.to_json()) == state
+
+
+def draws() -> tuple[float, float, list[float], list[float]]:
+    return random.random(), random.gauss(0, 1), np.random.rand(2).tolist(), torch.randn(3).tolist()
+
+
+def test_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
+    draws()
+    np.random.randn()  # leaves half a pair behind
+    torch.save(random_state(), tmp_path / "rng.pt")
+    expected = draws()
+    draws()
+    set_random_state(load_tensors(tmp_path / "rng.pt"))
+    assert draws() == expected
+
+
+def test_a_pickle_is_not_loaded(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return print, ("executed",)
+
+    torch.save({"a": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_tensors(tmp_path / "evil.pt")

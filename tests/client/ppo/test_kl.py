@@ -1,0 +1,83 @@
+"""KL estimators against closed form and exact expectation; the controller against hand-computed steps."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ppo_client.ppo.config import KLConfig
+from ppo_client.ppo.kl import KLController, adapted, kl_per_token
+
+
+@pytest.mark.parametrize(
+    ("estimator", "expected"),
+    [
+        ("k1", [math.log(2), -math.log(4)]),
+        ("k2", [math.log(2) ** 2 / 2, math.log(4) ** 2 / 2]),
+        ("k3", [0.5 - 1 + math.log(2), 4 - 1 - math.log(4)]),
+    ],
+)
+def test_closed_form(estimator: str, expected: list[float]) -> None:
+    policy, reference = torch.tensor([0.5, 0.1]).log(), torch.tensor([0.25, 0.4]).log()
+    assert kl_per_token(policy, reference, estimator).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_k1_may_be_negative_and_k3_never_is() -> None:
+    generator = torch.Generator().manual_seed(0)
+    policy = torch.randn(50, 5, generator=generator).log_softmax(-1)
+    reference = torch.randn(50, 5, generator=generator).log_softmax(-1)
+    assert float(kl_per_token(policy, reference, "k1").min()) < 0
+    assert float(kl_per_token(policy, reference, "k3").min()) >= 0
+
+
+@pytest.mark.parametrize(("estimator", "is_unbiased"), [("k1", True), ("k2", False), ("k3", True)])
+def test_the_mean_over_samples_is_the_exact_kl(estimator: str, is_unbiased: bool) -> None:
+    policy = torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25], dtype=torch.float64).log()
+    reference = torch.tensor([0.3, 0.1, 0.2, 0.2, 0.2], dtype=torch.float64).log()
+    exact = float((policy.exp() * (policy - reference)).sum())
+    expectation = float((policy.exp() * kl_per_token(policy, reference, estimator)).sum())
+    assert (abs(expectation - exact) < 1e-12) == is_unbiased
+    tokens = torch.multinomial(policy.exp(), 200_000, replacement=True, generator=torch.Generator().manual_seed(1))
+    sampled = float(kl_per_token(policy[tokens], reference[tokens], estimator).mean())
+    assert sampled == pytest.approx(expectation, abs=5e-3)
+
+
+def test_the_same_distribution_costs_nothing() -> None:
+    log_probs = torch.randn(4, 7).log_softmax(-1)
+    for estimator in ("k1", "k2", "k3"):
+        assert torch.equal(kl_per_token(log_probs, log_probs, estimator), torch.zeros(4, 7))
+
+
+def test_an_estimator_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="k4"):
+        kl_per_token(torch.zeros(1), torch.zeros(1), "k4")
+
+
+@pytest.mark.parametrize(
+    ("kl", "factor"),
+    [
+        (12.0, 1 + 0.2 * 256 / 10_000),  # twice the target, clipped: 1.00512
+        (6.6, 1 + 0.1 * 256 / 10_000),
+        (6.0, 1.0),
+        (0.0, 1 - 0.2 * 256 / 10_000),
+        (-3.0, 1 - 0.2 * 256 / 10_000),
+    ],
+)
+def test_adaptive_follows_ziegler(kl: float, factor: float) -> None:
+    assert adapted(0.1, kl, 256, target=6.0, horizon=10_000) == pytest.approx(0.1 * factor, rel=1e-12)
+    controller = KLController(KLConfig(controller="adaptive", coefficient=0.1, target=6.0, horizon=10_000), 0.1)
+    controller.update(kl, 256)
+    assert controller.coefficient == pytest.approx(0.1 * factor, rel=1e-12)
+
+
+def test_fixed_stays() -> None:
+    controller = KLController(KLConfig(controller="fixed", coefficient=0.1), 0.1)
+    controller.update(1000.0, 256)
+    assert controller.coefficient == 0.1
+
+
+def test_a_kl_that_is_no_number_does_not_reach_the_coefficient() -> None:
+    with pytest.raises(ValueError, match="nan"):
+        adapted(0.1, math.nan, 1, target=6.0, horizon=100.0)

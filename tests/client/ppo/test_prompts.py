@@ -1,0 +1,115 @@
+"""Prompts of every kind, and messages that name the row that cannot be used."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import CHAT_TEMPLATE, make_tokenizer
+
+from ppo_client.ppo.config import DataConfig, RewardConfig
+from ppo_client.ppo.errors import DataError
+from ppo_client.ppo.prompts import Prompt, load_prompts, read_rows
+
+
+def write(path: Path, *rows: Any) -> Path:
+    text = "\n".join(json.dumps(row) for row in rows) + "\n"
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text, encoding="utf-8")
+    return path
+
+
+def load(path: Path, *, reward: RewardConfig | None = None, tokenizer: Any = None, **data: Any) -> list[Prompt]:
+    return load_prompts(DataConfig(prompts=str(path), **data), reward or RewardConfig(), tokenizer)
+
+
+def test_text(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    path = write(tmp_path / "p.jsonl.gz", {"prompt": "the end"}, {"prompt": "zwölf"})
+    prompts = load(path, tokenizer=tokenizer, reward=RewardConfig(prompt_template="Q: {prompt}"))
+    assert [prompt.text for prompt in prompts] == ["the end", "zwölf"]
+    assert [prompt.content for prompt in prompts] == ["Q: the end", "Q: zwölf"]
+    assert prompts[0].token_ids == tokenizer("the end")["input_ids"]
+
+
+def test_token_ids_need_no_tokenizer(tmp_path: Path) -> None:
+    (prompt,) = load(write(tmp_path / "p.jsonl", {"q": [5, 6]}), field="q", reward=RewardConfig(input="token_ids"))
+    assert prompt == Prompt([5, 6], [5, 6], "5 6")
+
+
+def test_token_ids_are_decoded_for_a_reward_that_reads_text(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    ids = tokenizer("hello")["input_ids"]
+    path = write(tmp_path / "p.jsonl", {"prompt": ids})
+    assert load(path, tokenizer=tokenizer)[0].content == "hello"
+    with pytest.raises(DataError, match="token ids and no tokenizer"):
+        load(path)
+
+
+def test_chat_messages(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    path = write(tmp_path / "p.jsonl", {"prompt": [{"role": "user", "content": "hi"}]})
+    with pytest.raises(DataError, match="no chat template"):
+        load(path, tokenizer=tokenizer)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    (prompt,) = load(path, tokenizer=tokenizer)
+    assert prompt.content == [{"role": "user", "content": "hi"}]
+    assert tokenizer.decode(prompt.token_ids) == "[user] hi<eos>[assistant] "
+    assert prompt.text == "user: hi"
+
+
+def test_rows_can_be_chosen(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", {"prompt": [1], "split": "train"}, {"prompt": [2], "split": "test"})
+    reward = RewardConfig(input="token_ids")
+    assert [prompt.token_ids for prompt in load(path, where="split=test", reward=reward)] == [[2]]
+    with pytest.raises(DataError, match="no prompts with split=dev"):
+        load(path, where="split=dev", reward=reward)
+
+
+def test_overlong(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", {"prompt": [1, 2, 3]}, {"prompt": [4]})
+    reward = RewardConfig(input="token_ids")
+    with pytest.raises(DataError, match="row 1: 3 tokens, data.max_prompt_tokens is 2"):
+        load(path, max_prompt_tokens=2, reward=reward)
+    assert [p.token_ids for p in load(path, max_prompt_tokens=2, overlong="drop", reward=reward)] == [[4]]
+    kept = load(path, max_prompt_tokens=2, overlong="keep_end", reward=reward)
+    assert [(p.token_ids, p.content) for p in kept] == [([2, 3], [2, 3]), ([4], [4])]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("", "text, chat messages or token ids, and not empty"),
+        ([], "not empty"),
+        (None, "not empty"),
+        ([1, "a"], "not empty"),
+        ([True], "not empty"),
+        ([{"role": "user"}], "not empty"),
+        ([-1], "cannot be negative"),
+    ],
+)
+def test_prompts_that_are_none(tmp_path: Path, value: Any, message: str) -> None:
+    path = write(tmp_path / "p.jsonl", {"prompt": "fine"}, {"prompt": value})
+    with pytest.raises(DataError, match=f"row 2: .*{message}"):
+        load(path, tokenizer=make_tokenizer())
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no file at"):
+        load(tmp_path / "none.jsonl")
+    with pytest.raises(DataError, match="row 1: no field 'prompt'; it has text"):
+        load(write(tmp_path / "p.jsonl", {"text": "a"}))
+    with pytest.raises(DataError, match="needs a tokenizer"):
+        load(write(tmp_path / "q.jsonl", {"prompt": "a"}))
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"a": 1}\n\n{"a"\n', encoding="utf-8")
+    with pytest.raises(DataError, match="line 3: not JSON"):
+        list(read_rows(path))
+    path.write_text("[1]\n", encoding="utf-8")
+    with pytest.raises(DataError, match="line 1: an object is expected, this is list"):
+        list(read_rows(path))

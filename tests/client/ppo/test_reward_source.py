@@ -1,0 +1,98 @@
+"""Replies are checked before anything is learnt; a service that is away is waited for, up to a limit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+from tiny_policies import make_scores
+
+from ppo_client.client.scores import Content, Scores
+from ppo_client.ppo.errors import InvalidScores, RewardServiceAway
+from ppo_client.ppo.reward_source import RewardDesk, checked
+
+
+class Away(Exception):
+    pass
+
+
+class Flaky:
+    """Fails with the given errors, one a call, then answers."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.futures: list[Future[Scores]] = []
+
+    def submit(self, model: str, *, prompts: Sequence[Content], completions: Sequence[Content]) -> Future[Scores]:
+        future: Future[Scores] = Future()
+        self.futures.append(future)
+        if self.errors:
+            future.set_exception(self.errors.pop(0))
+        else:
+            future.set_result(make_scores([1.0] * len(completions)))
+        return future
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.pauses: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now_s += seconds
+
+
+def make_desk(source: Flaky, clock: Clock, patience_s: float, told: list[str] | None = None) -> RewardDesk:
+    report = (told if told is not None else []).append
+    return RewardDesk(source, "m", patience_s, (Away,), report, clock=lambda: clock.now_s, sleep=clock.sleep)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), None, "1.0", True])
+def test_a_score_that_is_no_finite_number_is_an_error(value: Any) -> None:
+    with pytest.raises(InvalidScores, match="for completion 1 of 2"):
+        checked(make_scores([0.5, value]), num_expected=2)
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, 2.0, 3.0]])
+def test_the_number_of_scores_is_checked(values: list[float]) -> None:
+    with pytest.raises(InvalidScores, match=f"answered {len(values)} scores for 2 completions"):
+        checked(make_scores(values), num_expected=2)
+
+
+def test_it_is_asked_again_while_the_service_is_away() -> None:
+    source, clock, told = Flaky(Away("down"), Away("down"), Away("down")), Clock(), list[str]()
+    scores = make_desk(source, clock, 60.0, told).ask(["p"], ["c"]).result()
+    assert scores.values == [1.0]
+    assert clock.pauses == [0.5, 1.0, 2.0]
+    assert len(source.futures) == 4
+    assert len(told) == 3
+    assert "down" in told[0]
+
+
+def test_patience_ends() -> None:
+    source, clock = Flaky(*[Away("gone")] * 99), Clock()
+    with pytest.raises(RewardServiceAway, match=r"for 10 s \(reward.patience_s\): gone"):
+        make_desk(source, clock, 10.0).ask(["p"], ["c"]).result()
+    assert clock.now_s == pytest.approx(10.0)
+
+
+def test_other_errors_are_not_repeated() -> None:
+    source, clock = Flaky(ValueError("bad request")), Clock()
+    with pytest.raises(ValueError, match="bad request"):
+        make_desk(source, clock, 60.0).ask(["p"], ["c"]).result()
+    assert len(source.futures) == 1
+    assert clock.pauses == []
+
+
+def test_a_request_that_nobody_wants_is_cancelled() -> None:
+    class Never(Flaky):
+        def submit(self, model: str, *, prompts: Sequence[Content], completions: Sequence[Content]) -> Future[Scores]:
+            self.futures.append(Future())
+            return self.futures[-1]
+
+    source = Never()
+    make_desk(source, Clock(), 1.0).ask(["p"], ["c"]).cancel()
+    assert source.futures[0].cancelled()
