@@ -48,6 +48,8 @@ from __future__ import annotations
 
 import re
 
+_OTHER_REASONS = {"InvalidRequest": "invalid_argument", "InternalError": "internal"}
+
 
 class RmError(Exception):
     """A failure with a message for people: what came, what was expected, what to do.
@@ -65,8 +67,9 @@ class RmError(Exception):
 
     @property
     def reason(self) -> str:
-        """The class as a label of metrics and a word of logs: ``queue_full``."""
-        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+        """The contract's reason in lower case, as a label of metrics and a word of logs: ``queue_full``."""
+        name = type(self).__name__
+        return _OTHER_REASONS.get(name) or re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keeps the hint when the error crosses from a worker process."""

@@ -7,11 +7,10 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
-from rm_server.api.error_map import reason_name
 from rm_server.errors import Draining, InternalError, RmError
 from rm_server.metrics import OK, Metrics, VersionKey
 
@@ -53,6 +52,8 @@ class Calls:
         self._idle.set()
         self._is_open = False
         self._is_draining = False
+        self._streams: set[asyncio.Timeout] = set()
+        self._are_streams_over = False
 
     @property
     def is_open(self) -> bool:
@@ -84,7 +85,7 @@ class Calls:
             reason = "deadline_exceeded" if is_late else "cancelled"
             raise
         except RmError as error:
-            reason = reason_name(error)
+            reason = error.reason
             if isinstance(error, InternalError):
                 logger.exception("defect", extra=_fields(call))
             raise
@@ -116,6 +117,27 @@ class Calls:
         except TimeoutError:
             return False
         return True
+
+    @asynccontextmanager
+    async def stream(self) -> AsyncIterator[None]:
+        """Surrounds a streamed answer, which has no end of its own: ``end_streams`` makes it fail with Draining."""
+        scope = asyncio.timeout(0 if self._are_streams_over else None)
+        self._streams.add(scope)
+        try:
+            async with scope:
+                yield
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise Draining("This server is shutting down; call another one.") from None
+        finally:
+            self._streams.discard(scope)
+
+    def end_streams(self) -> None:
+        """Ends the streams that are open, and those that come now."""
+        self._are_streams_over = True
+        for scope in self._streams:
+            scope.reschedule(asyncio.get_running_loop().time())
 
     @contextmanager
     def _working(self) -> Iterator[None]:

@@ -85,11 +85,6 @@ def outcome_of(error: errors.RmError) -> Outcome:
     return TABLE[errors.InternalError]
 
 
-def reason_name(error: errors.RmError) -> str:
-    """The reason as a label of metrics and a word of logs: ``queue_full``."""
-    return outcome_of(error).reason.removeprefix("ERROR_REASON_").lower()
-
-
 def short_message(error: errors.RmError) -> str:
     """The error's text, cut where it would not fit: gRPC sends it twice, percent-encoded, in 8 KiB of trailers."""
     encoded = error.message.encode("utf-8", "replace")

@@ -78,13 +78,15 @@ class Edge:
 
         async def server_stream(request: Message | Unparsed, context: Any) -> None:
             async def work(call: Call) -> None:
-                await implementation(_parsed(request), call, context.write)
+                async with self._calls.stream():
+                    await implementation(_parsed(request), call, context.write)
 
             await self._answer(method, context, work, is_read, is_public)
 
         async def both_stream(requests: AsyncIterator[Message | Unparsed], context: Any) -> None:
             async def work(call: Call) -> None:
-                await implementation(requests, call, context.write)
+                async with self._calls.stream():
+                    await implementation(requests, call, context.write)
 
             await self._answer(method, context, work, is_read, is_public)
 

@@ -14,7 +14,6 @@ from rm_server.api.error_map import (
     TABLE,
     error_message,
     outcome_of,
-    reason_name,
     short_message,
     trailing_metadata,
 )
@@ -32,6 +31,11 @@ def test_every_reason_of_the_contract_belongs_to_one_class() -> None:
     assert reasons == sorted(set(errors_pb2.ErrorReason.keys()) - {"ERROR_REASON_UNSPECIFIED"})
 
 
+@pytest.mark.parametrize("cls", TABLE, ids=lambda cls: cls.__name__)
+def test_metrics_and_logs_use_the_contract_s_word(cls: type[errors.RmError]) -> None:
+    assert f"ERROR_REASON_{cls('?').reason.upper()}" == TABLE[cls].reason
+
+
 def test_no_error_is_ok() -> None:
     assert all(outcome.status is not grpc.StatusCode.OK for outcome in TABLE.values())
     assert all(400 <= outcome.http_status < 600 for outcome in TABLE.values())
@@ -47,7 +51,6 @@ def test_a_later_subclass_is_answered_like_its_parent() -> None:
         pass
 
     assert outcome_of(QueueOfRunFull("full")) == TABLE[errors.QueueFull]
-    assert reason_name(QueueOfRunFull("full")) == "queue_full"
 
 
 def test_metadata_carries_the_error_and_the_hint() -> None:

@@ -14,7 +14,7 @@ from rm_api.v1 import errors_pb2, models_pb2, models_pb2_grpc
 from rm_server.api.access import Access
 from rm_server.api.calls import Call, Calls
 from rm_server.api.rpc import Edge, Send
-from rm_server.errors import Draining, InternalError, QueueFull
+from rm_server.errors import CatalogUnavailable, InternalError, QueueFull
 from rm_server.metrics import Metrics
 
 SERVICE = models_pb2.DESCRIPTOR.services_by_name["ModelService"]
@@ -52,7 +52,9 @@ class Servicer:
 
     async def WatchModels(self, request: models_pb2.WatchModelsRequest, call: Call, send: Send) -> None:
         await send(models_pb2.WatchModelsResponse(change=models_pb2.WatchModelsResponse.CHANGE_INITIAL))
-        raise Draining("Bye.")
+        if request.model == "broken":
+            raise CatalogUnavailable("The database is gone.")
+        await self.go_on.wait()
 
     async def unused(self, request: object, call: Call) -> None:
         raise AssertionError
@@ -154,11 +156,23 @@ async def test_a_stream_may_fail_after_it_began() -> None:
     world = World()
     world.calls.open()
     async with world.channel() as channel:
-        watch = models_pb2_grpc.ModelServiceStub(channel).WatchModels(models_pb2.WatchModelsRequest())
-        first = await watch.read()
-        assert first.change == models_pb2.WatchModelsResponse.CHANGE_INITIAL
+        stub = models_pb2_grpc.ModelServiceStub(channel)
+        watch = stub.WatchModels(models_pb2.WatchModelsRequest(model="broken"))
+        assert (await watch.read()).change == models_pb2.WatchModelsResponse.CHANGE_INITIAL
         status, error = await failure(watch.read())
-    assert (status.code(), error.message) == (grpc.StatusCode.UNAVAILABLE, "Bye.")
+    assert (status.code(), error.message) == (grpc.StatusCode.UNAVAILABLE, "The database is gone.")
+
+
+async def test_streams_end_when_the_server_does() -> None:
+    world = World()
+    world.calls.open()
+    async with world.channel() as channel:
+        watch = models_pb2_grpc.ModelServiceStub(channel).WatchModels(models_pb2.WatchModelsRequest())
+        assert (await watch.read()).change == models_pb2.WatchModelsResponse.CHANGE_INITIAL
+        world.calls.drain()
+        world.calls.end_streams()
+        status, error = await failure(watch.read())
+    assert (status.code(), error.reason) == (grpc.StatusCode.UNAVAILABLE, errors_pb2.ERROR_REASON_DRAINING)
 
 
 async def test_the_deadline_is_on_the_loop_s_clock() -> None:

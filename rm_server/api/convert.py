@@ -1,0 +1,109 @@
+"""Scoring between the contract's messages and the server's own types; nothing is decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rm_api.v1 import scoring_pb2
+
+from rm_server.api.error_map import error_message
+from rm_server.backends.items import ChatMessage, Content
+from rm_server.errors import InternalError, InvalidRequest
+from rm_server.registry.manifest import Transform, TruncationRule
+from rm_server.registry.records import CalibrationRecord
+from rm_server.scoring.scorer import Component, ItemAnswer, ScoreAnswer, ScoreCall
+
+MAX_PRIORITY = 10
+
+TRUNCATIONS: Mapping[int, TruncationRule | None] = {
+    scoring_pb2.TRUNCATION_UNSPECIFIED: None,
+    scoring_pb2.TRUNCATION_REFUSE: "refuse",
+    scoring_pb2.TRUNCATION_KEEP_END: "keep_end",
+    scoring_pb2.TRUNCATION_KEEP_START: "keep_start",
+}
+TRANSFORMS: Mapping[Transform, scoring_pb2.Transform] = {
+    "raw_logit": scoring_pb2.TRANSFORM_RAW_LOGIT,
+    "sigmoid": scoring_pb2.TRANSFORM_SIGMOID,
+    "rule": scoring_pb2.TRANSFORM_RULE,
+    "weighted_sum": scoring_pb2.TRANSFORM_WEIGHTED_SUM,
+}
+
+
+def score_call(request: scoring_pb2.ScoreRequest, request_id: str) -> ScoreCall:
+    """A request as the scorer takes it. Raises InvalidRequest for options out of range."""
+    options = request.options
+    if options.truncation not in TRUNCATIONS:
+        raise InvalidRequest(f"options.truncation is {options.truncation}; 0 to {max(TRUNCATIONS)} were expected.")
+    if abs(options.priority) > MAX_PRIORITY:
+        raise InvalidRequest(
+            f"options.priority is {options.priority}; -{MAX_PRIORITY} to {MAX_PRIORITY} were expected."
+        )
+    return ScoreCall(
+        selector=request.model,
+        groups=tuple(
+            (content(group.prompt), tuple(content(completion) for completion in group.completions))
+            for group in request.groups
+        ),
+        run=request.run,
+        request_id=request_id,
+        calibrated=options.calibrated,
+        truncation=TRUNCATIONS[options.truncation],
+        bypass_cache=options.bypass_cache,
+        expected_digest=options.expected_digest,
+        priority=options.priority,
+    )
+
+
+def content(message: scoring_pb2.Content) -> Content:
+    """Text, messages or ids; a content that is not set is empty text."""
+    match message.WhichOneof("content"):
+        case "messages":
+            return tuple(ChatMessage(part.role, part.content) for part in message.messages.messages)
+        case "token_ids":
+            return tuple(message.token_ids.ids)
+        case _:
+            return message.text
+
+
+def score_response(answer: ScoreAnswer) -> scoring_pb2.ScoreResponse:
+    """The scorer's answer as a message."""
+    return scoring_pb2.ScoreResponse(
+        model=answer.model,
+        version=answer.version,
+        digest=answer.digest,
+        label=answer.label or "",
+        transform=TRANSFORMS[answer.transform],
+        calibration=calibration(answer.calibration),
+        results=[_item_result(item) for item in answer.items],
+        timings=scoring_pb2.Timings(
+            tokenize_seconds=answer.timings.tokenize_s,
+            queue_seconds=answer.timings.queue_s,
+            compute_seconds=answer.timings.compute_s,
+            total_seconds=answer.timings.total_s,
+        ),
+        arm=answer.arm or "",
+    )
+
+
+def calibration(record: CalibrationRecord | None) -> scoring_pb2.Calibration | None:
+    """The map to the model's scale, or None, which leaves the field unset."""
+    if record is None:
+        return None
+    return scoring_pb2.Calibration(digest=record.digest, gain=record.gain, bias=record.bias)
+
+
+def _item_result(item: ItemAnswer) -> scoring_pb2.ItemResult:
+    if item.value is None:  # never a default number in its place
+        error = item.error or InternalError("The item came back with neither a score nor an error.")
+        return scoring_pb2.ItemResult(error=error_message(error), truncated=item.truncated, num_tokens=item.num_tokens)
+    return scoring_pb2.ItemResult(
+        score=scoring_pb2.Score(value=item.value, components=[_component(part) for part in item.components]),
+        truncated=item.truncated,
+        num_tokens=item.num_tokens,
+    )
+
+
+def _component(part: Component) -> scoring_pb2.Component:
+    return scoring_pb2.Component(
+        name=part.name, value=part.value, weight=part.weight, version=part.version, digest=part.digest
+    )

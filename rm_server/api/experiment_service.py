@@ -1,0 +1,90 @@
+"""ExperimentService: training runs, and the leases by which each keeps its version."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from rm_api.v1 import experiments_pb2
+
+from rm_server.api.calls import Call
+from rm_server.api.convert import calibration
+from rm_server.api.describe import timestamp
+from rm_server.engine.versions import VersionManager
+from rm_server.scoring.leases import Lease
+from rm_server.scoring.runs import Runs, RunStatus
+
+
+class ExperimentService:
+    """Runs and leases over gRPC."""
+
+    def __init__(self, runs: Runs, versions: VersionManager) -> None:
+        self._runs = runs
+        self._versions = versions
+
+    async def RegisterRun(
+        self, request: experiments_pb2.RegisterRunRequest, call: Call
+    ) -> experiments_pb2.RegisterRunResponse:
+        """Gives the run a lease on a version."""
+        call.run = request.run
+        lease, is_resumed = self._runs.register(
+            request.run,
+            request.model,
+            lease_s=request.lease_seconds,
+            expected_digest=request.expected_digest,
+            move=request.move,
+        )
+        call.key = lease.key
+        return experiments_pb2.RegisterRunResponse(lease=self._lease(lease), resumed=is_resumed)
+
+    async def RenewLease(
+        self, request: experiments_pb2.RenewLeaseRequest, call: Call
+    ) -> experiments_pb2.RenewLeaseResponse:
+        """A sign of life."""
+        call.run = request.run
+        lease = self._runs.renew(request.run, request.model)
+        call.key = lease.key
+        return experiments_pb2.RenewLeaseResponse(lease=self._lease(lease))
+
+    async def EndRun(self, request: experiments_pb2.EndRunRequest, call: Call) -> experiments_pb2.EndRunResponse:
+        """Ends the run's leases."""
+        call.run = request.run
+        self._runs.end(request.run, request.model or None)
+        return experiments_pb2.EndRunResponse()
+
+    async def ListRuns(self, request: experiments_pb2.ListRunsRequest, call: Call) -> experiments_pb2.ListRunsResponse:
+        """What is known of the runs."""
+        return experiments_pb2.ListRunsResponse(
+            runs=[_run_status(status) for status in self._runs.statuses(request.model or None)]
+        )
+
+    def _lease(self, lease: Lease) -> experiments_pb2.Lease:
+        record = self._versions.snapshot.versions.get(lease.key)
+        return experiments_pb2.Lease(
+            run=lease.run,
+            model=lease.model,
+            version=lease.version,
+            digest=lease.digest,
+            arm=lease.arm or "",
+            calibration=calibration(record.calibration) if record is not None else None,
+            expire_time=_epoch(lease.expires_at),
+        )
+
+
+def _run_status(status: RunStatus) -> experiments_pb2.RunStatus:
+    return experiments_pb2.RunStatus(
+        run=status.run,
+        model=status.model,
+        version=status.version,
+        arm=status.arm or "",
+        items=status.items,
+        tokens=status.tokens,
+        score_mean=status.score_mean,
+        score_std=status.score_std,
+        last_seen_time=_epoch(status.last_seen),
+        lease_expire_time=_epoch(status.lease_expires_at) if status.lease_expires_at is not None else None,
+    )
+
+
+def _epoch(seconds: float) -> Timestamp:
+    return timestamp(datetime.fromtimestamp(seconds, UTC))

@@ -1,0 +1,131 @@
+"""Who can be scored by now: grpc.health.v1 per model and version, and the readiness of the whole server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from grpc_health.v1 import health_pb2
+
+from rm_server.api.calls import Call, Calls
+from rm_server.api.rpc import Send
+from rm_server.engine.versions import VersionManager
+from rm_server.errors import InvalidSelector, LabelNotFound, ModelNotFound, RmError, VersionNotFound
+from rm_server.registry.records import VersionKey
+from rm_server.scoring.routing import resolve
+from rm_server.scoring.selector import parse
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A version that should be loaded here and is not."""
+
+    key: VersionKey
+    state: str
+    message: str
+
+
+class Readiness:
+    """Whether this server should get calls.
+
+    It is ready once everything that is wanted was loaded, and stays so until it drains: a version that is loaded later
+    is loaded beside the others, so nobody has to stay away meanwhile.
+    """
+
+    def __init__(self, versions: VersionManager, calls: Calls) -> None:
+        self._versions = versions
+        self._calls = calls
+        self._was_complete = False
+        self._changed = asyncio.Event()
+
+    def changed(self) -> None:
+        """Wakes those who watch: a version changed its state, or the server opened or drains."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def next_change(self) -> asyncio.Event:
+        """Is set at the next change. Ask for it before looking, and no change is missed."""
+        return self._changed
+
+    async def follow(self) -> None:
+        """Wakes those who watch whenever a version changes, until it is cancelled."""
+        async for _ in self._versions.subscribe():
+            self.changed()
+
+    def missing(self) -> list[Missing]:
+        """What is wanted and not loaded, by model and version."""
+        missing = []
+        for key in sorted(self._versions.snapshot.wanted):
+            status = self._versions.state_of(key)
+            if status.state != "READY":
+                missing.append(Missing(key, status.state, status.error.message if status.error else ""))
+        return missing
+
+    @property
+    def is_ready(self) -> bool:
+        """True when callers are welcome."""
+        if self._calls.is_open and not self._was_complete:
+            self._was_complete = not self.missing()
+        return self._calls.is_open and self._was_complete
+
+    def can_score(self, selector: str) -> bool:
+        """Whether a call with this selector and no lease would be scored. Raises RmError where it names nothing."""
+        route = resolve(parse(selector), self._versions.snapshot, None)
+        return self._calls.is_open and self._versions.state_of(route.key).state == "READY"
+
+
+class HealthService:
+    """grpc.health.v1. The name "" and the names of services are the server; others are selectors.
+
+    ``helpfulness`` serves when a call with the bare name and no lease would be scored, ``helpfulness@3`` when that
+    version is loaded.
+    """
+
+    def __init__(self, versions: VersionManager, readiness: Readiness, services: Collection[str]) -> None:
+        self._versions = versions
+        self._readiness = readiness
+        self._services = {"", *services}
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, call: Call) -> health_pb2.HealthCheckResponse:
+        """The present status. Raises ModelNotFound where nothing has the name."""
+        status = self.status_of(request.service)
+        if status == SERVICE_UNKNOWN:
+            raise ModelNotFound(f"No model, version or label is named {request.service!r}.")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, call: Call, send: Send) -> None:
+        """The present status, and each new one."""
+        last = None
+        while True:
+            change = self._readiness.next_change()
+            status = self.status_of(request.service)
+            if status != last:
+                await send(health_pb2.HealthCheckResponse(status=status))
+                last = status
+            await change.wait()
+
+    async def List(self, request: health_pb2.HealthListRequest, call: Call) -> health_pb2.HealthListResponse:
+        """The status of everything that has a name."""
+        snapshot = self._versions.snapshot
+        names = [*sorted(self._services), *snapshot.models()]
+        names += [f"{model}@{version}" for model, version in sorted(snapshot.versions)]
+        names += [f"{model}@{label}" for model, label in sorted(snapshot.labels)]
+        return health_pb2.HealthListResponse(
+            statuses={name: health_pb2.HealthCheckResponse(status=self.status_of(name)) for name in names}
+        )
+
+    def status_of(self, name: str) -> health_pb2.HealthCheckResponse.ServingStatus:
+        """SERVING where a call with that selector would be scored; SERVICE_UNKNOWN where nothing has the name."""
+        if name in self._services:
+            return SERVING if self._readiness.is_ready else NOT_SERVING
+        try:
+            return SERVING if self._readiness.can_score(name) else NOT_SERVING
+        except (InvalidSelector, ModelNotFound, VersionNotFound, LabelNotFound):
+            return SERVICE_UNKNOWN
+        except RmError:
+            return NOT_SERVING

@@ -1,0 +1,150 @@
+"""HTTP: metrics, probes, and scoring as OpenRLHF's and vLLM's clients ask for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from rm_server.api import http_shapes
+from rm_server.api.access import Access
+from rm_server.api.calls import Call, Calls
+from rm_server.api.error_map import outcome_of
+from rm_server.api.health import Readiness
+from rm_server.errors import InvalidRequest, RequestTooLarge, RmError
+from rm_server.metrics import Metrics
+from rm_server.scoring.scorer import ScoreAnswer, Scorer
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_ANY_SELECTOR = "{selector:.+}"  # a model's name may have slashes
+
+
+class HttpService:
+    """``default_model``: the selector behind the bare paths; empty: they want one in the path."""
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        calls: Calls,
+        access: Access,
+        readiness: Readiness,
+        metrics: Metrics,
+        *,
+        default_model: str,
+        max_body_bytes: int,
+    ) -> None:
+        self._scorer = scorer
+        self._calls = calls
+        self._access = access
+        self._readiness = readiness
+        self._metrics = metrics
+        self._default_model = default_model
+        self._max_body_bytes = max_body_bytes
+
+    def application(self) -> web.Application:
+        """The routes."""
+        app = web.Application(client_max_size=self._max_body_bytes, middlewares=[_errors_as_json])
+        app.add_routes(
+            [
+                web.get("/healthz", self._healthz),
+                web.get("/readyz", self._readyz),
+                web.get("/metrics", self._scrape),
+                web.post("/get_reward", self._get_reward),
+                web.post(f"/models/{_ANY_SELECTOR}/get_reward", self._get_reward),
+                web.post("/classify", self._classify),
+                web.post(f"/models/{_ANY_SELECTOR}/classify", self._classify),
+            ]
+        )
+        return app
+
+    # --- probes and metrics; the probes want no token ---
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        return web.json_response({"alive": True})
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        missing = [
+            {"model": part.key[0], "version": part.key[1], "state": part.state, "message": part.message}
+            for part in self._readiness.missing()
+        ]
+        is_ready = self._readiness.is_ready
+        body = {"ready": is_ready, "draining": self._calls.is_draining, "missing": missing}
+        return web.json_response(body, status=200 if is_ready else 503)
+
+    async def _scrape(self, request: web.Request) -> web.Response:
+        self._access.actor_of(request.headers.get("authorization"))
+        text, content_type = self._metrics.exposition(request.headers.get("accept", ""))
+        return web.Response(body=text, headers={"content-type": content_type})
+
+    # --- scoring ---
+
+    async def _get_reward(self, request: web.Request) -> web.Response:
+        return await self._score(
+            "get_reward",
+            request,
+            http_shapes.openrlhf_groups,
+            lambda answer, call: http_shapes.openrlhf_response(answer),
+        )
+
+    async def _classify(self, request: web.Request) -> web.Response:
+        return await self._score(
+            "classify",
+            request,
+            http_shapes.vllm_groups,
+            lambda answer, call: http_shapes.vllm_response(answer, call.request_id),
+        )
+
+    async def _score(
+        self,
+        method: str,
+        request: web.Request,
+        groups_of: Callable[[dict[str, Any]], list[http_shapes.Group]],
+        response_of: Callable[[ScoreAnswer, Call], dict[str, Any]],
+    ) -> web.Response:
+        call = Call(method, actor="", run=request.query.get("run", ""))
+        if request_id := request.headers.get("x-request-id"):
+            call.request_id = request_id
+        with self._calls.under_way(call):
+            call.actor = self._access.actor_of(request.headers.get("authorization"))
+            body = http_shapes.parse_json(await self._read(request))
+            selector = self._selector(request)
+            answer = await self._scorer.score(
+                http_shapes.score_call(selector, groups_of(body), call.run, call.request_id), call.deadline
+            )
+            call.key = (answer.model, answer.version)
+            return web.json_response(response_of(answer, call), headers={"x-request-id": call.request_id})
+
+    def _selector(self, request: web.Request) -> str:
+        selector = request.match_info.get("selector", self._default_model)
+        if not selector:
+            raise InvalidRequest(
+                f"No model is named: POST /models/NAME@LABEL{request.path}, or start the server with --default-model."
+            )
+        return selector
+
+    async def _read(self, request: web.Request) -> bytes:
+        try:
+            return await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise RequestTooLarge(
+                f"The body has more than {self._max_body_bytes} bytes (transport.max_message_mb). Send it in parts."
+            ) from None
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except RmError as error:
+        outcome = outcome_of(error)
+        content: dict[str, object] = {"reason": outcome.reason.removeprefix("ERROR_REASON_"), "message": error.message}
+        headers = {}
+        if error.retry_after_s is not None:
+            content["retry_after_seconds"] = error.retry_after_s
+            headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+        return web.json_response({"error": content}, status=outcome.http_status, headers=headers)
+    except web.HTTPException as error:
+        message = f"{error.reason}: {request.method} {request.path}."
+        return web.json_response({"error": {"reason": "INVALID_ARGUMENT", "message": message}}, status=error.status)

@@ -1,0 +1,150 @@
+"""The JSON that OpenRLHF's and vLLM's clients send and expect, to and from the server's own types."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rm_server.backends.items import ChatMessage, Content
+from rm_server.errors import InternalError, InvalidRequest, MalformedRequest
+from rm_server.scoring.scorer import ScoreAnswer, ScoreCall
+
+Group = tuple[Content, Sequence[Content]]
+
+NO_PROMPT = ""
+"""These clients send prompt and completion as one text: it stands alone as the completion."""
+
+_REFUSED_FIELDS = ("truncate_prompt_tokens", "truncation_side", "chat_template")
+
+
+def parse_json(raw: bytes) -> dict[str, Any]:
+    """The body of a request. Raises MalformedRequest."""
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise MalformedRequest(f"The body is no JSON in UTF-8: {error}.") from error
+    if not isinstance(body, dict):
+        raise MalformedRequest(f"The body is a JSON {type(body).__name__}; an object was expected.")
+    return body
+
+
+def openrlhf_groups(body: dict[str, Any]) -> list[Group]:
+    """One group a query: the whole text, prompt and response. An empty list is legal: OpenRLHF sends it to servers
+    that get no share of a batch. ``prompts`` and ``labels`` are sent too, and say nothing that the query does not.
+    """
+    queries = body.get("query")
+    if not isinstance(queries, list):
+        raise InvalidRequest(f"`query` is {_shown(queries)}; a list of texts was expected.")
+    return [(NO_PROMPT, (_text(query, f"query[{index}]"),)) for index, query in enumerate(queries)]
+
+
+def openrlhf_response(answer: ScoreAnswer) -> dict[str, Any]:
+    """``rewards`` with one number a query; ``scores`` the same, which OpenRLHF may filter by."""
+    rewards = _values(answer, "query")
+    return {"rewards": rewards, "scores": rewards, "extra_logs": {}, **_source(answer)}
+
+
+def vllm_groups(body: dict[str, Any]) -> list[Group]:
+    """One group an input (a text, ids, or a list of either), or one for ``messages``.
+
+    Scores are raw whatever ``use_activation`` defaults to elsewhere: where it is true the request is refused, as are
+    fields that would change the score and that this server takes from the version's manifest.
+    """
+    if body.get("use_activation") is True or body.get("activation") is True:
+        raise InvalidRequest(
+            "`use_activation` is true, and this server gives raw scores only. Send false; a version whose manifest "
+            "says `sigmoid` has it applied already."
+        )
+    for field in _REFUSED_FIELDS:
+        if body.get(field) is not None:
+            raise InvalidRequest(f"`{field}` is not taken from the request; the version's manifest decides it.")
+    if (messages := body.get("messages")) is not None:
+        return [(NO_PROMPT, (_messages(messages),))]
+    value = body.get("input")
+    if isinstance(value, str) or _is_ids(value):
+        value = [value]
+    if not isinstance(value, list):
+        raise InvalidRequest(f"`input` is {_shown(value)}; a text, token ids, or a list of either was expected.")
+    return [(NO_PROMPT, (_input(part, f"input[{index}]"),)) for index, part in enumerate(value)]
+
+
+def vllm_response(answer: ScoreAnswer, request_id: str) -> dict[str, Any]:
+    """vLLM's shape; ``probs`` holds the one raw score."""
+    num_tokens = sum(item.num_tokens for item in answer.items)
+    return {
+        "id": f"classify-{request_id}",
+        "object": "list",
+        "created": int(time.time()),
+        "data": [
+            {"index": index, "label": None, "probs": [value], "num_classes": 1}
+            for index, value in enumerate(_values(answer, "input"))
+        ],
+        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens, "completion_tokens": 0},
+        **_source(answer),
+    }
+
+
+def score_call(selector: str, groups: Sequence[Group], run: str, request_id: str) -> ScoreCall:
+    """Raw scores by the version's own rules."""
+    return ScoreCall(selector=selector, groups=tuple(groups), run=run, request_id=request_id)
+
+
+def _values(answer: ScoreAnswer, name: str) -> list[float]:
+    """The scores. These shapes have no room for an error beside a score, so one failed item fails the call."""
+    values = []
+    for index, item in enumerate(answer.items):
+        if item.value is None:
+            error = item.error or InternalError("neither a score nor an error.")
+            raise type(error)(f"{name}[{index}]: {error.message}", retry_after_s=error.retry_after_s)
+        values.append(item.value)
+    return values
+
+
+def _source(answer: ScoreAnswer) -> dict[str, Any]:
+    """What every answer says of itself; the clients ignore keys that they do not know."""
+    return {
+        "model": answer.model,
+        "version": answer.version,
+        "digest": answer.digest,
+        "transform": answer.transform,
+        "truncated": [item.truncated for item in answer.items],
+    }
+
+
+def _input(value: Any, where: str) -> Content:
+    if _is_ids(value):
+        return tuple(value)
+    return _text(value, where)
+
+
+def _messages(value: Any) -> tuple[ChatMessage, ...]:
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise InvalidRequest(f"`messages` is {_shown(value)}; a list of objects with role and content was expected.")
+    return tuple(
+        ChatMessage(
+            _text(message.get("role"), f"messages[{index}].role"),
+            _text(message.get("content"), f"messages[{index}].content"),
+        )
+        for index, message in enumerate(value)
+    )
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{where} is {_shown(value)}; a text was expected.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise MalformedRequest(f"{where} has half of a surrogate pair, which is no text.") from None
+    return value
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return "missing" if value is None else text if len(text) <= 80 else text[:80] + "…"

@@ -1,0 +1,160 @@
+"""ModelService: what operators call to register, load, unload and label versions while the server serves."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from importlib.metadata import version as package_version
+from pathlib import Path
+
+from rm_api.v1 import models_pb2
+
+from rm_server.api.calls import Call, Calls
+from rm_server.api.describe import history_message, model_message, timestamp, version_message
+from rm_server.api.rpc import Send
+from rm_server.engine.engine import Engine
+from rm_server.engine.versions import VersionManager
+from rm_server.errors import InvalidRequest, ModelNotFound
+from rm_server.registry.catalog import Catalog
+from rm_server.registry.manifest import PRECISIONS, Precision
+from rm_server.registry.records import VersionKey
+from rm_server.scoring.routing import resolve
+from rm_server.scoring.selector import parse
+
+DEFAULT_HISTORY = 100
+WatchModelsResponse = models_pb2.WatchModelsResponse
+_CHANGES = {
+    "VERSIONS": WatchModelsResponse.CHANGE_VERSIONS,
+    "STATE": WatchModelsResponse.CHANGE_STATE,
+    "LABELS": WatchModelsResponse.CHANGE_LABELS,
+}
+
+
+class ModelService:
+    """Operators' calls. What reads evaluations and history asks the catalog itself; all else goes by the manager."""
+
+    def __init__(self, versions: VersionManager, catalog: Catalog, engine: Engine, calls: Calls) -> None:
+        self._versions = versions
+        self._catalog = catalog
+        self._engine = engine
+        self._calls = calls
+        self._start_time = timestamp(datetime.now(UTC))
+
+    async def RegisterVersion(
+        self, request: models_pb2.RegisterVersionRequest, call: Call
+    ) -> models_pb2.RegisterVersionResponse:
+        """Copies a folder of this machine in as the model's next version."""
+        if not request.path:
+            raise InvalidRequest("`path` is empty; a folder on the server's machine was expected.")
+        record, created = await self._versions.register(request.model, Path(request.path), call.actor, request.comment)
+        call.key = record.key
+        return models_pb2.RegisterVersionResponse(version=self._version(record.key), created=created)
+
+    async def ListModels(self, request: models_pb2.ListModelsRequest, call: Call) -> models_pb2.ListModelsResponse:
+        """All models, or one."""
+        return models_pb2.ListModelsResponse(models=[self._model(name) for name in self._names(request.model)])
+
+    async def GetVersion(self, request: models_pb2.GetVersionRequest, call: Call) -> models_pb2.GetVersionResponse:
+        """One version with its evaluations."""
+        call.key = key = self._key(request.selector)
+        evaluations = await asyncio.to_thread(self._catalog.evaluations, *key)
+        return models_pb2.GetVersionResponse(version=version_message(self._versions, key, evaluations))
+
+    async def LoadVersion(self, request: models_pb2.LoadVersionRequest, call: Call) -> models_pb2.LoadVersionResponse:
+        """Loads, warms up and checks; answers when the version serves."""
+        call.key = key = self._key(request.selector)
+        await self._versions.load(key, _precision(request.precision), call.actor)
+        return models_pb2.LoadVersionResponse(version=self._version(key))
+
+    async def UnloadVersion(
+        self, request: models_pb2.UnloadVersionRequest, call: Call
+    ) -> models_pb2.UnloadVersionResponse:
+        """Lets a version finish its work, then frees its memory."""
+        call.key = key = self._key(request.selector)
+        await self._versions.unload(key, request.force, call.actor)
+        return models_pb2.UnloadVersionResponse(version=self._version(key))
+
+    async def SetLabel(self, request: models_pb2.SetLabelRequest, call: Call) -> models_pb2.SetLabelResponse:
+        """Moves a label in one step."""
+        call.key = key = (request.model, request.version)
+        previous = await self._versions.set_label(
+            request.model,
+            request.label,
+            request.version,
+            load=request.load,
+            unload_previous=request.unload_previous,
+            actor=call.actor,
+            comment=request.comment,
+        )
+        return models_pb2.SetLabelResponse(version=self._version(key), previous_version=previous or 0)
+
+    async def RemoveLabel(self, request: models_pb2.RemoveLabelRequest, call: Call) -> models_pb2.RemoveLabelResponse:
+        """Takes a label away."""
+        previous = await self._versions.remove_label(request.model, request.label, call.actor, request.comment)
+        return models_pb2.RemoveLabelResponse(previous_version=previous)
+
+    async def DeleteVersion(
+        self, request: models_pb2.DeleteVersionRequest, call: Call
+    ) -> models_pb2.DeleteVersionResponse:
+        """Takes a version out of the catalog."""
+        await self._versions.delete((request.model, request.version), call.actor, request.comment)
+        return models_pb2.DeleteVersionResponse()
+
+    async def WatchModels(self, request: models_pb2.WatchModelsRequest, call: Call, send: Send) -> None:
+        """The present state, then every change; a slow reader gets the same change of a model once."""
+        subscription = self._versions.subscribe()
+        for name in self._names(request.model):
+            await send(WatchModelsResponse(change=WatchModelsResponse.CHANGE_INITIAL, model=self._model(name)))
+        async for change in subscription:
+            if request.model in ("", change.model):
+                await send(WatchModelsResponse(change=_CHANGES[change.kind], model=self._model(change.model)))
+
+    async def ListHistory(self, request: models_pb2.ListHistoryRequest, call: Call) -> models_pb2.ListHistoryResponse:
+        """The last changes."""
+        records = await asyncio.to_thread(
+            self._catalog.history, request.model or None, request.limit or DEFAULT_HISTORY
+        )
+        return models_pb2.ListHistoryResponse(entries=[history_message(record) for record in records])
+
+    async def GetServerStatus(
+        self, request: models_pb2.GetServerStatusRequest, call: Call
+    ) -> models_pb2.GetServerStatusResponse:
+        """How the server is."""
+        settings, queue = self._engine.settings, self._engine.queue_stats
+        return models_pb2.GetServerStatusResponse(
+            server_version=package_version("rm-service"),
+            device=settings.device,
+            start_time=self._start_time,
+            workers=settings.workers,
+            threads_per_worker=self._engine.threads_per_worker,
+            queued_items=queue.items,
+            queued_tokens=queue.tokens,
+            scored_items=self._engine.num_scored_items,
+            draining=self._calls.is_draining,
+        )
+
+    def _names(self, model: str) -> tuple[str, ...]:
+        names = self._versions.snapshot.models()
+        if not model:
+            return names
+        if model not in names:
+            raise ModelNotFound(f"The catalog has no model {model!r}; it has {', '.join(names) or 'none'}.")
+        return (model,)
+
+    def _key(self, selector: str) -> VersionKey:
+        return resolve(parse(selector), self._versions.snapshot, None).key
+
+    def _model(self, name: str) -> models_pb2.Model:
+        return model_message(self._versions, name)
+
+    def _version(self, key: VersionKey) -> models_pb2.Version:
+        return version_message(self._versions, key)
+
+
+def _precision(text: str) -> Precision | None:
+    if not text:
+        return None
+    for precision in PRECISIONS:
+        if text == precision:
+            return precision
+    raise InvalidRequest(f"precision is {text!r}; known are {', '.join(PRECISIONS)}, and empty for the server's own.")

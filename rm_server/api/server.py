@@ -1,0 +1,154 @@
+"""The gRPC server: its services, addresses, credentials and limits; the listener for HTTP beside it."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+from aiohttp import web
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection
+from rm_api.v1 import experiments_pb2, models_pb2, scoring_pb2
+
+from rm_server.api.experiment_service import ExperimentService
+from rm_server.api.health import HealthService
+from rm_server.api.model_service import ModelService
+from rm_server.api.rpc import Edge
+from rm_server.api.scoring_service import ScoringService
+from rm_server.config import ConfigError, TlsSettings, TransportSettings, parse_address
+
+SCORING = scoring_pb2.DESCRIPTOR.services_by_name["ScoringService"]
+MODELS = models_pb2.DESCRIPTOR.services_by_name["ModelService"]
+EXPERIMENTS = experiments_pb2.DESCRIPTOR.services_by_name["ExperimentService"]
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+
+SERVICE_NAMES = tuple(service.full_name for service in (SCORING, MODELS, EXPERIMENTS))
+
+MODEL_READS = ("ListModels", "GetVersion", "WatchModels", "ListHistory", "GetServerStatus")
+EXPERIMENT_READS = ("ListRuns",)
+HEALTH_READS = ("Check", "List", "Watch")
+
+
+class GrpcServer:
+    """Binds its address at once, so that a port that is taken is found before anything is loaded."""
+
+    def __init__(
+        self,
+        edge: Edge,
+        *,
+        scoring: ScoringService,
+        models: ModelService,
+        experiments: ExperimentService,
+        health: HealthService,
+        address: str,
+        transport: TransportSettings,
+        tls: TlsSettings,
+    ) -> None:
+        self._server = grpc.aio.server(options=server_options(transport))
+        self._server.add_generic_rpc_handlers(
+            (
+                edge.handler(SCORING, scoring),
+                edge.handler(MODELS, models, reads=MODEL_READS),
+                edge.handler(EXPERIMENTS, experiments, reads=EXPERIMENT_READS),
+                edge.handler(HEALTH, health, reads=HEALTH_READS, is_public=True),
+            )
+        )
+        reflection.enable_server_reflection((*SERVICE_NAMES, HEALTH.full_name, reflection.SERVICE_NAME), self._server)
+        self.port = self._bind(address, tls)
+
+    def _bind(self, address: str, tls: TlsSettings) -> int:
+        try:
+            if tls.is_on:
+                return int(self._server.add_secure_port(address, _grpc_credentials(tls)))
+            return int(self._server.add_insecure_port(address))
+        except RuntimeError as error:
+            raise ConfigError(f"Cannot listen on {address}: {error}. Is the port taken?") from error
+
+    async def start(self) -> None:
+        """Accepts calls from now on."""
+        await self._server.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """Accepts no more; what still runs after ``grace_s`` is cancelled."""
+        await self._server.stop(grace_s)
+
+
+class HttpServer:
+    """aiohttp's listener for one application."""
+
+    def __init__(self, application: web.Application, address: str, tls: TlsSettings) -> None:
+        self._runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+        self._address = address
+        self._tls = tls
+        self.port = 0
+
+    async def start(self) -> None:
+        """Binds and accepts."""
+        host, port = parse_address("http", self._address)
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, host, port, ssl_context=_ssl_context(self._tls)).start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise ConfigError(f"Cannot listen on {self._address}: {error}.") from error
+        self.port = int(self._runner.addresses[0][1])
+
+    async def stop(self) -> None:
+        """Closes."""
+        await self._runner.cleanup()
+
+
+def server_options(transport: TransportSettings) -> Sequence[tuple[str, Any]]:
+    """gRPC's channel arguments. To messages beyond ``max_message_mb`` gRPC itself answers RESOURCE_EXHAUSTED."""
+    options: list[tuple[str, Any]] = [
+        ("grpc.max_receive_message_length", transport.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_concurrent_streams", transport.max_concurrent_streams),
+        ("grpc.keepalive_time_ms", _ms(transport.keepalive_time_s)),
+        ("grpc.keepalive_timeout_ms", _ms(transport.keepalive_timeout_s)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", _ms(transport.min_ping_interval_s)),
+        ("grpc.so_reuseport", 0),  # a second server on the same port shall fail, not share the calls
+    ]
+    if transport.max_connection_age_s:
+        options += [
+            ("grpc.max_connection_age_ms", _ms(transport.max_connection_age_s)),
+            ("grpc.max_connection_age_grace_ms", _ms(transport.max_connection_age_grace_s)),
+        ]
+    return options
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
+def _grpc_credentials(tls: TlsSettings) -> grpc.ServerCredentials:
+    return grpc.ssl_server_credentials(
+        ((_pem("tls.key", tls.key), _pem("tls.cert", tls.cert)),),
+        root_certificates=_pem("tls.client_ca", tls.client_ca) if tls.client_ca else None,
+        require_client_auth=tls.client_ca is not None,
+    )
+
+
+def _ssl_context(tls: TlsSettings) -> ssl.SSLContext | None:
+    if tls.cert is None or tls.key is None:
+        return None
+    try:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(tls.cert, tls.key)
+        if tls.client_ca is not None:
+            context.load_verify_locations(tls.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except OSError as error:
+        raise ConfigError(f"The certificates of [tls] cannot be used: {error}.") from error
+    return context
+
+
+def _pem(name: str, path: Path | None) -> bytes:
+    try:
+        return path.read_bytes() if path is not None else b""
+    except OSError as error:
+        raise ConfigError(f"{name}: {path} cannot be read: {error.strerror}.") from error

@@ -1,0 +1,218 @@
+"""The server put together: the parts in the order in which they start, and the end in the opposite order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rm_server import log
+from rm_server.api.access import Access
+from rm_server.api.calls import Calls
+from rm_server.api.experiment_service import ExperimentService
+from rm_server.api.health import HealthService, Readiness
+from rm_server.api.http import HttpService
+from rm_server.api.model_service import ModelService
+from rm_server.api.rpc import Edge
+from rm_server.api.scoring_service import ScoringService
+from rm_server.api.server import SERVICE_NAMES, GrpcServer, HttpServer
+from rm_server.config import ConfigError, ServeSettings, parse_address
+from rm_server.engine.engine import Engine
+from rm_server.engine.versions import VersionManager
+from rm_server.metrics import Metrics
+from rm_server.registry.home import open_home
+from rm_server.scoring.runs import Runs
+from rm_server.scoring.scorer import Scorer
+
+logger = logging.getLogger(__name__)
+
+SERVER_FILE = "server.json"
+"""In the home while a server runs on it: its process id and where it listens."""
+
+LAG_INTERVAL_S = 0.5
+LAST_ANSWERS_S = 5.0
+"""Answers that are ready have so long to reach their callers."""
+
+
+class App:
+    """One server. Also runs inside a test: port 0, `start`, `stop`."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.grpc_address = ""
+        self.http_address = ""
+        self._stack = AsyncExitStack()
+
+    async def start(self) -> None:
+        """Returns when calls are answered: whatever is wanted has been loaded by then, or has failed to load.
+
+        HTTP answers probes while versions load. Raises ConfigError and RmError; nothing is left running then.
+        """
+        async with AsyncExitStack() as stack:
+            await self._start(stack)
+            self._stack = stack.pop_all()
+
+    async def stop(self) -> None:
+        """Refuses new work, lets what is under way finish for up to ``drain_s``, and ends."""
+        await self._stack.aclose()
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        settings, metrics = self.settings, self.metrics
+        access = Access(_token(settings))
+        catalog, artifacts = await asyncio.to_thread(open_home, settings.home)
+        stack.callback(catalog.close)
+
+        engine = Engine(settings.engine, metrics)
+        versions = VersionManager(catalog, artifacts, engine, metrics)
+        runs = Runs(versions, settings.runs)
+        scorer = Scorer(engine, versions, runs, settings.limits, metrics)
+        calls = Calls(metrics, settings.log.access_share)
+        readiness = Readiness(versions, calls)
+        # Bound before anything is loaded, so that a port that is taken is found at once; answers come later.
+        grpc_server = GrpcServer(
+            Edge(calls, access),
+            scoring=ScoringService(scorer, calls, settings.transport.max_stream_requests),
+            models=ModelService(versions, catalog, engine, calls),
+            experiments=ExperimentService(runs, versions),
+            health=HealthService(versions, readiness, SERVICE_NAMES),
+            address=settings.listen,
+            transport=settings.transport,
+            tls=settings.tls,
+        )
+        stack.push_async_callback(grpc_server.stop, 0)
+        self.grpc_address = _address(settings.listen, grpc_server.port)
+        if settings.http:
+            http_service = HttpService(
+                scorer,
+                calls,
+                access,
+                readiness,
+                metrics,
+                default_model=settings.default_model,
+                max_body_bytes=settings.transport.max_message_bytes,
+            )
+            http_server = HttpServer(http_service.application(), settings.http, settings.tls)
+            await http_server.start()
+            stack.push_async_callback(http_server.stop)
+            self.http_address = _address(settings.http, http_server.port)
+
+        await engine.start()
+        stack.push_async_callback(engine.stop, 0.0)
+        await versions.start()
+        stack.push_async_callback(versions.stop)
+        for watcher in (readiness.follow, lambda: _measure_lag(metrics)):
+            stack.push_async_callback(_cancel, asyncio.create_task(watcher()))
+        await grpc_server.start()
+        calls.open()
+        readiness.changed()
+        stack.push_async_callback(self._drain, calls, readiness, grpc_server)
+        server_file = settings.home / SERVER_FILE
+        await asyncio.to_thread(_announce, server_file, self.grpc_address, self.http_address)
+        stack.callback(server_file.unlink, missing_ok=True)
+
+    async def _drain(self, calls: Calls, readiness: Readiness, grpc_server: GrpcServer) -> None:
+        calls.drain()
+        readiness.changed()
+        logger.info("draining", extra={"drain_s": self.settings.drain_s})
+        if not await calls.finished(self.settings.drain_s):
+            logger.warning("calls are cut off", extra={"drain_s": self.settings.drain_s})
+        calls.end_streams()
+        await grpc_server.stop(LAST_ANSWERS_S)
+
+
+def run(settings: ServeSettings) -> int:
+    """Serves until SIGTERM or SIGINT, drains, and returns the exit status. A second signal ends it at once."""
+    log.set_up(settings.log.level, settings.log.format)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(settings))
+    return 0
+
+
+async def _serve(settings: ServeSettings) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        stop.set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    app = App(settings)
+    starting = asyncio.ensure_future(app.start())
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        await _cancel(starting)
+        return
+    await starting
+    print(f"ready grpc={app.grpc_address} http={app.http_address or '-'}", flush=True)
+    logger.info("serving", extra={"grpc": app.grpc_address, "http": app.http_address, "home": str(settings.home)})
+    await stopping
+    await app.stop()
+    logger.info("stopped")
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # not on Windows; asyncio's own loop does the same, slower
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _token(settings: ServeSettings) -> str:
+    if settings.token_file is None:
+        return settings.token
+    try:
+        token = settings.token_file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"token_file: {settings.token_file} cannot be read: {error.strerror}.") from error
+    if not token:
+        raise ConfigError(f"token_file: {settings.token_file} is empty.")
+    return token
+
+
+def _address(setting: str, port: int) -> str:
+    """The address with the port that the system chose."""
+    host, _ = parse_address("", setting)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _announce(path: Path, grpc_address: str, http_address: str) -> None:
+    """Writes the file in one step: whoever finds it can read it."""
+    content = {
+        "pid": os.getpid(),
+        "grpc": grpc_address,
+        "http": http_address,
+        "start_time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False, encoding="utf-8") as file:
+        json.dump(content, file)
+    Path(file.name).replace(path)
+
+
+async def _measure_lag(metrics: Metrics) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        expected = loop.time() + LAG_INTERVAL_S
+        await asyncio.sleep(LAG_INTERVAL_S)
+        metrics.loop_lagged(max(0.0, loop.time() - expected))
+
+
+async def _cancel(task: asyncio.Future[None]) -> None:
+    """Ends a task that runs for ever; what it failed of, if it did, is in the log."""
+    task.cancel()
+    outcome = (await asyncio.gather(task, return_exceptions=True))[0]
+    if isinstance(outcome, Exception):
+        logger.error("a task of the server had failed", exc_info=outcome)
