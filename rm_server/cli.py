@@ -10,6 +10,7 @@ from rm_server.commands import models, server
 from rm_server.commands.common import CommandError
 from rm_server.config import ConfigError
 from rm_server.errors import RmError
+from rm_server.training import commands as training
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
@@ -24,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
     server.add_parsers(commands)
     models.add_parsers(commands)
+    training.add_parsers(commands)
     return root
 
 
