@@ -175,8 +175,10 @@ def test_putting_a_damaged_version_again_repairs_it(artifacts: ArtifactStore, ch
 # --- a full disk ---
 
 
-def test_what_cannot_fit_is_refused_before_it_fills_the_disk(artifacts: ArtifactStore, checkpoint: MakeFolder) -> None:
-    """A file with a hole, larger than the disk: if its bytes were copied, this test would not end."""
+def test_what_cannot_fit_is_refused_before_it_fills_the_disk(
+    artifacts: ArtifactStore, checkpoint: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file with a hole, larger than the disk: not one of its bytes is copied."""
     folder = checkpoint()
     num_bytes = 15 << 40
     header = json.dumps({"w": {"dtype": "U8", "shape": [num_bytes], "data_offsets": [0, num_bytes]}}).encode()
@@ -186,6 +188,7 @@ def test_what_cannot_fit_is_refused_before_it_fills_the_disk(artifacts: Artifact
             file.truncate(8 + len(header) + num_bytes)
         except OSError as error:
             pytest.skip(f"this file system has no files of 15 TiB: {error}")
+    monkeypatch.setattr(artifacts_module, "read_blocks", lambda path: pytest.fail(f"{path} is copied"))
     with pytest.raises(StorageFull, match=r"GB free, and .*checkpoint needs 16492\.\d\d GB"):
         artifacts.put(folder)
     assert leftovers(artifacts) == []

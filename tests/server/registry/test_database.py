@@ -125,6 +125,35 @@ def test_a_full_disk_is_a_full_disk(url: str) -> None:
             connection.execute(large)
 
 
+def test_a_new_file_is_set_up_by_one_process_at_a_time(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Switching to WAL, which the first opening does, fails at once when another process is at it."""
+    existed = []
+    monkeypatch.setattr(
+        database_module.fcntl, "flock", lambda file, how: existed.append((tmp_path / "catalog.db").exists())
+    )
+    Database(url)
+    assert existed == [False]
+
+
+def test_threads_may_open_different_catalogs_at_once(tmp_path: Path) -> None:
+    failures: list[Exception] = []
+
+    def open_it(number: int) -> None:
+        try:
+            Database(f"sqlite:///{tmp_path}/{number}.db")
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=open_it, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+
+
 def test_processes_and_threads_that_open_at_once_agree(url: str) -> None:
     program = f"from rm_server.registry.database import Database; Database({url!r})"
     processes = [subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) for _ in range(4)]
