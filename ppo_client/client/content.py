@@ -15,12 +15,12 @@ _WireContent: TypeAlias = scoring_pb2.Content
 
 
 class Item(NamedTuple):
-    """One completion with its prompt, ready to be sent. ``index``: its place in the call.
+    """One completion with its prompt, ready to be sent. ``place``: in the call.
 
     Items with equal prompts share one message object; it travels once for all that are neighbours in a request.
     """
 
-    index: int
+    place: int
     prompt: _WireContent
     completion: _WireContent
 

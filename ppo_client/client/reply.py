@@ -74,7 +74,7 @@ def read_reply(response: scoring_pb2.ScoreResponse, call: ScoreCall, items: Sequ
     if len(response.results) != len(items):
         raise InvalidReply(f"{source} answered {len(response.results)} results for {len(items)} completions")
     outcomes = {
-        item.index: _read_item(result, item.index, source) for item, result in zip(items, response.results, strict=True)
+        item.place: _read_item(result, item.place, source) for item, result in zip(items, response.results, strict=True)
     }
     times = response.timings
     timings = Timings(times.tokenize_seconds, times.queue_seconds, times.compute_seconds, times.total_seconds)

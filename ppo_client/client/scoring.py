@@ -57,7 +57,7 @@ class Scorer:
             try:
                 await self._caller.pause(next(iter(again.values())), attempts)
                 pinned = _pinned(call, reply.source)
-                second = await self._request([item for item in items if item.index in again], pinned, deadline)
+                second = await self._request([item for item in items if item.place in again], pinned, deadline)
             except RewardClientError:
                 break  # the items keep the errors that they have; `join` raises them with the others' scores
             if second.source != reply.source:

@@ -155,9 +155,7 @@ def fail_items(*indices: int, reason: str, message: str = "as told") -> Behaviou
     def behave(server: FakeServer, request: Any, context: grpc.ServicerContext) -> scoring_pb2.ScoreResponse:
         response = server.answer(request)
         for index in indices:
-            response.results[index].error.CopyFrom(
-                errors_pb2.Error(reason=f"ERROR_REASON_{reason}", message=message)
-            )
+            response.results[index].error.CopyFrom(errors_pb2.Error(reason=f"ERROR_REASON_{reason}", message=message))
         return response
 
     return behave
@@ -269,15 +267,11 @@ class _Models(models_pb2_grpc.ModelServiceServicer):
         version.evaluations.add(name="held_out", report_json='{"accuracy": 0.75}')
         return models_pb2.GetVersionResponse(version=version)
 
-    def WatchModels(
-        self, request: Any, context: grpc.ServicerContext
-    ) -> Iterator[models_pb2.WatchModelsResponse]:
+    def WatchModels(self, request: Any, context: grpc.ServicerContext) -> Iterator[models_pb2.WatchModelsResponse]:
         self._server.note(request, context)
         if request.model == "unknown":
             fail(grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")(self._server, request, context)
-        yield models_pb2.WatchModelsResponse(
-            change=models_pb2.WatchModelsResponse.CHANGE_INITIAL, model=self._model()
-        )
+        yield models_pb2.WatchModelsResponse(change=models_pb2.WatchModelsResponse.CHANGE_INITIAL, model=self._model())
         if self._server.watched.is_set():
             yield models_pb2.WatchModelsResponse(
                 change=models_pb2.WatchModelsResponse.CHANGE_LABELS, model=self._model()
