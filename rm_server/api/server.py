@@ -58,6 +58,7 @@ class GrpcServer:
         )
         reflection.enable_server_reflection((*SERVICE_NAMES, HEALTH.full_name, reflection.SERVICE_NAME), self._server)
         self.port = self._bind(address, tls)
+        self._is_stopped = False
 
     def _bind(self, address: str, tls: TlsSettings) -> int:
         try:
@@ -72,8 +73,10 @@ class GrpcServer:
         await self._server.start()
 
     async def stop(self, grace_s: float) -> None:
-        """Accepts no more; what still runs after ``grace_s`` is cancelled."""
-        await self._server.stop(grace_s)
+        """Accepts no more; what still runs after ``grace_s`` is cancelled. A second call does nothing."""
+        if not self._is_stopped:
+            self._is_stopped = True
+            await self._server.stop(grace_s)
 
 
 class HttpServer:

@@ -15,7 +15,7 @@ from rm_server.api.http_shapes import (
 )
 from rm_server.backends.items import ChatMessage
 from rm_server.errors import InvalidRequest, ItemTooLong, MalformedRequest
-from tests.server.api.answers import answer
+from score_answers import answer
 
 
 def test_openrlhf_sends_whole_texts_and_gets_a_number_each() -> None:
