@@ -40,10 +40,16 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up(level: str, format_: str, stream: TextIO | None = None) -> None:
-    """Sends everything logged in this process to ``stream`` (stderr); replaces what was set up before."""
+    """Sends everything logged in this process to ``stream`` (stderr); replaces what was set up before.
+
+    ``level`` is ours; other packages are heard from warnings on, or as we are where that is less.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if format_ == "json" else LogfmtFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    ours = logging.getLevelNamesMapping()[level.upper()]
+    others = logging.DEBUG if ours == logging.DEBUG else max(ours, logging.WARNING)
+    logging.basicConfig(level=others, handlers=[handler], force=True)
+    logging.getLogger("rm_server").setLevel(ours)
 
 
 def _logfmt_value(value: Any) -> str:

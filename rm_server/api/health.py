@@ -60,7 +60,7 @@ class Readiness:
     def missing(self) -> list[Missing]:
         """What is wanted and not loaded, by model and version."""
         missing = []
-        for key in sorted(self._versions.snapshot.wanted):
+        for key in sorted(self._versions.wanted):
             status = self._versions.state_of(key)
             if status.state != "READY":
                 missing.append(Missing(key, status.state, status.error.message if status.error else ""))

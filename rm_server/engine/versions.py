@@ -85,6 +85,14 @@ class VersionManager:
         """What requests are routed by: the catalog, except that a label follows only when its version is ready."""
         return self._served
 
+    @property
+    def wanted(self) -> frozenset[VersionKey]:
+        """What should be loaded here: what the catalog says, what labels name, what runs hold."""
+        catalog = self._in_catalog
+        named = {(model, version) for (model, _), version in catalog.labels.items()}
+        needed = {key for key in self._deployment.states if self._need_of(key) is not None}
+        return catalog.wanted | (named - self._forced_out) | needed
+
     def state_of(self, key: VersionKey) -> VersionStatus:
         """Where a version is on this server."""
         return self._deployment.state_of(key)
@@ -284,10 +292,7 @@ class VersionManager:
                 self._steps[step.key] = self._tasks.spawn(self._do(step))
 
     def _next_steps(self) -> list[Step]:
-        catalog = self._in_catalog
-        named = {(model, version) for (model, _), version in catalog.labels.items()}
-        needed = {key for key in self._deployment.states if self._need_of(key) is not None}
-        return next_steps(catalog.wanted | (named - self._forced_out) | needed, self._deployment.states, self._policy)
+        return next_steps(self.wanted, self._deployment.states, self._policy)
 
     async def _do(self, step: Step) -> None:
         key = step.key

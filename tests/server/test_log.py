@@ -13,11 +13,13 @@ from rm_server import log
 
 
 @pytest.fixture(autouse=True)
-def restored_root_logger() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+def restored_loggers() -> Iterator[None]:
+    root, ours = logging.getLogger(), logging.getLogger("rm_server")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
     yield
-    root.handlers[:], root.level = handlers, level
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
 
 
 def lines_of(format_: str) -> list[str]:
@@ -25,6 +27,7 @@ def lines_of(format_: str) -> list[str]:
     log.set_up("info", format_, stream)
     logger = logging.getLogger("rm_server.example")
     logger.debug("not shown")
+    logging.getLogger("alembic").info("not shown")
     logger.info("version loaded", extra={"model": "helpfulness", "version": 3, "load_s": 1.25, "comment": 'a "b"\nc'})
     try:
         raise ValueError("two\nlines")
