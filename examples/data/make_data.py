@@ -56,9 +56,7 @@ def split_prompts(groups: Iterable[str]) -> dict[str, list[str]]:
 
 def make_pairs(source: Path, target: Path) -> dict[str, list[str]]:
     kept = ("id", "prompt", "chosen", "rejected", "group", "margin", "length_ratio")
-    pairs = [
-        {key: row[key] for key in kept} for row in read_rows(source / "preferences/hanna_pairs.jsonl.gz")
-    ]
+    pairs = [{key: row[key] for key in kept} for row in read_rows(source / "preferences/hanna_pairs.jsonl.gz")]
     split = split_prompts(pair["group"] for pair in pairs)
     for name, groups in split.items():
         write_rows(target / f"hanna_{name}.jsonl.gz", (pair for pair in pairs if pair["group"] in groups))
@@ -99,14 +97,10 @@ def opening_of(story: str) -> str:
 
 
 def make_stories(source: Path, target: Path) -> None:
-    cased = [
-        {"id": r["id"], "text": tidy(r["text"])} for r in read_rows(source / "stories/tinystories.jsonl.gz")
-    ]
+    cased = [{"id": r["id"], "text": tidy(r["text"])} for r in read_rows(source / "stories/tinystories.jsonl.gz")]
     truecaser = Truecaser(story["text"] for story in cased)
     lower = read_rows(source / "stories/tinystories_lower.jsonl.gz")
-    restored = [
-        {"id": r["id"], "text": truecaser.restore(tidy(r["text"])), "case": "restored"} for r in lower
-    ]
+    restored = [{"id": r["id"], "text": truecaser.restore(tidy(r["text"])), "case": "restored"} for r in lower]
     stories = cased + restored
     random.Random(SPLIT_SEED).shuffle(stories)
     num_held_out = round(HELD_OUT_SHARE_OF_STORIES * len(stories))
@@ -127,9 +121,7 @@ def make_stories(source: Path, target: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="folder with preferences/, ratings/, stories/ and prompts/")
     parser.add_argument("target", type=Path, help="folder to write the files to")
     arguments = parser.parse_args()
