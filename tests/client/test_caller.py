@@ -17,7 +17,7 @@ from ppo_client import errors
 from ppo_client.client.caller import Caller
 from ppo_client.client.settings import ClientSettings
 
-from .conftest import QUICK
+from .conftest import QUICK, wait_until
 from .fake_server import Behaviour, FakeServer, fail, wait_for, wait_until_cancelled
 
 REQUEST = scoring_pb2.ScoreRequest(model="length", request_id="r")
@@ -111,8 +111,7 @@ async def test_in_an_outage_many_calls_make_few_attempts(server: FakeServer) -> 
     policy = type(QUICK)(base_backoff_s=0.002, max_backoff_s=0.02, burst=5, refill_per_s=0.001)
     async with caller_of(server, clock=clock, retry=policy) as caller:
         calls = [asyncio.create_task(ask(caller)) for _ in range(20)]
-        while len(server.seen) < 25:
-            await asyncio.sleep(0.001)
+        await asyncio.to_thread(wait_until, lambda: len(server.seen) == 25)
         # The budget is spent: they all wait for tokens, which come with the clock, until the deadline ends it.
         clock.now += 30.0
         for call in calls:
@@ -175,8 +174,7 @@ async def test_cancelling_a_hedged_call_cancels_both(start_server: StartServer) 
     second.will(wait_until_cancelled)
     async with caller_of(first, second, hedge_after_s=0.01) as caller:
         call = asyncio.create_task(ask(caller, is_hedged=True))
-        while not second.seen:
-            await asyncio.sleep(0.001)
+        await asyncio.to_thread(wait_until, lambda: second.seen)
         call.cancel()
         assert await asyncio.to_thread(first.cancelled.wait, 20)
         assert await asyncio.to_thread(second.cancelled.wait, 20)

@@ -13,7 +13,7 @@ from ppo_client import AsyncRewardClient, RewardClient, errors
 from ppo_client.client.catalog import Evaluation, ModelChange, read_change, read_lease
 from ppo_client.client.scores import Calibration
 
-from .conftest import QUICK, Connect
+from .conftest import QUICK, Connect, wait_until
 from .fake_server import DIGESTS, FakeServer
 
 
@@ -86,8 +86,7 @@ def test_closing_a_watch_wakes_who_waits_for_it(server: FakeServer) -> None:
         seen: list[ModelChange] = []
         thread = threading.Thread(target=lambda: seen.extend(watch))
         thread.start()
-        while not server.watched.is_set() or len(seen) < 3:
-            threading.Event().wait(0.001)
+        wait_until(lambda: len(seen) == 3)
         watch.close()
         thread.join(20)
         assert not thread.is_alive()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import pytest
 
 from ppo_client import AsyncRewardClient, RewardClient, Scores, errors
 
-from .conftest import QUICK
+from .conftest import QUICK, wait_until
 from .fake_server import FakeServer, wait_for, wait_until_cancelled
 
 
@@ -31,17 +31,11 @@ def submit(client: RewardClient, completion: str, timeout_s: float | None = None
     return client.submit("length", prompts=["p"], completions=[completion], timeout_s=timeout_s)
 
 
-def spin(condition: Callable[[], object]) -> None:
-    waiter = threading.Event()
-    while not condition():
-        waiter.wait(0.001)
-
-
 def test_submit_returns_at_once_and_answers_come_in_any_order(server: FakeServer, client: RewardClient) -> None:
     release = threading.Event()
     server.will(wait_for(release))
     slow, quick = submit(client, "x"), submit(client, "yy")
-    spin(lambda: slow.done() or quick.done())
+    wait_until(lambda: slow.done() or quick.done())
     assert slow.done() != quick.done()
     release.set()
     assert (slow.result().values, quick.result().values) == ([1.0], [2.0])
@@ -57,7 +51,7 @@ def test_a_bounded_number_of_requests_is_on_the_wire(server: FakeServer) -> None
     server.always = wait_for(release)
     with RewardClient(server.address, max_in_flight=3) as client:
         futures = [submit(client, "x" * size) for size in range(10)]
-        spin(lambda: len(server.requests) == 3)
+        wait_until(lambda: len(server.requests) == 3)
         release.set()
         assert [future.result().values for future in futures] == [[float(size)] for size in range(10)]
     assert len(server.requests) == 10
@@ -68,7 +62,7 @@ def test_waiting_for_ones_own_calls_is_part_of_the_deadline(server: FakeServer) 
     server.will(wait_for(release))
     with RewardClient(server.address, max_in_flight=1) as client:
         first = submit(client, "x")
-        spin(lambda: server.requests)
+        wait_until(lambda: server.requests)
         with pytest.raises(errors.DeadlineExceeded, match="max_in_flight"):
             submit(client, "y", timeout_s=0.05).result()
         release.set()
@@ -79,7 +73,7 @@ def test_waiting_for_ones_own_calls_is_part_of_the_deadline(server: FakeServer) 
 def test_cancelling_the_future_cancels_the_call_on_the_server(server: FakeServer, client: RewardClient) -> None:
     server.will(wait_until_cancelled)
     future = submit(client, "x")
-    spin(lambda: server.requests)
+    wait_until(lambda: server.requests)
     assert future.cancel()
     assert server.cancelled.wait(20)
     with pytest.raises(CancelledError):
@@ -91,7 +85,7 @@ def test_an_awaiting_task_that_is_cancelled_cancels_the_call(server: FakeServer)
     async def main() -> None:
         async with AsyncRewardClient(server.address) as client:
             call = asyncio.create_task(client.score("length", prompts=["p"], completions=["x"]))
-            await asyncio.to_thread(spin, lambda: server.requests)
+            await asyncio.to_thread(wait_until, lambda: server.requests)
             call.cancel()
             assert await asyncio.to_thread(server.cancelled.wait, 20)
 
@@ -131,7 +125,7 @@ def test_eight_threads_share_a_client(server: FakeServer, client: RewardClient) 
 def test_closing_ends_what_is_under_way(server: FakeServer, client: RewardClient) -> None:
     server.will(wait_until_cancelled)
     future = submit(client, "x")
-    spin(lambda: server.requests)
+    wait_until(lambda: server.requests)
     client.close()
     assert server.cancelled.wait(20)
     with pytest.raises(CancelledError):
@@ -154,7 +148,7 @@ def test_a_future_keeps_its_client_alive(server: FakeServer) -> None:
     release = threading.Event()
     server.will(wait_for(release))
     future = submit(RewardClient(server.address), "x")
-    spin(lambda: server.requests)
+    wait_until(lambda: server.requests)
     gc.collect()
     release.set()
     assert future.result().values == [1.0]

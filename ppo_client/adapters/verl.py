@@ -1,0 +1,122 @@
+"""verl's `compute_score` (0.10), for one answer, awaited, or for a batch.
+
+    reward.custom_reward_function.path=pkg://ppo_client.adapters.verl
+    reward.custom_reward_function.name=compute_score_async          # or compute_score, compute_score_batch
+    +reward.custom_reward_function.reward_kwargs.model=helpfulness@stable
+    +reward.custom_reward_function.reward_kwargs.targets=rewards:50051      # else RM_TARGET
+
+verl hands over the answer and the row's `extra_info`, not the prompt. So `extra_info` must hold it, as text or chat
+messages, under `prompt` or the name given as `prompt_key`; `prompt_key=null` scores the answer without a prompt.
+
+The score comes with `rm_version` and `rm_truncated`, which verl logs. Failures are RewardFailed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ppo_client.adapters.clients import shared_client
+from ppo_client.adapters.failure import RewardFailed
+from ppo_client.client.errors import InvalidRequest
+from ppo_client.client.scores import Content, Scores
+
+
+def compute_score(
+    data_source: Any,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    model: str,
+    targets: str | None = None,
+    prompt_key: str | None = "prompt",
+    calibrated: bool = False,
+    reward_router_address: Any = None,
+    reward_model_tokenizer: Any = None,
+) -> dict[str, Any]:
+    """The score of one answer. ``reward_router_address``, ``reward_model_tokenizer``: verl's own; not used."""
+    try:
+        prompt, completion = _contents(solution_str, extra_info, prompt_key)
+        scores = shared_client(targets).score(model, prompts=[prompt], completions=[completion], calibrated=calibrated)
+    except Exception as error:
+        raise _failed(error) from error
+    return _rows(scores)[0]
+
+
+async def compute_score_async(
+    data_source: Any,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    model: str,
+    targets: str | None = None,
+    prompt_key: str | None = "prompt",
+    calibrated: bool = False,
+    reward_router_address: Any = None,
+    reward_model_tokenizer: Any = None,
+) -> dict[str, Any]:
+    """As `compute_score`, awaited: one event loop keeps many answers under way."""
+    try:
+        prompt, completion = _contents(solution_str, extra_info, prompt_key)
+        future = shared_client(targets).submit(model, prompts=[prompt], completions=[completion], calibrated=calibrated)
+        scores = await asyncio.wrap_future(future)
+    except Exception as error:
+        raise _failed(error) from error
+    return _rows(scores)[0]
+
+
+def compute_score_batch(
+    data_sources: Sequence[Any],
+    solution_strs: Sequence[str],
+    ground_truths: Sequence[Any],
+    extra_infos: Sequence[Mapping[str, Any] | None],
+    *,
+    model: str,
+    targets: str | None = None,
+    prompt_key: str | None = "prompt",
+    calibrated: bool = False,
+) -> list[dict[str, Any]]:
+    """The scores of many answers in one call, for verl's batch reward manager."""
+    try:
+        pairs = [
+            _contents(solution, extra_info, prompt_key)
+            for solution, extra_info in zip(solution_strs, extra_infos, strict=True)
+        ]
+        scores = shared_client(targets).score(
+            model,
+            prompts=[prompt for prompt, _ in pairs],
+            completions=[completion for _, completion in pairs],
+            calibrated=calibrated,
+        )
+    except Exception as error:
+        raise _failed(error) from error
+    return _rows(scores)
+
+
+def _contents(solution: str, extra_info: Mapping[str, Any] | None, prompt_key: str | None) -> tuple[Content, Content]:
+    if prompt_key is None:
+        return "", solution
+    prompt = (extra_info or {}).get(prompt_key)
+    if prompt is None:
+        raise InvalidRequest(
+            f"extra_info has no {prompt_key!r}, only {sorted(map(str, extra_info or {}))}: the reward model needs the "
+            "prompt. Put it there when the data set is made, name another key as reward_kwargs.prompt_key, or set that "
+            "to null to score answers without their prompts"
+        )
+    if isinstance(prompt, str):
+        return prompt, solution
+    return prompt, [{"role": "assistant", "content": solution}]
+
+
+def _rows(scores: Scores) -> list[dict[str, Any]]:
+    return [
+        {"score": value, "rm_version": scores.version, "rm_truncated": is_cut}
+        for value, is_cut in zip(scores.values, scores.truncated, strict=True)
+    ]
+
+
+def _failed(error: Exception) -> RewardFailed:
+    return RewardFailed(f"{type(error).__name__}: {error}")
