@@ -23,14 +23,14 @@ from rm_server.training.statistics import (
     spearman,
 )
 
-LENGTH_MATCHED = 1.25
-"""Pairs whose longer completion has at most this many times the characters of the shorter: ratio 0.8 to 1.25."""
-
 MIN_TEXTS_TO_RANK = 3
 """A prompt with fewer rated texts has no rank correlation worth the name."""
 
-LENGTH_RATIOS = (0.5, 0.8, 1.25, 2.0)
-"""Borders between the groups of pairs by length, chosen over rejected."""
+LENGTH_MATCHED = (0.8, 1.25)
+"""Pairs whose lengths, chosen over rejected, are within these are length-matched."""
+
+LENGTH_RATIOS = (0.5, *LENGTH_MATCHED, 2.0)
+"""Borders between bands of pairs by length; a border belongs to the band on the side of 1."""
 
 NUM_BINS = 10
 NUM_BARS = 40
@@ -57,9 +57,14 @@ class PairScores:
         return self.chosen - self.rejected
 
     @property
+    def length_ratios(self) -> FloatArray:
+        """Chosen's length over rejected's."""
+        return self.chosen_lengths / self.rejected_lengths
+
+    @property
     def log_length_ratios(self) -> FloatArray:
-        """Log of chosen's length over rejected's."""
-        return np.log(self.chosen_lengths / self.rejected_lengths)
+        """Above 0 where the chosen is longer."""
+        return np.log(self.length_ratios)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +209,8 @@ def evaluate(pairs: PairScores, rated: RatedScores | None = None) -> Evaluation:
     hits = hits_of(pairs.margins)
     longer_hits = hits_of(pairs.log_length_ratios)
     accuracy = clustered_share(hits, pairs.clusters)
-    matched = _share_where(hits, np.abs(pairs.log_length_ratios) <= math.log(LENGTH_MATCHED) + 1e-12, pairs.clusters)
+    ratios = pairs.length_ratios
+    matched = _share_where(hits, (ratios >= LENGTH_MATCHED[0]) & (ratios <= LENGTH_MATCHED[1]), pairs.clusters)
     longer_wins = clustered_share(longer_hits, pairs.clusters)
     gain = clustered_mean(hits - longer_hits, pairs.clusters)
     return Evaluation(
@@ -243,12 +249,11 @@ def _share_where(
 
 
 def _by_length(hits: FloatArray, pairs: PairScores) -> tuple[LengthBand, ...]:
-    ratios = np.exp(pairs.log_length_ratios)
-    borders = (None, *LENGTH_RATIOS, None)
+    ratios = pairs.length_ratios
+    numbers = np.sum([ratios >= border if border < 1 else ratios > border for border in LENGTH_RATIOS], axis=0)
     bands = []
-    for low, high in itertools.pairwise(borders):
-        mask = (ratios > (low or 0)) & (ratios <= (high or math.inf))
-        accuracy = _share_where(hits, mask, pairs.clusters)
+    for number, (low, high) in enumerate(itertools.pairwise((None, *LENGTH_RATIOS, None))):
+        accuracy = _share_where(hits, numbers == number, pairs.clusters)
         if accuracy is not None:
             bands.append(LengthBand(low, high, accuracy))
     return tuple(bands)

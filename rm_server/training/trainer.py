@@ -8,6 +8,7 @@ import platform
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version as version_of
@@ -140,18 +141,23 @@ def _make_trainer(
 ) -> PairTrainer:
     pairs_per_pass = max(1, settings.batch_size // settings.accumulation_steps)
     pad_id = choose_pad_id(model, tokenizer, encoded.last_ids)
+    # The trainer gives the model its tokenizer's pad id, and takes EOS where there is none.
+    own_tokenizer = copy.deepcopy(tokenizer)
+    own_tokenizer.pad_token = own_tokenizer.convert_ids_to_tokens(pad_id)
+    with warnings.catch_warnings():
+        # RewardConfig itself still says gradient_checkpointing where newer transformers say activation_checkpointing.
+        warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
+        config = _reward_config(out / CHECKPOINTS, pairs_per_pass, settings)
     trainer = PairTrainer(
         model=model,
-        args=_reward_config(out / CHECKPOINTS, pairs_per_pass, settings),
+        args=config,
         data_collator=PairCollator(pad_id),
         train_dataset=encoded.dataset,
-        processing_class=copy.deepcopy(tokenizer),  # it may get EOS as its pad token
+        processing_class=own_tokenizer,
         peft_config=_lora(settings),
         batch_sampler=PairBatchSampler(groups, encoded.lengths, pairs_per_pass, settings.seed),
     )
     trainer.remove_callback(PrinterCallback)
-    # RewardTrainer has put the tokenizer's pad id there, which may be EOS.
-    trainer.model.config.get_text_config().pad_token_id = pad_id
     return trainer
 
 
@@ -169,7 +175,7 @@ def _reward_config(folder: Path, pairs_per_pass: int, settings: TrainSettings) -
         max_length=None,  # the encoder has cut, or refused
         disable_dropout=False,  # done before, more thoroughly, where it was asked for
         bf16=settings.precision == "bf16",
-        use_cpu=settings.device == "cpu",
+        use_cpu=settings.device == "cpu" or not torch.accelerator.is_available(),  # bf16 on a CPU must be asked for
         gradient_checkpointing=settings.gradient_checkpointing,
         seed=settings.seed,
         remove_unused_columns=False,

@@ -1,0 +1,226 @@
+"""Takes a folder into a home as a version: manifest, golden examples, digest, files, calibration, evaluations.
+
+Everything is computed and checked before the first change, and every change can be repeated: a registration that was
+killed is made whole by the same call.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rm_server.backends.interface import ComputeSettings
+from rm_server.backends.loading import infer_manifest, load_encoder
+from rm_server.errors import InvalidRequest, RmError
+from rm_server.registry.artifacts import ArtifactStore
+from rm_server.registry.digest import digest_of, hash_file
+from rm_server.registry.home import add_version, open_home
+from rm_server.registry.manifest import FILE_NAME as MANIFEST_NAME
+from rm_server.registry.manifest import Manifest, TruncationRule, read_manifest
+from rm_server.registry.names import check_model_name
+from rm_server.registry.records import CalibrationRecord, VersionRecord
+from rm_server.training.calibration import Calibration, match_moments, standardise
+from rm_server.training.golden import check_golden, choose_golden_texts, record_golden
+from rm_server.training.offline_scoring import ScoreTexts, offline_scorer
+from rm_server.training.reference_texts import BUILT_IN_TEXTS, Text, read_texts
+from rm_server.training.sources import version_folder
+from rm_server.training.statistics import FloatArray
+from rm_server.training.versions_by_name import find_version
+
+logger = logging.getLogger(__name__)
+
+EVALUATION_FILE = "evaluation.json"
+"""Filed with the version without being named: `rm-server train` leaves it in the folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the version reads its input, where that shall differ from what the folder says. None: as it says.
+
+    ``label_index``: which label's logit is the score, by index or by name.
+    """
+
+    template: str | None = None
+    label_index: int | str | None = None
+    max_tokens: int | None = None
+    truncation: TruncationRule | None = None
+    append_eos: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What became of a registration. ``created`` False: the model had this content already, and it is that version."""
+
+    record: VersionRecord
+    created: bool
+    manifest: Manifest
+    calibration: Calibration | None
+    evaluations: tuple[str, ...]
+
+
+def register_folder(
+    home: Path,
+    model: str,
+    source: str,
+    *,
+    actor: str,
+    comment: str = "",
+    reading: Reading = Reading(),
+    golden_data: Path | None = None,
+    reference_data: Path | None = None,
+    match: str | None = None,
+    evaluations: Sequence[Path] = (),
+    device: str = "cpu",
+    shows_progress: bool = False,
+) -> Registration:
+    """Registers ``source`` (a folder, or ``hf://org/name@revision``) as the next version of ``model``.
+
+    A plain Hugging Face folder gets its manifest inferred; the folder itself is not written to.
+
+    ``golden_data``: texts for golden examples; without it the folder's own are checked and kept, else built-in texts
+    are scored. ``reference_data``: texts on which the version's scores are calibrated to mean 0 and standard deviation
+    1, or, with ``match`` (``model@3`` or ``model@label``), to mean and standard deviation of that version's scores, on
+    its own scale, of the same texts. ``evaluations``: reports of `rm-server evaluate --json`. Files of texts are
+    preference pairs or rows with ``completion``, see `read_texts`.
+
+    Raises InvalidRequest (a name, a report of another version, data that cannot be used), BrokenVersion subclasses,
+    OutOfMemory, StorageFull, CatalogUnavailable; nothing is registered then.
+    """
+    check_model_name(model)
+    if match is not None and reference_data is None:
+        raise InvalidRequest("To match another version's scale, give reference data: texts that both versions score.")
+    catalog, artifacts = open_home(home)
+    try:
+        with version_folder(source, scratch=home) as folder:
+            manifest = _manifest_of(folder, reading)
+            settings = ComputeSettings(device=device, deterministic=True)
+            score = offline_scorer(folder, manifest, settings, shows_progress=shows_progress)
+            manifest = _with_golden(folder, manifest, golden_data, score)
+            reports = _read_reports(folder, evaluations, digest_of(folder, manifest))
+            calibration = None
+            if reference_data is not None:
+                target = None if match is None else find_version(catalog.snapshot(), match)
+                calibration = _calibrate(score, reference_data, target, artifacts, settings)
+            record, created = add_version(
+                catalog, artifacts, model, folder, actor=actor, comment=comment or f"from {source}", manifest=manifest
+            )
+        if calibration is not None:
+            in_catalog = CalibrationRecord(calibration.digest, calibration.gain, calibration.bias)
+            catalog.set_calibration(model, record.version, in_catalog, actor, calibration.source)
+            record = replace(record, calibration=in_catalog)
+        for name, report in reports.items():
+            catalog.file_evaluation(model, record.version, name, report, actor)
+        return Registration(record, created, manifest, calibration, tuple(reports))
+    finally:
+        catalog.close()
+
+
+def _manifest_of(folder: Path, reading: Reading) -> Manifest:
+    if not (folder / MANIFEST_NAME).exists():
+        return infer_manifest(
+            folder,
+            template=reading.template,
+            label_index=reading.label_index,
+            max_tokens=reading.max_tokens,
+            truncation=reading.truncation,
+            append_eos=reading.append_eos,
+        )
+    manifest = read_manifest(folder)
+    label_index = reading.label_index
+    if isinstance(label_index, str):
+        label_index = infer_manifest(folder, label_index=label_index).label_index
+    given: dict[str, Any] = {
+        "template": reading.template,
+        "label_index": label_index,
+        "max_tokens": reading.max_tokens,
+        "truncation": reading.truncation,
+        "append_eos": reading.append_eos,
+    }
+    changed = replace(manifest, **{name: value for name, value in given.items() if value is not None})
+    # Scores recorded with another reading say nothing about this one.
+    return changed if changed.score_deciding() == manifest.score_deciding() else replace(changed, golden=())
+
+
+def _with_golden(folder: Path, manifest: Manifest, golden_data: Path | None, score: ScoreTexts) -> Manifest:
+    if golden_data is None and manifest.golden:
+        check_golden(manifest, score)
+        return manifest
+    texts = BUILT_IN_TEXTS if golden_data is None else read_texts(golden_data)
+    chosen = choose_golden_texts(texts, load_encoder(folder, manifest))
+    if golden_data is not None and not chosen:
+        raise InvalidRequest(f"No text of {golden_data} can be a golden example: the version cannot read any of them.")
+    return record_golden(manifest, chosen, score)
+
+
+def _calibrate(
+    score: ScoreTexts,
+    reference_data: Path,
+    target: VersionRecord | None,
+    artifacts: ArtifactStore,
+    settings: ComputeSettings,
+) -> Calibration:
+    texts = read_texts(reference_data)
+    source = f"{reference_data.name}, SHA-256 {hash_file(reference_data)[1]}"
+    scores = _scores(texts, score)
+    if target is None:
+        return standardise(scores[np.isfinite(scores)], source)
+    folder = artifacts.path(target.digest)
+    targets = _scores(texts, offline_scorer(folder, read_manifest(folder), settings))
+    if target.calibration is not None:
+        targets = target.calibration.gain * targets + target.calibration.bias
+        source += f", calibration {target.calibration.digest}"
+    both = np.isfinite(scores) & np.isfinite(targets)
+    return match_moments(scores[both], targets[both], f"{source}, scale of {target.model}@{target.version}")
+
+
+def _scores(texts: Sequence[Text], score: ScoreTexts) -> FloatArray:
+    """NaN marks a text without a score (too long, say); it takes no part."""
+    results = [scored.score for scored in score(texts)]
+    errors = [result for result in results if isinstance(result, RmError)]
+    if errors:
+        logger.warning("%d of %d reference texts have no score, the first: %s", len(errors), len(texts), errors[0])
+    return np.array([np.nan if isinstance(result, RmError) else result for result in results], np.float64)
+
+
+def _read_reports(folder: Path, evaluations: Sequence[Path], digest: str) -> dict[str, str]:
+    """Name → JSON of the reports given, or of the one that lies in the folder. Raises InvalidRequest."""
+    lying_there = folder / EVALUATION_FILE
+    if not evaluations and lying_there.is_file():
+        report = _read_report(lying_there)
+        # It may be older than the folder's present content, or of another reading: then it says nothing here.
+        return {_name_of(lying_there, report): json.dumps(report)} if report.get("digest") == digest else {}
+    reports = {}
+    for path in evaluations:
+        report = _read_report(path)
+        if report.get("digest", digest) != digest:
+            raise InvalidRequest(
+                f"{path} evaluates the digest {report['digest']}, and this version has {digest}. Evaluate it again."
+            )
+        name = _name_of(path, report)
+        if name in reports:
+            raise InvalidRequest(f"Two of the evaluations are of {name!r}; one can be filed under a name.")
+        reports[name] = json.dumps(report)
+    return reports
+
+
+def _read_report(path: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"{path} cannot be read as an evaluation: {error}") from error
+    if not isinstance(report, dict):
+        raise InvalidRequest(f"{path} is no evaluation: a JSON object is expected.")
+    return report
+
+
+def _name_of(path: Path, report: dict[str, Any]) -> str:
+    """What it was computed on, else the file's name."""
+    data = report.get("data")
+    name = data.get("path") if isinstance(data, dict) else None
+    return Path(name if isinstance(name, str) and name else path.name).name.split(".")[0]

@@ -1,0 +1,152 @@
+"""Clustered intervals and the logistic fit, against statsmodels, a bootstrap, and cases with a known answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rm_server.training.statistics import (
+    FloatArray,
+    bootstrap,
+    clustered_mean,
+    clustered_share,
+    fit_choices,
+    pearson,
+    spearman,
+    t_quantile,
+)
+
+NUM_CLUSTERS = 24
+
+
+def choices() -> tuple[FloatArray, FloatArray, np.ndarray]:
+    """Differences towards the chosen, who "won", and clusters: the data of the figures from statsmodels below."""
+    rng = np.random.default_rng(7)
+    clusters = np.repeat(np.arange(NUM_CLUSTERS), 10)
+    score = rng.normal(size=240) + np.repeat(rng.normal(size=NUM_CLUSTERS), 10) * 0.5
+    length = rng.normal(size=240) + 0.4 * score
+    won = rng.random(240) < 1 / (1 + np.exp(-(0.8 * score + 0.3 * length)))
+    return np.stack([score, length], axis=1) * np.where(won, 1, -1)[:, None], won.astype(np.float64), clusters
+
+
+def test_the_fit_is_that_of_statsmodels() -> None:
+    # statsmodels 0.15.0, both orders of each pair: Logit(y, x).fit(cov_type="cluster", cov_kwds={"groups": clusters,
+    # "use_correction": False}), standard errors times sqrt(G / (G - 1)).
+    features, _, clusters = choices()
+    fit = fit_choices(features, clusters)
+    assert fit.coefficients == pytest.approx((0.69206739, 0.28010505), abs=1e-6)
+    for coefficient, interval, error in zip(fit.coefficients, fit.intervals, (0.17824493, 0.14740282), strict=True):
+        assert coefficient is not None
+        half = t_quantile(NUM_CLUSTERS) * error
+        assert interval == pytest.approx((coefficient - half, coefficient + half), abs=1e-6)
+
+
+def test_the_mean_is_that_of_statsmodels() -> None:
+    # OLS on a constant, clustered, as above: standard error 0.03709524.
+    _, won, clusters = choices()
+    estimate = clustered_mean(won, clusters)
+    half = t_quantile(NUM_CLUSTERS) * 0.03709524
+    assert estimate.value == pytest.approx(0.45416667)
+    assert estimate.interval == pytest.approx((0.45416667 - half, 0.45416667 + half), abs=1e-7)
+
+
+def test_the_sandwich_and_a_cluster_bootstrap_agree() -> None:
+    features, _, clusters = choices()
+    interval = fit_choices(features, clusters).intervals[0]
+    resampled = bootstrap(
+        lambda drawn: fit_choices(features[drawn], clusters[drawn]).coefficients[0] or np.nan, clusters, resamples=400
+    )
+    assert interval is not None
+    assert resampled is not None
+    assert interval == pytest.approx(resampled, abs=0.12)
+
+
+def test_copies_of_a_pair_in_its_cluster_add_nothing() -> None:
+    features, won, clusters = choices()
+    copied = np.repeat(np.arange(240), 5)
+    naive = np.arange(len(copied))
+    for method in (
+        lambda x, c: clustered_share(won[x], c).interval,
+        lambda x, c: clustered_mean(won[x], c).interval,
+        lambda x, c: fit_choices(features[x], c).intervals[0],
+    ):
+        once, again, pretended = (
+            method(np.arange(240), clusters),
+            method(copied, clusters[copied]),
+            method(copied, naive),
+        )
+        assert again == pytest.approx(once, abs=1e-6)
+        assert pretended[1] - pretended[0] < 0.6 * (again[1] - again[0])
+
+
+def test_independent_observations_get_wilsons_interval() -> None:
+    hits = np.array([1.0] * 700 + [0.0] * 300)
+    estimate = clustered_share(hits, np.arange(1000))
+    wilson = stats.binomtest(700, 1000).proportion_ci(0.95, method="wilson")
+    assert estimate.interval == pytest.approx((wilson.low, wilson.high), abs=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_share_without_exception_still_has_an_interval_inside_0_and_1(share: float) -> None:
+    interval = clustered_share(np.full(40, share), np.repeat(np.arange(8), 5)).interval
+    assert interval is not None
+    assert 0 <= interval[0] < interval[1] <= 1
+    assert interval[1] - interval[0] > 0.2  # eight prompts, not forty pairs
+
+
+def test_the_clustered_interval_covers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(20), 15)
+    covered = 0
+    for _ in range(400):
+        rates = rng.beta(7, 3, size=20)  # prompts differ; the mean is 0.7
+        interval = clustered_share((rng.random(300) < np.repeat(rates, 15)).astype(np.float64), clusters).interval
+        assert interval is not None
+        covered += interval[0] <= 0.7 <= interval[1]
+    assert 0.92 <= covered / 400 <= 0.985
+
+
+def test_one_cluster_has_no_interval() -> None:
+    one = np.zeros(5, np.int64)
+    values = np.array([0.0, 1, 1, 0, 1])
+    assert clustered_mean(values, one).interval is None
+    assert clustered_share(values, one).interval is None
+    assert fit_choices(values[:, None] - 0.5, one).intervals == (None,)
+    assert bootstrap(lambda drawn: float(values[drawn].mean()), one) is None
+
+
+def test_a_choice_that_is_always_predicted_has_no_finite_coefficient() -> None:
+    clusters = np.arange(6)
+    fit = fit_choices(np.array([[1.0, -1], [2, 0.5], [0.5, -2], [3, 1], [1, 1], [2, -1]]), clusters)
+    assert fit.is_separated
+    assert fit.coefficients == (None, None)
+    nearly = fit_choices(np.array([[1.0], [2], [-0.5], [3], [1], [2]]), clusters)
+    assert not nearly.is_separated
+    assert nearly.coefficients[0] is not None
+
+
+def test_a_feature_that_is_always_0_takes_no_part() -> None:
+    features, _, clusters = choices()
+    alone = fit_choices(features[:, :1], clusters)
+    beside = fit_choices(np.stack([features[:, 0], np.zeros(240)], axis=1), clusters)
+    assert beside.coefficients == (pytest.approx(alone.coefficients[0]), None)
+    assert fit_choices(np.zeros((4, 2)), np.arange(4)).coefficients == (None, None)
+
+
+def test_correlations_are_scipys() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.integers(0, 5, 50).astype(np.float64)
+    y = x + rng.normal(size=50)
+    assert pearson(x, y) == pytest.approx(stats.pearsonr(x, y).statistic)
+    assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert np.isnan(pearson(x, np.ones(50)))
+
+
+def test_a_bootstrap_is_the_same_again_and_gives_up_on_what_is_hardly_defined() -> None:
+    values = np.arange(20.0)
+    clusters = np.repeat(np.arange(10), 2)
+    mean = lambda drawn: float(values[drawn].mean())  # noqa: E731
+    assert bootstrap(mean, clusters) == bootstrap(mean, clusters)
+    assert bootstrap(mean, clusters, seed=1) != bootstrap(mean, clusters)
+    assert bootstrap(lambda drawn: mean(drawn) if drawn[0] > 9 else np.nan, clusters) is None

@@ -1,0 +1,97 @@
+"""Words for figures: each case reads like its sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from rm_server.training.evaluation import BeyondLength, Evaluation, PairScores, Reliability, evaluate
+from rm_server.training.statistics import Estimate
+from rm_server.training.verdict import Circumstances, judge
+
+
+def figures(**changes: object) -> Evaluation:
+    """Good figures with nothing to caution against, and ``changes``."""
+    rng = np.random.default_rng(0)
+    margins = rng.normal(1, 2, 800)
+    plain = evaluate(
+        PairScores(margins, np.zeros(800), rng.uniform(90, 110, 800), np.full(800, 100.0), np.repeat(np.arange(80), 10))
+    )
+    calm = dataclasses.replace(plain.reliability, expected_calibration_error=0.02)
+    return dataclasses.replace(plain, **{"reliability": calm, **changes})  # type: ignore[arg-type]
+
+
+def beyond(low: float, high: float) -> BeyondLength:
+    return BeyondLength((low + high) / 2, (low, high), 0.1, (-0.1, 0.3), False, 1.0, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "words"),
+    [
+        ({}, "good", "not only because of length"),
+        ({"beyond_length": beyond(-0.1, 0.4)}, "unclear", "perhaps only because they follow length"),
+        ({"beyond_length": beyond(-0.4, -0.1)}, "bad", "go against"),
+        ({"accuracy_interval": (0.48, 0.6)}, "unclear", "better than chance"),
+        ({"accuracy_interval": (0.3, 0.45)}, "bad", "go against"),
+        ({"accuracy_interval": None}, "unclear", "too little data"),
+        (
+            {"accuracy": 1.0, "beyond_length": BeyondLength(None, None, None, None, True, 1.0, 0.4)},
+            "good",
+            "Every choice is predicted",
+        ),
+        (
+            {"beyond_length": BeyondLength(None, None, None, None, True, 1.0, 0.4)},
+            "unclear",
+            "perhaps only because they follow length",
+        ),
+        ({"beyond_length": BeyondLength(None, None, 0.1, (0.0, 0.2), False, 0.0, 0.4)}, "unclear", "too little"),
+    ],
+)
+def test_the_headline_says_what_the_intervals_allow(changes: dict[str, object], level: str, words: str) -> None:
+    verdict = judge(figures(**changes), Circumstances())
+    assert verdict.level == level
+    assert words in verdict.headline
+
+
+@pytest.mark.parametrize(
+    ("coefficient", "words"),
+    [
+        (beyond(0.1, 0.4), "people tend to choose the one with the higher score (0.25 [0.10, 0.40])"),
+        (beyond(-0.1, 0.4), "cannot be told"),
+        (beyond(-0.4, -0.1), "the one with the lower score"),
+    ],
+)
+def test_the_text_says_what_the_score_knows_beyond_length(coefficient: BeyondLength, words: str) -> None:
+    assert words in judge(figures(beyond_length=coefficient), Circumstances()).text
+
+
+def test_good_figures_need_no_caution() -> None:
+    assert judge(figures(), Circumstances()).cautions == ()
+
+
+BOASTFUL = Reliability((), 0.2, 0.3, 0.8, 0.4, (0.3, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "circumstances", "words"),
+    [
+        ({"num_prompts": 12}, Circumstances(), "Only 12 prompts"),
+        ({"num_length_matched": 40}, Circumstances(), "Only 40 pairs are of about equal length"),
+        ({"length_correlation": 0.7}, Circumstances(), "by writing longer texts"),
+        ({"length_correlation": -0.7}, Circumstances(), "by writing shorter texts"),
+        ({"accuracy_shorter_chosen": Estimate(0.2, (0.1, 0.3), 90)}, Circumstances(), "agree in 20.0 % only"),
+        ({"reliability": BOASTFUL}, Circumstances(), "too sure of themselves"),
+        ({"reliability": dataclasses.replace(BOASTFUL, slope=2.0)}, Circumstances(), "too careful"),
+        ({}, Circumstances(num_unscored=3), "3 pairs could not be scored"),
+        ({}, Circumstances(truncated_share=0.6), "60.0 % of the texts are longer"),
+        ({}, Circumstances(num_trained_prompts=5), "5 of these prompts"),
+    ],
+)
+def test_each_circumstance_has_its_caution(
+    changes: dict[str, object], circumstances: Circumstances, words: str
+) -> None:
+    cautions = judge(figures(**changes), circumstances).cautions
+    assert len(cautions) == 1
+    assert words in cautions[0]
