@@ -69,6 +69,7 @@ class App:
         access = Access(_token(settings))
         catalog, artifacts = await asyncio.to_thread(open_home, settings.home)
         stack.callback(catalog.close)
+        metrics.catalog_reachable(True)
 
         engine = Engine(settings.engine, metrics)
         versions = VersionManager(catalog, artifacts, engine, metrics)

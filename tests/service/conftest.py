@@ -11,9 +11,9 @@ from running_server import RunningServer, make_version, running
 
 @pytest.fixture(scope="session")
 def versions(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Folders of three versions that score differently."""
+    """Folders of four versions that score differently."""
     root = tmp_path_factory.mktemp("versions")
-    return [make_version(root / f"v{seed}", seed) for seed in (1, 2, 3)]
+    return [make_version(root / f"v{seed}", seed) for seed in (1, 2, 3, 4)]
 
 
 @pytest.fixture(scope="module")
