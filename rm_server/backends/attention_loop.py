@@ -16,6 +16,10 @@ from rm_server.backends.layout import FlatLayout
 
 # Queries that see a window are taken in blocks of so many, each with the keys in its reach.
 _QUERY_BLOCK = 128
+# fp32 numbers in the widest vector register (AVX-512); the kernel's softmax works in fp32 for every type.
+_VECTOR = 16
+# Beyond this the keys that stick out are too few to matter.
+_LONGEST_RAGGED = 480
 
 
 def attend(
@@ -39,10 +43,44 @@ def attend(
         q, k, v = query[:, :, start:end], key[:, :, start:end], value[:, :, start:end]
         if window is not None and end - start > window:
             part = _windowed(memo, q, k, v, causal, window, scale)
+        elif query.device.type == "cpu" and _is_ragged(end - start, query.shape[2] - start):
+            part = _with_whole_vectors(memo, query, key, value, start, end, causal, scale)
         else:
             part = scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=True)
         output[:, start:end] = part.transpose(1, 2)
     return output
+
+
+def _is_ragged(length: int, num_tokens_left: int) -> bool:
+    """Whether the item's keys end within a vector register, early enough to matter, with other tokens behind them."""
+    return length % _VECTOR != 0 and length <= _LONGEST_RAGGED and length + -length % _VECTOR <= num_tokens_left
+
+
+def _with_whole_vectors(
+    memo: dict[Any, torch.Tensor],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    start: int,
+    end: int,
+    causal: bool,
+    scale: float | None,
+) -> torch.Tensor:
+    """One item with its keys extended into its neighbour's, up to a whole number of vectors.
+
+    torch's kernel handles the last keys of a row one by one; with whole vectors it takes a tenth to a third less time.
+    The neighbour's keys have no say: causality hides them, else a mask of -inf (whose weight is exactly 0).
+    """
+    length = end - start
+    extended = length + -length % _VECTOR
+    mask = None
+    if not causal:
+        if (length, extended) not in memo:
+            memo[length, extended] = torch.zeros(1, 1, 1, extended, dtype=query.dtype)
+            memo[length, extended][..., length:] = float("-inf")
+        mask = memo[length, extended]
+    keys = slice(start, start + extended)
+    return _flash(query[:, :, start:end], key[:, :, keys], value[:, :, keys], causal, scale, mask)[0]
 
 
 def _windowed(
@@ -106,10 +144,15 @@ def _attend_with_prefixes(
 
 
 def _flash(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, scale: float | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    causal: bool,
+    scale: float | None,
+    mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention with its log-sum-exp: shapes (1, heads, queries, head_dim) and (1, heads, queries)."""
+    """torch's CPU kernel itself: shape (1, heads, queries, head_dim), and the log-sum-exp, (1, heads, queries)."""
     output, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, causal, scale=scale
+        query, key, value, 0.0, causal, attn_mask=mask, scale=scale
     )
     return output, log_sum_exp

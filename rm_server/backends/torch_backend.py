@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rm_server.backends.checkpoint import Model, first_line, load_model, position_offset, read_config
-from rm_server.backends.forward import Forward, OneByOneForward
+from rm_server.backends.forward import Forward, OneByOneForward, take
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, Float64Array
 from rm_server.backends.linear import PrepackedLinear, prepack, unpack
@@ -47,7 +47,7 @@ class TorchBackend:
         if not batch.num_items:
             return np.empty(0, np.float64)
         try:
-            logits = self.forward.logits(batch)[:, self._manifest.label_index].double()
+            logits = self._logits(batch)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -57,6 +57,16 @@ class TorchBackend:
             ) from error
         scores = torch.sigmoid(logits) if self._manifest.transform == "sigmoid" else logits
         return cast(Float64Array, scores.numpy())
+
+    def _logits(self, batch: Batch) -> torch.Tensor:
+        """The label's logits, shape (num_items,), in float64.
+
+        An item whose logit is not finite is computed again alone: no item fails for its neighbour's sake.
+        """
+        logits = self.forward.logits(batch)[:, self._manifest.label_index].double()
+        for index in torch.nonzero(~logits.isfinite()).flatten().tolist() if batch.num_items > 1 else ():
+            logits[index] = self.forward.logits(take(batch, [index]))[0, self._manifest.label_index].double()
+        return logits
 
 
 def load_torch_backend(folder: Path, manifest: Manifest, settings: ComputeSettings) -> TorchBackend:

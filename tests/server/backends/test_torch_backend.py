@@ -1,0 +1,293 @@
+"""Scores of every family are those of transformers' own forward on one item, whatever the batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from tiny_models import VOCAB_SIZE
+from transformers import AutoModelForSequenceClassification
+
+from rm_server.backends.forward import PackedForward
+from rm_server.backends.interface import ComputeSettings
+from rm_server.backends.items import Batch, EncodedItem, Float64Array
+from rm_server.backends.loading import load_backend
+from rm_server.backends.torch_backend import TorchBackend
+from rm_server.errors import OutOfMemory, UnsupportedArtifact, WeightsMismatch
+from rm_server.registry.manifest import Manifest
+
+MANIFEST = Manifest(kind="sequence_classification", max_tokens=120)
+PADDED = ("deberta_v2", "gemma2")
+LENGTHS = (1, 2, 3, 15, 16, 17, 31, 40, 49, 64, 77, 120)
+
+
+def make_items(lengths: Sequence[int], seed: int = 0, *, with_types: bool = False) -> list[EncodedItem]:
+    """Random ids (no special tokens) of the lengths given."""
+    random = np.random.default_rng(seed)
+    return [
+        EncodedItem(
+            ids=random.integers(5, VOCAB_SIZE, length).astype(np.int32),
+            num_tokens=length,
+            type_ids=(np.arange(length) > length // 2).astype(np.int32) if with_types else None,
+        )
+        for length in lengths
+    ]
+
+
+def own_scores(folder: Path, items: Sequence[EncodedItem], label: int = 0) -> Float64Array:
+    """transformers' own forward, one item at a time, each with a model that has seen nothing before."""
+    scores = []
+    for item in items:
+        model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True)
+        inputs: dict[str, Any] = {"input_ids": torch.from_numpy(item.ids).long()[None]}
+        if item.type_ids is not None:
+            inputs["token_type_ids"] = torch.from_numpy(item.type_ids).long()[None]
+        with torch.inference_mode():
+            scores.append(float(model(**inputs).logits[0, label]))
+    return np.array(scores)
+
+
+def load(folder: Path, manifest: Manifest = MANIFEST, **settings: Any) -> TorchBackend:
+    backend = load_backend(folder, manifest, ComputeSettings(**settings))
+    assert isinstance(backend, TorchBackend)
+    return backend
+
+
+def random_batches(
+    backend: TorchBackend, items: Sequence[EncodedItem], num_batches: int, seed: int = 0
+) -> list[tuple[list[int], Float64Array]]:
+    random = np.random.default_rng(seed)
+    batches = []
+    for _ in range(num_batches):
+        members = random.permutation(len(items))[: random.integers(1, len(items) + 1)].tolist()
+        batches.append((members, backend.score(Batch.of([items[index] for index in members]))))
+    return batches
+
+
+@pytest.mark.parametrize("prepack", [True, False])
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_scores_are_transformers_own(tmp_path: Path, family: str, prepack: bool) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, family, seed=3)
+    backend = load(folder, prepack=prepack)
+    assert backend.forward.name == ("padded" if family in PADDED else "packed")
+    items = make_items(LENGTHS)
+    expected = own_scores(folder, items)
+    assert np.ptp(expected) > 0.3, "the families' scores must differ for the comparison to mean something"
+    for members, scores in random_batches(backend, items, 8):
+        np.testing.assert_allclose(scores, expected[members], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["bert", "electra"])
+def test_segments_of_a_pair_are_seen(tmp_path: Path, family: str) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, family)
+    items = make_items((4, 30, 17), with_types=True)
+    plain = own_scores(folder, [replace(item, type_ids=None) for item in items])
+    expected = own_scores(folder, items)
+    assert np.abs(plain - expected).max() > 0.01
+    np.testing.assert_allclose(load(folder).score(Batch.of(items)), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["bert", "deberta_v2", "mistral"])
+def test_ranks_of_500_items_do_not_depend_on_the_batch(tmp_path: Path, family: str) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, family)
+    backend = load(folder)
+    items = make_items(np.random.default_rng(1).integers(1, 90, 500).tolist())
+    alone = np.concatenate([backend.score(Batch.of([item])) for item in items])
+    members = np.random.default_rng(2).permutation(500)
+    together = np.empty(500)
+    for start in range(0, 500, 61):
+        part = members[start : start + 61]
+        together[part] = backend.score(Batch.of([items[index] for index in part]))
+    assert np.abs(together - alone).max() <= 1e-5
+    assert np.argsort(together).tolist() == np.argsort(alone).tolist()
+
+
+def test_pad_ids_within_an_item_are_tokens_like_others(tmp_path: Path) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "llama")
+    backend = load(folder)
+    item = make_items((20,))[0]
+    ids = np.append(item.ids, np.int32(tiny_models.PAD_ID))
+    ended = EncodedItem(ids=ids, num_tokens=21)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True)
+    with torch.inference_mode():
+        hidden = model.model(torch.from_numpy(ids).long()[None]).last_hidden_state[0, -1]
+        expected = float(model.score(hidden))
+    scores = backend.score(Batch.of([item, ended]))
+    assert scores[1] == pytest.approx(expected, abs=1e-5)
+    assert abs(scores[0] - scores[1]) > 0.01
+
+
+def test_sharded_weights_score_alike(tmp_path: Path) -> None:
+    whole = tiny_models.make_checkpoint(tmp_path / "whole", "qwen2")
+    sharded = tiny_models.make_checkpoint(tmp_path / "sharded", "qwen2", sharded=True)
+    batch = Batch.of(make_items(LENGTHS))
+    assert load(whole).score(batch).tolist() == load(sharded).score(batch).tolist()
+
+
+@pytest.mark.parametrize("family", ["roberta", "gpt2"])
+def test_the_label_s_logit_is_the_score(tmp_path: Path, family: str) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, family, num_labels=3)
+    items = make_items((5, 9))
+    for label in range(3):
+        scores = load(folder, replace(MANIFEST, label_index=label)).score(Batch.of(items))
+        np.testing.assert_allclose(scores, own_scores(folder, items, label), atol=1e-5, rtol=0)
+    with pytest.raises(WeightsMismatch, match="label_index is 3, and the head has 3 outputs"):
+        load(folder, replace(MANIFEST, label_index=3))
+
+
+def test_sigmoid_is_applied_where_the_manifest_says_so(tmp_path: Path) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "bert")
+    batch = Batch.of(make_items((5, 9)))
+    raw = load(folder).score(batch)
+    squashed = load(folder, replace(MANIFEST, transform="sigmoid")).score(batch)
+    np.testing.assert_allclose(squashed, 1 / (1 + np.exp(-raw)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("family", ["bert", "modernbert_mean", "deberta_v2", "llama", "gemma3"])
+def test_half_precision_is_near(tmp_path: Path, family: str, precision: str) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, family)
+    batch = Batch.of(make_items(np.random.default_rng(0).integers(2, 100, 40).tolist()))
+    exact, backend = load(folder).score(batch), load(folder, precision=precision)
+    assert backend.precision == precision
+    scores = backend.score(batch)
+    assert np.isfinite(scores).all()
+    assert np.abs(scores - exact).max() < (0.5 if precision == "bf16" else 0.1) * exact.std()
+    assert len(set(scores)) == len(scores), "a head in half precision makes ties"
+    assert backend.memory_bytes < 0.75 * load(folder).memory_bytes
+
+
+@pytest.mark.parametrize("family", ["roberta", "mistral", "deberta_v2"])
+def test_deterministic_scores_are_bit_identical(tmp_path: Path, family: str) -> None:
+    backend = load(tiny_models.make_checkpoint(tmp_path, family), deterministic=True)
+    items = make_items(LENGTHS)
+    alone = np.concatenate([backend.score(Batch.of([item])) for item in items])
+    for members, scores in random_batches(backend, items, 20):
+        assert scores.tolist() == alone[members].tolist()
+
+
+def test_an_item_does_not_fail_for_its_neighbour(tmp_path: Path) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "bert")
+    backend = load(folder)
+    poisoned = 7
+    with torch.no_grad():
+        backend.forward.backbone.embeddings.word_embeddings.weight[poisoned] = float("nan")
+    items = make_items((37, 21, 33, 19))
+    for item in items:
+        item.ids[item.ids == poisoned] = 8
+    items[1].ids[3] = poisoned
+    scores = backend.score(Batch.of(items))
+    assert np.isfinite(scores).tolist() == [True, False, True, True]
+    np.testing.assert_allclose(scores[[0, 2, 3]], own_scores(folder, [items[0], *items[2:]]), atol=1e-5, rtol=0)
+
+
+def test_two_models_in_one_process_do_not_meet(tmp_path: Path) -> None:
+    families = ("bert", "llama")
+    folders = [tiny_models.make_checkpoint(tmp_path / family, family) for family in families]
+    backends = [load(folder) for folder in folders]
+    batches = [Batch.of(make_items((5 + index, 60 - index, 17), seed=index)) for index in range(20)]
+    alone = [[backend.score(batch).tolist() for batch in batches] for backend in backends]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda backend: [backend.score(batch).tolist() for batch in batches], backends))
+    assert together == alone
+
+
+def test_no_items_no_scores(tmp_path: Path) -> None:
+    backend = load(tiny_models.make_checkpoint(tmp_path, "bert"))
+    assert backend.score(Batch.of([])).shape == (0,)
+
+
+def test_large_batches_are_cut_into_forwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = load(tiny_models.make_checkpoint(tmp_path, "bert"))
+    batch = Batch.of(make_items([50] * 12))
+    expected = backend.score(batch)
+    monkeypatch.setattr("rm_server.backends.forward.MAX_FORWARD_TOKENS", 120)
+    assert [len(part) for part in backend.forward.group(range(12), batch.lengths)] == [2] * 6
+    np.testing.assert_allclose(backend.score(batch), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_a_full_memory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    backend = load(tiny_models.make_checkpoint(tmp_path, "bert"))
+
+    def fail(batch: Batch) -> torch.Tensor:
+        raise error
+
+    monkeypatch.setattr(backend.forward, "logits", fail)
+    with pytest.raises(OutOfMemory, match="2 items with 14 tokens"):
+        backend.score(Batch.of(make_items((5, 9))))
+
+
+def test_positions_beyond_the_table_are_refused_at_load(tmp_path: Path) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "roberta")
+    assert load(folder, replace(MANIFEST, max_tokens=129))
+    with pytest.raises(UnsupportedArtifact, match="max_tokens is 130, and the model has positions for 129"):
+        load(folder, replace(MANIFEST, max_tokens=130))
+
+
+def test_an_unknown_device_is_refused(tmp_path: Path) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "bert")
+    with pytest.raises(UnsupportedArtifact, match="'abacus' is no device"):
+        load(folder, device="abacus")
+
+
+def test_memory_counts_every_weight(tmp_path: Path) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "bert")
+    weights = sum(weight.nbytes for weight in tiny_models.make_model("bert").state_dict().values())
+    for prepack in (True, False):
+        assert weights <= load(folder, prepack=prepack).memory_bytes < 1.05 * weights
+
+
+def test_a_model_that_disagrees_when_packed_is_served_padded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "bert")
+    monkeypatch.setattr("rm_server.backends.forward.position_offset", lambda backbone: 1)
+    with caplog.at_level(logging.WARNING):
+        backend = load(folder)
+    assert backend.forward.name == "padded"
+    assert "is not served packed: its logits are up to" in caplog.text
+    items = make_items(LENGTHS)
+    np.testing.assert_allclose(backend.score(Batch.of(items)), own_scores(folder, items), atol=1e-5, rtol=0)
+
+
+def test_a_model_that_disagrees_when_padded_is_served_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "gpt2")
+    monkeypatch.setattr("rm_server.backends.pooling.pooled_position", lambda model: "mean")
+    backend = load(folder)
+    assert backend.forward.name == "one by one"
+    items = make_items(LENGTHS)
+    np.testing.assert_allclose(backend.score(Batch.of(items)), own_scores(folder, items), atol=1e-5, rtol=0)
+
+
+def test_a_window_longer_than_the_check_must_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "mistral", sliding_window=200)
+    manifest = replace(MANIFEST, max_tokens=60)
+    assert load(folder, manifest).forward.name == "packed"
+    original = PackedForward.forward
+
+    def forgets_a_window(self: PackedForward, batch: Batch) -> torch.Tensor:
+        logits = original(self, batch)
+        assert self.last is not None
+        self.last.num_windowed -= 1
+        return logits
+
+    monkeypatch.setattr(PackedForward, "forward", forgets_a_window)
+    assert load(folder, manifest).forward.name == "padded"
