@@ -51,6 +51,7 @@ RewardClientError
 │   └── ItemsUnavailable           all of them may work later
 └── ClientMisuse                   how the client was made or used
     ├── InvalidSettings (ValueError)
+    ├── InvalidFile (ValueError)
     ├── ClientClosed
     └── ForkedAfterUse             used before the process forked, and again in the child
 
@@ -273,8 +274,8 @@ class InvalidReply(RewardClientError):
 class ItemsFailed(RewardClientError):
     """Some completions of the call have no score.
 
-    ``errors``: why, by the completion's index in the call. ``scores``: the others' scores, by index; all of them come
-    from ``version`` with ``digest``.
+    ``errors``: why, by the completion's index in the call. ``scores``: the others' scores, by index, and ``truncated``
+    whether they are of cut texts; all of them come from ``version`` with ``digest``.
     """
 
     def __init__(
@@ -283,6 +284,7 @@ class ItemsFailed(RewardClientError):
         *,
         errors: Mapping[int, RewardClientError] | None = None,
         scores: Mapping[int, float] | None = None,
+        truncated: Mapping[int, bool] | None = None,
         model: str = "",
         version: int = 0,
         digest: str = "",
@@ -290,6 +292,7 @@ class ItemsFailed(RewardClientError):
         super().__init__(message)
         self.errors = dict(errors or {})
         self.scores = dict(scores or {})
+        self.truncated = dict(truncated or {})
         self.model = model
         self.version = version
         self.digest = digest
@@ -305,6 +308,10 @@ class ClientMisuse(RewardClientError):
 
 class InvalidSettings(ClientMisuse, ValueError):
     """A setting makes no sense, or does not go with another."""
+
+
+class InvalidFile(ClientMisuse, ValueError):
+    """A file cannot be read, or is not what it should be."""
 
 
 class ClientClosed(ClientMisuse):

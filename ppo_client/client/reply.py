@@ -167,6 +167,7 @@ def _items_failed(
         "others' scores are in this error's `scores`, by index",
         errors=dict(sorted(failed.items())),
         scores={index: item.value for index, item in sorted(scored.items())},
+        truncated={index: item.is_truncated for index, item in sorted(scored.items())},
         model=source.model,
         version=source.version,
         digest=source.digest,

@@ -193,6 +193,7 @@ def test_items_without_a_score_are_an_error_that_has_the_other_scores(server: Fa
     with pytest.raises(errors.ItemsFailed, match="1 of 3 completions: 1: ItemTooLong: 9000 tokens") as caught:
         score(connect(server.address), "a", "bb", "ccc")
     assert caught.value.scores == {0: 1.0, 2: 3.0}
+    assert caught.value.truncated == {0: False, 2: False}
     assert isinstance(caught.value.errors[1], errors.ItemTooLong)
     assert (caught.value.version, caught.value.digest) == (1, DIGESTS[1])
     assert not isinstance(caught.value, errors.Unavailable)

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from ppo_client import RewardClient, errors
+from ppo_client.client import score_command
+from ppo_client.client.records import read_rows, write_rows
+from ppo_client.client.score_files import ScoreJob, score_file
+
+from .conftest import QUICK
+from .fake_server import DIGESTS, FakeServer, fail, fail_items, usual
+
+NUM_ROWS = 23
+ROWS: list[dict[str, Any]] = [{"prompt": "p", "completion": "x" * number, "id": number} for number in range(NUM_ROWS)]
+
+
+@pytest.fixture
+def client(server: FakeServer) -> Iterator[RewardClient]:
+    with RewardClient(server.address, retry=QUICK, timeout_s=20.0) as client:
+        yield client
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> ScoreJob:
+    write_rows(tmp_path / "in.jsonl", ROWS)
+    return ScoreJob(tmp_path / "in.jsonl", tmp_path / "out.jsonl", "length@stable", batch_size=5)
+
+
+def but(job: ScoreJob, **changes: Any) -> ScoreJob:
+    return ScoreJob(**({name: getattr(job, name) for name in ScoreJob.__slots__} | changes))
+
+
+def expected(number: int) -> dict[str, Any]:
+    return ROWS[number] | {
+        "score": float(number),
+        "score_truncated": False,
+        "score_version": "length@1",
+        "score_digest": DIGESTS[1],
+    }
+
+
+def test_every_row_gets_its_score(server: FakeServer, client: RewardClient, job: ScoreJob) -> None:
+    progress: list[tuple[int, int, int]] = []
+    summary = score_file(client, job, on_progress=lambda *numbers: progress.append(numbers))
+    assert list(read_rows(job.output)) == [expected(number) for number in range(NUM_ROWS)]
+    assert (summary.rows, summary.scored, summary.failed, summary.resumed) == (NUM_ROWS, NUM_ROWS, 0, 0)
+    assert (summary.model, summary.version, summary.digest) == ("length", 1, DIGESTS[1])
+    assert [done for done, _, _ in progress] == [0, 5, 10, 15, 20, 23]
+    assert sorted(path.name for path in job.output.parent.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_the_version_of_the_first_rows_scores_all(server: FakeServer, client: RewardClient, job: ScoreJob) -> None:
+    score_file(client, job)
+    first, *others = server.requests
+    assert first.model == "length@stable"
+    assert {(request.model, request.options.expected_digest) for request in others} == {("length@1", DIGESTS[1])}
+
+
+def test_an_interrupted_run_goes_on_where_it_was_with_the_version_it_had(
+    server: FakeServer, client: RewardClient, job: ScoreJob
+) -> None:
+    server.will(usual, usual, usual, *[fail(grpc.StatusCode.INTERNAL, "INTERNAL")] * 2)
+    with pytest.raises(errors.ServerDefect):
+        score_file(client, job)
+    assert not job.output.exists()
+    journal = job.output.with_name("out.jsonl.partial")
+    done = len(journal.read_bytes().splitlines()) - 1
+    assert 5 <= done < NUM_ROWS
+    journal.write_bytes(journal.read_bytes() + b'{"score": 1')  # torn off by a kill
+    server.version = 2  # the label moved
+    server.seen.clear()
+    server.script.clear()
+    summary = score_file(client, job)
+    assert (summary.resumed, summary.version) == (done, 1)
+    assert list(read_rows(job.output)) == [expected(number) for number in range(NUM_ROWS)]
+    sent = sum(len(group.completions) for request in server.requests for group in request.groups)
+    assert sent == NUM_ROWS - done
+
+
+def test_a_kill_before_the_first_rows_leaves_nothing_in_the_way(client: RewardClient, job: ScoreJob) -> None:
+    job.output.with_name("out.jsonl.partial").write_bytes(b'{"model": "len')
+    assert score_file(client, job).resumed == 0
+
+
+def test_another_job_does_not_go_on_with_this_ones_journal(
+    server: FakeServer, client: RewardClient, job: ScoreJob
+) -> None:
+    server.will(usual)
+    server.always = fail(grpc.StatusCode.INTERNAL, "INTERNAL")
+    with pytest.raises(errors.ServerDefect):
+        score_file(client, job)
+    with pytest.raises(errors.InvalidFile, match="another model and calibrated"):
+        score_file(client, but(job, model="other", calibrated=True))
+    write_rows(job.source, ROWS[:-1])
+    with pytest.raises(errors.InvalidFile, match="another input_sha256"):
+        score_file(client, job)
+
+
+def test_a_row_without_a_score_ends_the_run(server: FakeServer, client: RewardClient, job: ScoreJob) -> None:
+    server.will(fail_items(2, reason="ITEM_TOO_LONG"))
+    with pytest.raises(errors.ItemsFailed):
+        score_file(client, job)
+    assert not job.output.exists()
+
+
+def test_or_has_an_error_and_no_number_where_that_was_asked_for(
+    server: FakeServer, client: RewardClient, job: ScoreJob
+) -> None:
+    server.will(fail_items(2, reason="ITEM_TOO_LONG"))
+    summary = score_file(client, but(job, keep_going=True))
+    assert (summary.scored, summary.failed) == (NUM_ROWS - 1, 1)
+    rows = list(read_rows(job.output))
+    assert "score" not in rows[2]
+    assert rows[2]["score_error"] == "ItemTooLong: as told"
+    assert [row for row in rows if row["id"] != 2] == [expected(number) for number in range(NUM_ROWS) if number != 2]
+
+
+def test_what_may_work_later_is_never_written_down_as_failed(
+    server: FakeServer, client: RewardClient, job: ScoreJob
+) -> None:
+    server.always = fail_items(0, reason="WORKER_FAILED")
+    with pytest.raises(errors.ItemsUnavailable):
+        score_file(client, but(job, keep_going=True))
+
+
+def test_parquet_in_and_out(client: RewardClient, job: ScoreJob) -> None:
+    pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    write_rows(job.source.with_name("in.parquet"), ROWS)
+    job = but(job, source=job.source.with_name("in.parquet"), output=job.output.with_name("out.parquet"))
+    score_file(client, job)
+    assert list(read_rows(job.output)) == [expected(number) for number in range(NUM_ROWS)]
+
+
+def test_an_empty_file(client: RewardClient, job: ScoreJob) -> None:
+    job.source.write_bytes(b"")
+    assert score_file(client, job).rows == 0
+    assert job.output.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("changes", "row", "says"),
+    [
+        ({"completion_field": "answer"}, {}, "row 1 has no 'answer', only"),
+        ({}, {"prompt": None}, "row 24 has no 'prompt'"),
+        ({}, {"score": 1.0}, "row 24 has a field 'score' already"),
+        ({}, {"score_error": "x"}, "row 24 has a field 'score_error' already"),
+        ({}, {"completion": 7}, "in the rows from number 21 on: completion 3 is int"),
+    ],
+)
+def test_rows_that_cannot_be_scored(
+    client: RewardClient, job: ScoreJob, changes: dict[str, Any], row: dict[str, Any], says: str
+) -> None:
+    write_rows(job.source, [*ROWS, ROWS[0] | row])
+    with pytest.raises(errors.InvalidFile, match=says):
+        score_file(client, but(job, **changes))
+
+
+def test_an_output_that_is_there_is_left_alone(server: FakeServer, client: RewardClient, job: ScoreJob) -> None:
+    job.output.write_text("precious")
+    with pytest.raises(errors.InvalidFile, match="is there already"):
+        score_file(client, job)
+    assert job.output.read_text() == "precious"
+    assert server.seen == []
+
+
+# The command
+
+
+def command(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    score_command.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["score", *arguments])
+    status: int = args.run(args)
+    return status
+
+
+def test_the_command_prints_what_it_did(server: FakeServer, job: ScoreJob, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(str(job.source), str(job.output), "--model", "length", "--server", server.address) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(f"23 rows scored by length@1 (digest {DIGESTS[1][:12]}), 0 failed: ")
+    assert "23 of 23 rows (100%)" in said.err
+
+
+def test_the_command_fails_if_a_row_has(
+    server: FakeServer, job: ScoreJob, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RM_TARGET", server.address)
+    server.will(fail_items(2, reason="ITEM_TOO_LONG"))
+    assert command(str(job.source), str(job.output), "--model", "length", "--keep-going", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["failed"] == 1
+
+
+def test_in_a_terminal_progress_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    progress = score_command.Progress()
+    progress.show(0, 10, 0)
+    progress.show(5, 10, 0)  # too soon to be read
+    progress.show(10, 10, 1)
+    progress.end()
+    first, second = capsys.readouterr().err.strip("\r\n").split("\r")
+    assert first.startswith("0 of 10 rows (0%)")
+    assert second.startswith("10 of 10 rows (100%)")
+    assert second.endswith("1 failed")
