@@ -123,10 +123,11 @@ class App:
         calls.drain()
         readiness.changed()
         logger.info("draining", extra={"drain_s": self.settings.drain_s})
-        if not await calls.finished(self.settings.drain_s):
+        is_finished = await calls.finished(self.settings.drain_s)
+        if not is_finished:
             logger.warning("calls are cut off", extra={"drain_s": self.settings.drain_s})
         calls.end_streams()
-        await grpc_server.stop(LAST_ANSWERS_S)
+        await grpc_server.stop(LAST_ANSWERS_S if is_finished else 0)
 
 
 def run(settings: ServeSettings) -> int:

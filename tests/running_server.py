@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,11 @@ GOLDEN_TEXTS = (("Tell me a story.", "Once upon a time."), ("Hi", "Hello there, 
 LOCAL_ONLY = (("grpc.enable_http_proxy", 0),)
 
 
-def make_version(folder: Path, seed: int, *, family: str = "qwen2", **manifest: Any) -> Path:
+def make_version(
+    folder: Path, seed: int, *, family: str = "qwen2", checkpoint: Mapping[str, Any] | None = None, **manifest: Any
+) -> Path:
     """A version's folder as registration leaves it: checkpoint, manifest, golden examples with their scores."""
-    tiny_models.make_checkpoint(folder, family, seed=seed)
+    tiny_models.make_checkpoint(folder, family, seed=seed, **(checkpoint or {}))
     plain = infer_manifest(folder, **manifest)
     encoder, backend = load_encoder(folder, plain), load_backend(folder, plain, ComputeSettings())
     scores = backend.score(Batch.of([encoder.encode(prompt, completion) for prompt, completion in GOLDEN_TEXTS]))
@@ -45,7 +48,7 @@ def make_version(folder: Path, seed: int, *, family: str = "qwen2", **manifest: 
         GoldenExample(prompt, completion, float(score))
         for (prompt, completion), score in zip(GOLDEN_TEXTS, scores, strict=True)
     )
-    write_manifest(folder, type(plain)(**{name: getattr(plain, name) for name in plain.__slots__} | {"golden": golden}))
+    write_manifest(folder, replace(plain, golden=golden))
     return folder
 
 
@@ -57,6 +60,7 @@ class RunningServer:
         self.settings = ServeSettings(home, listen="127.0.0.1:0", http="127.0.0.1:0", **settings)
         self.app = App(self.settings)
         self.loop = asyncio.new_event_loop()
+        self._is_stopped = False
         self._thread = threading.Thread(target=self.loop.run_forever, name="server", daemon=True)
 
     def start(self) -> RunningServer:
@@ -75,7 +79,10 @@ class RunningServer:
         return self
 
     def stop(self) -> None:
-        """As SIGTERM does; returns when it has ended."""
+        """As SIGTERM does; returns when it has ended. A second call does nothing."""
+        if self._is_stopped:
+            return
+        self._is_stopped = True
         self._run(self.app.stop())
         self.channel.close()
         self._end_loop()

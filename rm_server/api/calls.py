@@ -78,7 +78,8 @@ class Calls:
             if is_read:
                 yield
             else:
-                with self._working():
+                self._check_open()
+                with self.busy():
                     yield
         except asyncio.CancelledError:
             is_late = call.deadline is not None and asyncio.get_running_loop().time() >= call.deadline
@@ -140,11 +141,8 @@ class Calls:
             scope.reschedule(asyncio.get_running_loop().time())
 
     @contextmanager
-    def _working(self) -> Iterator[None]:
-        if self._is_draining:
-            raise Draining("This server is shutting down; call another one.")
-        if not self._is_open:
-            raise Draining("This server is still loading its versions; come back soon.", retry_after_s=1.0)
+    def busy(self) -> Iterator[None]:
+        """Surrounds what has to be finished before the server ends, such as writing an answer to a stream."""
         self._num_working += 1
         self._idle.clear()
         try:
@@ -153,6 +151,12 @@ class Calls:
             self._num_working -= 1
             if self._num_working == 0:
                 self._idle.set()
+
+    def _check_open(self) -> None:
+        if self._is_draining:
+            raise Draining("This server is shutting down; call another one.")
+        if not self._is_open:
+            raise Draining("This server is still loading its versions; come back soon.", retry_after_s=1.0)
 
 
 def _fields(call: Call) -> dict[str, object]:

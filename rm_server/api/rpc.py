@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -19,6 +20,8 @@ from rm_server.errors import MalformedRequest, RmError
 
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 """Writes one message of a streamed answer."""
+
+logger = logging.getLogger(__name__)
 
 REQUEST_ID_METADATA_KEY = "x-request-id"
 
@@ -118,7 +121,11 @@ class Edge:
                 return await work(call)
         except RmError as error:
             failure = error
-        await context.abort(outcome_of(failure).status, short_message(failure), trailing_metadata(failure))
+        try:
+            await context.abort(outcome_of(failure).status, short_message(failure), trailing_metadata(failure))
+        except grpc.aio.InternalError:
+            # A message that the caller does not read is still being written: the call can only end with the server.
+            logger.warning("a caller reads too slowly to be told why its stream ended", extra={"method": method.name})
 
 
 def parser(message_class: type[Message]) -> Callable[[bytes], Message | Unparsed]:

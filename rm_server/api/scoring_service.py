@@ -47,9 +47,10 @@ class ScoringService:
 
         async def answer(request: scoring_pb2.ScoreStreamRequest | Unparsed, request_id: str, is_known: bool) -> None:
             try:
-                response = await self._stream_response(request, request_id, is_known, call)
-                async with writing:  # gRPC allows one write at a time
-                    await send(response)
+                with self._calls.busy():
+                    response = await self._stream_response(request, request_id, is_known, call)
+                    async with writing:  # gRPC allows one write at a time
+                        await send(response)
             finally:
                 slots.release()
                 if not is_known:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from running_server import RunningServer, make_version, running
+
+from rm_server.backends import loading
+from rm_server.backends.interface import Backend, ComputeSettings
+from rm_server.backends.items import Batch, Float64Array
+from rm_server.registry.manifest import Manifest
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +28,56 @@ def server(tmp_path_factory: pytest.TempPathFactory, versions: list[Path]) -> It
     with running(tmp_path_factory.mktemp("home")) as server:
         server.deploy("helpfulness", *versions[:2])
         yield server
+
+
+class Gate:
+    """Stands between engine and backend: once closed, a batch that has begun waits until it is opened."""
+
+    def __init__(self) -> None:
+        self._is_open = threading.Event()
+        self._is_open.set()
+        self._entered = threading.Semaphore(0)
+        self.batch_sizes: list[int] = []
+
+    def close(self) -> None:
+        """From now on batches wait."""
+        self.batch_sizes.clear()
+        self._is_open.clear()
+
+    def open(self) -> None:
+        """Lets all of them pass."""
+        self._is_open.set()
+
+    def wait_for_batch(self) -> None:
+        """Returns when a batch has arrived since the gate was closed."""
+        assert self._entered.acquire(timeout=60)
+
+    def pass_through(self, batch: Batch) -> None:
+        if not self._is_open.is_set():
+            self.batch_sizes.append(batch.num_items)
+            self._entered.release()
+            assert self._is_open.wait(60)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """A gate before every backend that is loaded from now on in this process."""
+    gate = Gate()
+    load_backend = loading.load_backend
+
+    class GatedBackend:
+        def __init__(self, backend: Backend) -> None:
+            self._backend = backend
+            self.memory_bytes = backend.memory_bytes
+            self.precision = backend.precision
+
+        def score(self, batch: Batch) -> Float64Array:
+            gate.pass_through(batch)
+            return self._backend.score(batch)
+
+    def load_gated(folder: Path, manifest: Manifest, settings: ComputeSettings) -> Backend:
+        return GatedBackend(load_backend(folder, manifest, settings))
+
+    monkeypatch.setattr(loading, "load_backend", load_gated)
+    yield gate
+    gate.open()

@@ -1,0 +1,197 @@
+"""Work whose deadline has passed or whose caller is gone is dropped before it is computed; a full queue says so."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import grpc
+import pytest
+from rm_api.v1 import errors_pb2, experiments_pb2, models_pb2, scoring_pb2
+from running_server import RunningServer, error_of, running, score_request
+
+from rm_server.config import EngineSettings
+
+CAPACITY = 10
+
+
+class Gate(Protocol):
+    batch_sizes: list[int]
+
+    def close(self) -> None: ...
+    def open(self) -> None: ...
+    def wait_for_batch(self) -> None: ...
+
+
+@pytest.fixture
+def server(tmp_path: Path, versions: list[Path], gate: Gate) -> Iterator[RunningServer]:
+    """One thread computes one batch at a time; at most ten items wait."""
+    engine = EngineSettings(workers=0, threads_per_worker=1, batches_in_flight=1, max_queued_items=CAPACITY)
+    with running(tmp_path, engine=engine) as server:
+        server.deploy("helpfulness", *versions[:2])
+        yield server
+        gate.open()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits for something that the server is about to do."""
+    waited = threading.Event()
+    for _ in range(6000):
+        if condition():
+            return
+        waited.wait(0.01)
+    raise AssertionError("It did not happen within a minute.")
+
+
+def occupy(server: RunningServer, gate: Gate) -> grpc.Future:
+    """A call whose batch is being computed until the gate opens."""
+    gate.close()
+    call = server.scoring.Score.future(score_request("helpfulness@1", "being computed"))
+    gate.wait_for_batch()
+    return call
+
+
+def queued(server: RunningServer) -> int:
+    return server.models.GetServerStatus(models_pb2.GetServerStatusRequest()).queued_items
+
+
+def test_a_deadline_that_passes_in_the_queue_drops_the_work(server: RunningServer, gate: Gate) -> None:
+    first = occupy(server, gate)
+    late = server.scoring.Score.future(score_request("helpfulness@1", "late"), timeout=0.3)
+    assert late.exception(timeout=60).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    until(lambda: queued(server) == 0)
+    gate.open()
+    assert first.result(timeout=60).results[0].HasField("score")
+    assert server.score("helpfulness@1", "afterwards").results[0].HasField("score")
+    assert gate.batch_sizes == [1], "only the first call was computed behind the gate"
+    dropped = sum(
+        server.metric("rm_dropped_items_total", model="helpfulness", version="1", reason=reason)
+        for reason in ("deadline_exceeded", "cancelled")
+    )
+    assert dropped == 1
+
+
+def test_a_cancelled_call_is_not_computed(server: RunningServer, gate: Gate) -> None:
+    first = occupy(server, gate)
+    gone = server.scoring.Score.future(score_request("helpfulness@1", "gone 1", "gone 2"))
+    until(lambda: queued(server) == 2)
+    gone.cancel()
+    until(lambda: queued(server) == 0)
+    gate.open()
+    first.result(timeout=60)
+    assert gate.batch_sizes == [1]
+    assert server.metric("rm_dropped_items_total", model="helpfulness", version="1", reason="cancelled") == 2
+    assert server.metric("rm_requests_total", method="Score", model="", version="", reason="cancelled") == 1
+
+
+def test_a_dropped_stream_takes_its_requests_along(server: RunningServer, gate: Gate) -> None:
+    first = occupy(server, gate)
+    requests = [
+        scoring_pb2.ScoreStreamRequest(id=str(number), request=score_request("helpfulness@1", f"gone {number}"))
+        for number in range(5)
+    ]
+    stream = server.scoring.ScoreStream(iter(requests))
+    until(lambda: queued(server) == 5)
+    stream.cancel()
+    until(lambda: queued(server) == 0)
+    gate.open()
+    first.result(timeout=60)
+    assert gate.batch_sizes == [1]
+
+
+def test_a_full_queue_refuses_at_once_with_a_hint(server: RunningServer, gate: Gate) -> None:
+    first = occupy(server, gate)
+    waiting = server.scoring.Score.future(score_request("helpfulness@1", *map(str, range(CAPACITY))))
+    until(lambda: queued(server) == CAPACITY)
+    with pytest.raises(grpc.RpcError) as caught:
+        server.score("helpfulness@1", "one too many")
+    metadata = dict(caught.value.trailing_metadata())
+    error = errors_pb2.Error.FromString(metadata["rm-error-bin"])
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error.reason == errors_pb2.ERROR_REASON_QUEUE_FULL
+    assert error.retry_after_seconds > 0
+    assert int(metadata["grpc-retry-pushback-ms"]) == round(error.retry_after_seconds * 1000)
+    gate.open()
+    assert len(waiting.result(timeout=60).results) == CAPACITY
+    first.result(timeout=60)
+
+
+def test_items_of_several_callers_share_a_batch(server: RunningServer, gate: Gate) -> None:
+    first = occupy(server, gate)
+    calls = [server.scoring.Score.future(score_request("helpfulness@1", f"caller {n}")) for n in range(4)]
+    until(lambda: queued(server) == 4)
+    batches_before = server.metric("rm_batch_items_count", model="helpfulness", version="1")
+    gate.open()
+    assert all(call.result(timeout=60).results[0].HasField("score") for call in [first, *calls])
+    assert server.metric("rm_batch_items_count", model="helpfulness", version="1") == batches_before + 2
+
+
+def test_unload_waits_for_the_work_under_way_and_takes_no_new(server: RunningServer, gate: Gate) -> None:
+    first = occupy(server, gate)
+    with ThreadPoolExecutor() as pool:
+        request = models_pb2.UnloadVersionRequest(selector="helpfulness@1", force=True)
+        unloading: Future[Any] = pool.submit(server.models.UnloadVersion, request)
+        get = models_pb2.GetVersionRequest(selector="helpfulness@1")
+        until(lambda: server.models.GetVersion(get).version.state == models_pb2.VERSION_STATE_DRAINING)
+        _, error = error_of(lambda: server.score("helpfulness@1", "new"))
+        assert error.reason == errors_pb2.ERROR_REASON_VERSION_NOT_LOADED
+        assert not unloading.done()
+        gate.open()
+        assert unloading.result(timeout=60).version.state == models_pb2.VERSION_STATE_REGISTERED
+    assert first.result(timeout=60).results[0].HasField("score")
+
+
+def test_stopping_finishes_what_is_under_way_and_refuses_the_rest(server: RunningServer, gate: Gate) -> None:
+    first = occupy(server, gate)
+    stream_requests = iter([scoring_pb2.ScoreStreamRequest(id="1", request=score_request("helpfulness@1", "streamed"))])
+    stream = server.scoring.ScoreStream(stream_requests)
+    until(lambda: queued(server) == 1)
+    ending = server.stopping()
+    until(lambda: server.models.GetServerStatus(models_pb2.GetServerStatusRequest()).draining)
+    status, error = error_of(lambda: server.score("helpfulness@1", "new"))
+    assert (status, error.reason) == (grpc.StatusCode.UNAVAILABLE, errors_pb2.ERROR_REASON_DRAINING)
+    assert ending.is_alive()
+    gate.open()
+    assert first.result(timeout=60).results[0].HasField("score")
+    assert next(stream).response.results[0].HasField("score")
+    ending.join(timeout=60)
+    assert not ending.is_alive()
+
+
+def test_stopping_cuts_off_what_takes_longer_than_the_drain(tmp_path: Path, versions: list[Path], gate: Gate) -> None:
+    engine = EngineSettings(workers=0, threads_per_worker=1)
+    server = RunningServer(tmp_path / "home", engine=engine, drain_s=0.1).start()
+    server.deploy("helpfulness", versions[0])
+    call = occupy(server, gate)
+    ending = server.stopping()
+    assert call.exception(timeout=60).code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    gate.open()
+    ending.join(timeout=60)
+    assert not ending.is_alive()
+
+
+def test_a_lease_keeps_its_version_loaded(server: RunningServer) -> None:
+    register = experiments_pb2.RegisterRunRequest(run="exp-1", model="helpfulness")
+    lease = server.experiments.RegisterRun(register).lease
+    assert (lease.version, len(lease.digest)) == (1, 64)
+    server.models.SetLabel(models_pb2.SetLabelRequest(model="helpfulness", label="stable", version=2))
+    unload = models_pb2.UnloadVersionRequest(selector="helpfulness@1", force=True)
+    _, error = error_of(lambda: server.models.UnloadVersion(unload))
+    assert error.reason == errors_pb2.ERROR_REASON_VERSION_IN_USE
+    assert "exp-1" in error.message
+    assert server.score("helpfulness", "a", run="exp-1").version == 1
+    assert server.score("helpfulness", "a", run="exp-2").version == 2
+    assert server.score("helpfulness@stable", "a", run="exp-1").version == 2
+    renewed = server.experiments.RenewLease(experiments_pb2.RenewLeaseRequest(run="exp-1", model="helpfulness")).lease
+    assert renewed.expire_time.seconds >= lease.expire_time.seconds
+    server.experiments.EndRun(experiments_pb2.EndRunRequest(run="exp-1"))
+    server.models.UnloadVersion(unload)
+    _, error = error_of(
+        lambda: server.experiments.RenewLease(experiments_pb2.RenewLeaseRequest(run="exp-1", model="helpfulness"))
+    )
+    assert error.reason == errors_pb2.ERROR_REASON_RUN_NOT_FOUND
+    known = server.experiments.ListRuns(experiments_pb2.ListRunsRequest(model="helpfulness")).runs
+    assert {run.run: run.HasField("lease_expire_time") for run in known} == {"exp-1": False, "exp-2": True}

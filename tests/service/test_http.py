@@ -1,0 +1,136 @@
+"""Scoring over HTTP as OpenRLHF's and verl's clients do it, and how HTTP says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rm_api.v1 import experiments_pb2
+from running_server import RunningServer, make_version, running
+from tiny_models import CHAT_TEMPLATE
+
+from rm_server.config import TransportSettings
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, versions: list[Path]) -> Iterator[RunningServer]:
+    """A server with a default model, and a model whose name has a slash."""
+    transport = TransportSettings(max_message_mb=0.1)
+    with running(tmp_path_factory.mktemp("home"), default_model="helpfulness@stable", transport=transport) as server:
+        server.deploy("helpfulness", *versions[:2])
+        server.deploy("team/harmless", versions[2])
+        yield server
+
+
+def post(server: RunningServer, path: str, body: Any, **headers: str) -> tuple[int, Any, dict[str, str]]:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(f"http://{server.app.http_address}{path}", raw, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.load(response), dict(response.headers)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error), dict(error.headers)
+
+
+def raw_score(server: RunningServer, selector: str, text: str) -> float:
+    return server.score(selector, text, prompt="").results[0].score.value
+
+
+def test_openrlhf_one_sample_a_post(server: RunningServer) -> None:
+    body = {"query": ["Hi there<eos>"], "prompts": ["Hi"], "labels": [None]}
+    status, answer, _ = post(server, "/models/helpfulness@2/get_reward", body)
+    assert status == 200
+    assert (
+        answer["rewards"]
+        == answer["scores"]
+        == [pytest.approx(raw_score(server, "helpfulness@2", "Hi there<eos>"), abs=1e-5)]
+    )
+    assert (answer["model"], answer["version"], answer["truncated"]) == ("helpfulness", 2, [False])
+    assert answer["extra_logs"] == {}
+
+
+def test_openrlhf_batches_and_empty_lists(server: RunningServer) -> None:
+    status, answer, _ = post(server, "/get_reward", {"query": ["a", "b", "c"]})
+    assert (status, len(answer["rewards"]), answer["version"]) == (200, 3, 1)
+    status, answer, _ = post(server, "/get_reward", {"query": [], "prompts": [], "labels": []})
+    assert (status, answer["rewards"], answer["scores"]) == (200, [], [])
+
+
+def test_verl_reads_one_raw_logit(server: RunningServer) -> None:
+    body = {"model": "/models/any", "input": "Hi there", "use_activation": False}
+    status, answer, _ = post(server, "/classify", body)
+    assert status == 200
+    assert answer["data"][-1]["probs"][-1] == pytest.approx(raw_score(server, "helpfulness@1", "Hi there"), abs=1e-5)
+    assert answer["data"][0]["num_classes"] == 1
+
+
+def test_vllm_takes_token_ids(server: RunningServer) -> None:
+    status, answer, _ = post(server, "/models/helpfulness/classify", {"input": [[7, 8, 9], [7, 8]]})
+    assert (status, len(answer["data"]), answer["usage"]["prompt_tokens"]) == (200, 2, 5)
+
+
+def test_a_model_s_name_may_have_slashes(server: RunningServer) -> None:
+    status, answer, _ = post(server, "/models/team/harmless@1/get_reward", {"query": ["a"]})
+    assert (status, answer["model"]) == (200, "team/harmless")
+
+
+def test_a_run_is_named_in_the_query_of_the_url(server: RunningServer) -> None:
+    status, _, _ = post(server, "/models/helpfulness/get_reward?run=exp-http", {"query": ["a"]})
+    assert status == 200
+    runs = server.experiments.ListRuns(experiments_pb2.ListRunsRequest()).runs
+    (run,) = [run for run in runs if run.run == "exp-http"]
+    assert (run.model, run.version, run.items) == ("helpfulness", 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "reason"),
+    [
+        ("/get_reward", b"{", 400, "MALFORMED_REQUEST"),
+        ("/get_reward", b'{"query": ["\xff"]}', 400, "MALFORMED_REQUEST"),
+        ("/get_reward", {"queries": []}, 400, "INVALID_ARGUMENT"),
+        ("/get_reward", {"query": ["a", ""]}, 422, "EMPTY_ITEM"),
+        ("/get_reward", {"query": ["word " * 2000]}, 422, "ITEM_TOO_LONG"),
+        ("/get_reward", {"query": ["x" * 200_000]}, 413, "REQUEST_TOO_LARGE"),
+        ("/classify", {"input": "a", "use_activation": True}, 400, "INVALID_ARGUMENT"),
+        ("/classify", {"input": [10**6]}, 422, "INVALID_TOKEN_IDS"),
+        ("/models/nonsense/get_reward", {"query": ["a"]}, 404, "MODEL_NOT_FOUND"),
+        ("/models/helpfulness@9/classify", {"input": "a"}, 404, "VERSION_NOT_FOUND"),
+        ("/models/a@b@c/classify", {"input": "a"}, 400, "INVALID_SELECTOR"),
+        ("/nothing", {}, 404, "INVALID_ARGUMENT"),
+        ("/healthz", {}, 405, "INVALID_ARGUMENT"),
+    ],
+)
+def test_what_is_wrong_is_said_in_json(server: RunningServer, path: str, body: Any, status: int, reason: str) -> None:
+    got_status, answer, _ = post(server, path, body)
+    assert (got_status, answer["error"]["reason"]) == (status, reason)
+    assert answer["error"]["message"]
+    assert post(server, "/get_reward", {"query": ["a"]})[0] == 200
+
+
+def test_the_request_id_comes_back(server: RunningServer) -> None:
+    _, _, headers = post(server, "/get_reward", {"query": ["a"]}, **{"x-request-id": "r-17"})
+    assert headers["x-request-id"] == "r-17"
+
+
+def test_without_a_default_model_the_bare_path_wants_one(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        status, answer, _ = post(server, "/get_reward", {"query": ["a"]})
+        assert (status, answer["error"]["reason"]) == (400, "INVALID_ARGUMENT")
+        assert "/models/NAME@LABEL/get_reward" in answer["error"]["message"]
+
+
+def test_a_chat_version_scores_messages(tmp_path: Path) -> None:
+    folder = make_version(tmp_path / "chat", 3, checkpoint={"chat_template": CHAT_TEMPLATE})
+    with running(tmp_path / "home") as server:
+        server.deploy("chatty", folder)
+        messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
+        status, answer, _ = post(server, "/models/chatty/classify", {"messages": messages})
+        assert status == 200
+        rendered = "[user] Hi<eos>[assistant] Hello!<eos>"
+        _, whole, _ = post(server, "/models/chatty/classify", {"input": rendered})
+        assert answer["data"][0]["probs"] == pytest.approx(whole["data"][0]["probs"], abs=1e-5)
