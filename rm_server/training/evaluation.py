@@ -18,6 +18,7 @@ from rm_server.training.statistics import (
     bootstrap,
     clustered_mean,
     clustered_share,
+    feature_test,
     fit_choices,
     pearson,
     spearman,
@@ -84,6 +85,7 @@ class BeyondLength:
     Δlog-length, each taken over both orders of every pair (so the mean is 0): ``score_unit`` and ``log_length_unit``.
     A ``coefficient`` whose interval lies above 0 says: of two equally long completions, people choose the one with the
     higher score. None when ``is_separated`` (both together predict every choice: no finite estimate) or constant.
+    ``t`` and ``p_value``: a score test of the coefficient being 0, which needs no finite estimate.
     """
 
     coefficient: float | None
@@ -91,6 +93,8 @@ class BeyondLength:
     length_coefficient: float | None
     length_interval: Interval | None
     is_separated: bool
+    t: float | None
+    p_value: float | None
     score_unit: float
     log_length_unit: float
 
@@ -278,13 +282,17 @@ def beyond_length(pairs: PairScores) -> BeyondLength:
     """What the score knows of people's choice beyond which completion is longer."""
     features = np.stack([pairs.margins, pairs.log_length_ratios], axis=1)
     units = np.sqrt((features**2).mean(axis=0))
-    fit = fit_choices(features / np.where(units > 0, units, 1), pairs.clusters)
+    features = features / np.where(units > 0, units, 1)
+    fit = fit_choices(features, pairs.clusters)
+    test = feature_test(features, pairs.clusters)
     return BeyondLength(
         coefficient=fit.coefficients[0],
         interval=fit.intervals[0],
         length_coefficient=fit.coefficients[1],
         length_interval=fit.intervals[1],
         is_separated=fit.is_separated,
+        t=test[0] if test else None,
+        p_value=test[1] if test else None,
         score_unit=float(units[0]),
         log_length_unit=float(units[1]),
     )

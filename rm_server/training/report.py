@@ -94,7 +94,8 @@ def _rows(report: Report) -> Iterator[Row]:
         "score beyond length",
         _number(e.beyond_length.coefficient),
         _numbers(e.beyond_length.interval),
-        "log-odds of being chosen per standard deviation of the score difference, lengths being equal; above 0 is good",
+        "log-odds of being chosen per standard deviation of the score difference, lengths being equal; above 0 is good"
+        + ("" if e.beyond_length.p_value is None else f" (test of 0: p = {e.beyond_length.p_value:.2g})"),
     )
     yield Row(
         "length beyond score",

@@ -137,6 +137,28 @@ def fit_choices(features: FloatArray, clusters: Clusters) -> LogisticFit:
     return LogisticFit(tuple(coefficients), tuple(intervals), is_separated=False)
 
 
+def feature_test(features: FloatArray, clusters: Clusters) -> tuple[float, float] | None:
+    """Whether the first feature adds to the others in `fit_choices`: Student's t and its two-sided p value.
+
+    A score test: it fits only the model without that feature, and is a one-sample t test of the clusters' efficient
+    scores (Boos 1992, "On generalized score tests"). It holds where the choice is nearly, or wholly, predicted, and
+    Wald's interval becomes useless (Hauck and Donner 1977). None where the other features alone predict every choice,
+    with fewer than two clusters, or without any spread.
+    """
+    first, others = features[:, 0], features[:, 1:]
+    others = others[:, (others != 0).any(axis=0)]
+    if others.shape[1] and _is_separated(others):
+        return None
+    misses = special.expit(-(others @ _maximise_likelihood(others))) if others.shape[1] else np.full(len(first), 0.5)
+    weighted = others * (misses * (1 - misses))[:, None]
+    residual = first - others @ np.linalg.solve(weighted.T @ others, weighted.T @ first)
+    scores = cluster_sums(residual * misses, clusters)
+    if len(scores) < 2 or not scores.std() > 0:
+        return None
+    result = stats.ttest_1samp(scores, 0.0)
+    return float(result.statistic), float(result.pvalue)
+
+
 def _maximise_likelihood(x: FloatArray) -> FloatArray:
     """The coefficients β that maximise Σ log σ(xβ), which is concave."""
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rm_server.training.evaluation import Evaluation
-from rm_server.training.statistics import Interval
+from rm_server.training.evaluation import BeyondLength, Evaluation
+from rm_server.training.statistics import CONFIDENCE, Interval
 
 FEW_PROMPTS = 30
 FEW_LENGTH_MATCHED = 100
@@ -50,30 +50,41 @@ def judge(evaluation: Evaluation, circumstances: Circumstances) -> Verdict:
 
 
 def _level(evaluation: Evaluation) -> tuple[str, str]:
-    beyond = evaluation.beyond_length
-    if beyond.is_separated and evaluation.accuracy == 1:
-        return "good", "Every choice is predicted."
-    if evaluation.accuracy_interval is None or (beyond.interval is None and not beyond.is_separated):
-        return "unclear", "There is too little data, or too little variety in the scores, for a judgement."
-    if evaluation.accuracy_interval[1] < 0.5 or (beyond.interval is not None and beyond.interval[1] < 0):
+    if evaluation.accuracy_interval is None:
+        return "unclear", "There is too little data for a judgement."
+    direction = _direction_beyond_length(evaluation.beyond_length)
+    if evaluation.accuracy_interval[1] < 0.5 or direction < 0:
         return "bad", "The scores go against people's choices."
     if evaluation.accuracy_interval[0] <= 0.5:
         return "unclear", "These pairs do not show that the scores are better than chance."
-    if beyond.interval is None or beyond.interval[0] <= 0:
+    if direction == 0:
         return "unclear", "The scores agree with people, but perhaps only because they follow length."
     return "good", "The scores agree with people, and not only because of length."
 
 
+def _direction_beyond_length(beyond: BeyondLength) -> int:
+    """1 or -1 where interval or test exclude 0, else 0.
+
+    Either will do: they are the same in large samples, but the interval fails where nearly every choice is predicted.
+    """
+    if beyond.interval is not None and not beyond.interval[0] <= 0 <= beyond.interval[1]:
+        return 1 if beyond.interval[0] > 0 else -1
+    if beyond.t is not None and beyond.p_value is not None and beyond.p_value < 1 - CONFIDENCE:
+        return 1 if beyond.t > 0 else -1
+    return 0
+
+
 def _about_length(evaluation: Evaluation) -> str:
     beyond = evaluation.beyond_length
-    if beyond.coefficient is None or beyond.interval is None:
-        return ""
-    shown = f"{beyond.coefficient:.2f} [{beyond.interval[0]:.2f}, {beyond.interval[1]:.2f}]"
-    if beyond.interval[0] > 0:
-        return f"Of two equally long completions people tend to choose the one with the higher score ({shown})."
-    if beyond.interval[1] < 0:
-        return f"Of two equally long completions people tend to choose the one with the lower score ({shown})."
-    return f"Whether the score says anything about two equally long completions cannot be told ({shown})."
+    if beyond.coefficient is not None and beyond.interval is not None:
+        shown = f" ({beyond.coefficient:.2f} [{beyond.interval[0]:.2f}, {beyond.interval[1]:.2f}])"
+    else:
+        shown = ""
+    direction = _direction_beyond_length(beyond)
+    if direction == 0:
+        return f"Whether the score says anything about two equally long completions cannot be told{shown}."
+    side = "higher" if direction > 0 else "lower"
+    return f"Of two equally long completions people tend to choose the one with the {side} score{shown}."
 
 
 def _cautions(evaluation: Evaluation, circumstances: Circumstances) -> Iterator[str]:

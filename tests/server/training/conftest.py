@@ -12,24 +12,30 @@ import pytest
 WORDS = ("cat", "dog", "sun", "tree", "red", "blue", "old", "new")
 
 
+def make_pairs(path: Path, num_pairs: int = 240, seed: int = 0) -> Path:
+    """Writes pairs, four to a prompt, as JSON Lines."""
+    rng = random.Random(seed)
+
+    def completion(mark: str) -> str:
+        words = rng.choices(WORDS, k=rng.randint(2, 5))
+        words.insert(rng.randrange(len(words) + 1), mark)
+        return " " + " ".join(words)
+
+    rows = [
+        {"prompt": f"Prompt {i // 4}:", "chosen": completion("good"), "rejected": completion("bad")}
+        for i in range(num_pairs)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 @pytest.fixture
 def write_pairs(tmp_path: Path) -> Callable[..., Path]:
-    """Writes pairs, four to a prompt, as JSON Lines."""
+    """Writes so many pairs into the test's folder."""
+    return lambda num_pairs=240: make_pairs(tmp_path / "pairs.jsonl", num_pairs)
 
-    def write(num_pairs: int = 240, name: str = "pairs.jsonl", seed: int = 0) -> Path:
-        rng = random.Random(seed)
 
-        def completion(mark: str) -> str:
-            words = rng.choices(WORDS, k=rng.randint(2, 5))
-            words.insert(rng.randrange(len(words) + 1), mark)
-            return " " + " ".join(words)
-
-        rows = [
-            {"prompt": f"Prompt {i // 4}:", "chosen": completion("good"), "rejected": completion("bad")}
-            for i in range(num_pairs)
-        ]
-        path = tmp_path / name
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return path
-
-    return write
+@pytest.fixture(scope="module")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 pairs, for the tests of a module together."""
+    return make_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl")

@@ -42,6 +42,8 @@ def test_an_oracle_is_always_right() -> None:
     assert figures.accuracy_interval[0] > 0.8
     assert figures.beyond_length.is_separated
     assert figures.beyond_length.coefficient is None
+    assert figures.beyond_length.p_value is not None
+    assert figures.beyond_length.p_value < 1e-6
 
 
 def test_a_score_that_is_length_says_nothing_beyond_length() -> None:

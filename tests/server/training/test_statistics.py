@@ -11,6 +11,7 @@ from rm_server.training.statistics import (
     bootstrap,
     clustered_mean,
     clustered_share,
+    feature_test,
     fit_choices,
     pearson,
     spearman,
@@ -124,6 +125,43 @@ def test_a_choice_that_is_always_predicted_has_no_finite_coefficient() -> None:
     nearly = fit_choices(np.array([[1.0], [2], [-0.5], [3], [1], [2]]), clusters)
     assert not nearly.is_separated
     assert nearly.coefficients[0] is not None
+
+
+def test_the_score_test_and_the_interval_agree_where_both_hold() -> None:
+    features, _, clusters = choices()
+    for columns in ([0, 1], [1, 0]):
+        fit, test = fit_choices(features[:, columns], clusters), feature_test(features[:, columns], clusters)
+        assert test is not None
+        assert fit.coefficients[0] is not None
+        assert fit.intervals[0] is not None
+        error = (fit.intervals[0][1] - fit.coefficients[0]) / t_quantile(NUM_CLUSTERS)
+        assert test[0] == pytest.approx(fit.coefficients[0] / error, rel=0.25)
+        assert test[1] == pytest.approx(2 * stats.t.sf(abs(test[0]), NUM_CLUSTERS - 1))
+
+
+def test_the_score_test_errs_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(4)
+    clusters = np.repeat(np.arange(20), 15)
+    errors = 0
+    for _ in range(400):
+        length = rng.normal(size=300)
+        noise = rng.normal(size=300) + 0.7 * length + np.repeat(rng.normal(size=20), 15)
+        won = rng.random(300) < 1 / (1 + np.exp(-length))
+        test = feature_test(np.stack([noise, length], axis=1) * np.where(won, 1, -1)[:, None], clusters)
+        assert test is not None
+        errors += test[1] < 0.05
+    assert 0.02 <= errors / 400 <= 0.08
+
+
+def test_the_score_test_holds_where_every_choice_is_predicted() -> None:
+    rng = np.random.default_rng(5)
+    margins, length = rng.uniform(0.1, 1, 300), rng.normal(size=300)
+    test = feature_test(np.stack([margins, length], axis=1), np.repeat(np.arange(20), 15))
+    assert test is not None
+    assert test[0] > 5
+    assert feature_test(np.stack([length, margins], axis=1), np.repeat(np.arange(20), 15)) is None
+    assert feature_test(np.zeros((4, 2)), np.arange(4)) is None
+    assert feature_test(np.ones((4, 1)), np.zeros(4, np.int64)) is None
 
 
 def test_a_feature_that_is_always_0_takes_no_part() -> None:

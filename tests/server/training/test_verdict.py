@@ -23,8 +23,12 @@ def figures(**changes: object) -> Evaluation:
     return dataclasses.replace(plain, **{"reliability": calm, **changes})  # type: ignore[arg-type]
 
 
-def beyond(low: float, high: float) -> BeyondLength:
-    return BeyondLength((low + high) / 2, (low, high), 0.1, (-0.1, 0.3), False, 1.0, 0.4)
+def beyond(low: float, high: float, t: float = 0.0, p_value: float = 1.0) -> BeyondLength:
+    return BeyondLength((low + high) / 2, (low, high), 0.1, (-0.1, 0.3), False, t, p_value, 1.0, 0.4)
+
+
+def separated(t: float | None, p_value: float | None) -> BeyondLength:
+    return BeyondLength(None, None, None, None, True, t, p_value, 1.0, 0.4)
 
 
 @pytest.mark.parametrize(
@@ -36,17 +40,11 @@ def beyond(low: float, high: float) -> BeyondLength:
         ({"accuracy_interval": (0.48, 0.6)}, "unclear", "better than chance"),
         ({"accuracy_interval": (0.3, 0.45)}, "bad", "go against"),
         ({"accuracy_interval": None}, "unclear", "too little data"),
-        (
-            {"accuracy": 1.0, "beyond_length": BeyondLength(None, None, None, None, True, 1.0, 0.4)},
-            "good",
-            "Every choice is predicted",
-        ),
-        (
-            {"beyond_length": BeyondLength(None, None, None, None, True, 1.0, 0.4)},
-            "unclear",
-            "perhaps only because they follow length",
-        ),
-        ({"beyond_length": BeyondLength(None, None, 0.1, (0.0, 0.2), False, 0.0, 0.4)}, "unclear", "too little"),
+        ({"beyond_length": beyond(-4.0, 120.0, t=9.0, p_value=1e-6)}, "good", "not only because of length"),
+        ({"beyond_length": separated(9.0, 1e-6)}, "good", "not only because of length"),
+        ({"beyond_length": separated(-9.0, 1e-6)}, "bad", "go against"),
+        ({"beyond_length": separated(1.0, 0.3)}, "unclear", "perhaps only because they follow length"),
+        ({"beyond_length": separated(None, None)}, "unclear", "perhaps only because they follow length"),
     ],
 )
 def test_the_headline_says_what_the_intervals_allow(changes: dict[str, object], level: str, words: str) -> None:

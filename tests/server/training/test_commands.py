@@ -1,0 +1,138 @@
+"""The commands: options become settings, files are written, the exit says how it went."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny_models
+
+from rm_server.errors import InvalidRequest
+from rm_server.registry.home import add_version, open_home
+from rm_server.training.commands import add_parsers
+from rm_server.training.rows import BadData
+
+WritePairs = Callable[..., Path]
+
+
+def run(*arguments: object) -> int:
+    parser = argparse.ArgumentParser()
+    add_parsers(parser.add_subparsers(required=True))
+    parsed = parser.parse_args([str(argument) for argument in arguments])
+    status = parsed.run(parsed)
+    assert isinstance(status, int)
+    return status
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory, pairs_file: Path) -> tuple[Path, str]:
+    """A version's folder made by the command, and what the command printed."""
+    folder = tmp_path_factory.mktemp("training")
+    base = tiny_models.make_checkpoint(folder / "base", "bert")
+    options = ("--epochs", 2, "--learning-rate", 3e-3, "--held-out-share", 0.2, "--device", "cpu", "--quiet")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert run("train", "--data", pairs_file, "--base", base, "--out", folder / "v1", *options) == 0
+    return folder / "v1", printed.getvalue()
+
+
+@pytest.fixture
+def trained(training: tuple[Path, str]) -> Path:
+    return training[0]
+
+
+def test_train_writes_a_version_with_its_evaluation(training: tuple[Path, str]) -> None:
+    folder, printed = training
+    assert "24 steps on 192 pairs" in printed
+    assert "length-matched accuracy" in printed
+    report = json.loads((folder / "evaluation.json").read_text())
+    assert (report["model"], report["num_pairs"]) == ("v1", 48)
+    assert report["data"]["num_trained_prompts"] == 0
+    assert report["verdict"]["level"] == "good"
+    assert (folder / "evaluation.html").read_text().startswith("<!doctype html>")
+
+
+def test_evaluate_repeats_what_train_found_on_the_held_out_part(
+    trained: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    page, figures = tmp_path / "new" / "report.html", tmp_path / "new" / "report.json"
+    status = run(
+        "evaluate", "--version-dir", trained, "--data", pairs_file, "--split-file",
+        trained / "split.json", "--out", page, "--json", figures, "--quiet",
+    )  # fmt: skip
+    assert status == 0
+    first, again = (json.loads(path.read_text()) for path in (trained / "evaluation.json", figures))
+    first.pop("create_time")
+    again.pop("create_time")
+    assert first == again
+    assert "</html>" in page.read_text()
+
+
+def test_evaluate_says_when_prompts_were_trained_on(
+    trained: Path, pairs_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("evaluate", "--version-dir", trained, "--data", pairs_file, "--json", "--quiet")
+    assert json.loads(capsys.readouterr().out)["data"]["num_trained_prompts"] == 48
+
+
+def test_evaluate_takes_a_plain_hugging_face_folder(tmp_path: Path, write_pairs: WritePairs) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path / "plain", "roberta")
+    assert run("evaluate", "--version-dir", folder, "--data", write_pairs(40), "--quiet") == 0
+
+
+def test_evaluate_finds_a_version_in_a_home_and_files_the_report(
+    trained: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    catalog, artifacts = open_home(tmp_path / "home")
+    record, _ = add_version(catalog, artifacts, "words", trained, actor="me")
+    catalog.set_label("words", "stable", record.version, "me")
+    options = ("--data", pairs_file, "--quiet", "--file")
+    assert run("evaluate", "--home", tmp_path / "home", "--model", "words@stable", *options) == 0
+    (filed,) = catalog.evaluations("words", 1)
+    catalog.close()
+    assert filed.name == "pairs"
+    content = json.loads(filed.report_json)
+    assert (content["model"], content["digest"]) == ("words@1", record.digest)
+
+
+def test_options_that_do_not_fit_are_refused(trained: Path, pairs_file: Path, tmp_path: Path) -> None:
+    data = ("--data", pairs_file, "--quiet")
+    with pytest.raises(InvalidRequest, match="--home needs --model"):
+        run("evaluate", "--home", tmp_path / "home", *data)
+    with pytest.raises(InvalidRequest, match="concern a version in --home"):
+        run("evaluate", "--version-dir", trained, "--file", *data)
+    split = ("--split-file", trained / "split.json", "--part", "dev")
+    with pytest.raises(BadData, match="has no part 'dev'; it has held_out, train"):
+        run("evaluate", "--version-dir", trained, *data, *split)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--epochs", "0"), ("--learning-rate", "0"), ("--subset", "1.5"), ("--held-out-share", "-1"), ("--seed", "x")],
+)
+def test_values_without_sense_are_refused(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("train", "--data", "d", "--base", "b", "--out", "o", option, value)
+    assert option in capsys.readouterr().err
+
+
+def test_help_shows_examples_and_loads_nothing_that_computes() -> None:
+    code = (
+        "import argparse, sys\n"
+        "from rm_server.training.commands import add_parsers\n"
+        "parser = argparse.ArgumentParser(prog='rm-server')\n"
+        "add_parsers(parser.add_subparsers())\n"
+        "try:\n    parser.parse_args(sys.argv[1:])\n"
+        "finally:\n    assert not {'torch', 'transformers', 'trl', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+    )
+    for command in ("train", "evaluate"):
+        done = subprocess.run([sys.executable, "-c", code, command, "--help"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert f"rm-server {command} --" in done.stdout.split("examples:")[1]
