@@ -33,11 +33,8 @@ def test_the_gradient_is_zero_where_the_ratio_is_clipped() -> None:
 
 
 def test_value_loss_by_hand() -> None:
-    values, old, returns = (
-        torch.tensor([[1.0, 0.1, -1.0, 0.0]]),
-        torch.zeros(1, 4),
-        torch.tensor([[2.0, 1.0, 0.0, 3.0]]),
-    )
+    values, old = torch.tensor([[1.0, 0.1, -1.0, 0.0]]), torch.zeros(1, 4)
+    returns = torch.tensor([[2.0, 1.0, 0.0, 3.0]])
     loss = value_loss(values, old, returns, ALL, 0.2)
     # ½·max: (1 − 2)² against (0.2 − 2)²; (0.1 − 1)² both; (−1)² against (−0.2)²; 3² both
     assert float(loss.loss) == pytest.approx(0.5 * (3.24 + 0.81 + 1.0 + 9.0), abs=1e-6)

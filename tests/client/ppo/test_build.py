@@ -1,0 +1,79 @@
+"""Models are loaded as they are, and what does not fit together is refused before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import EOS_ID, PAD_ID, VOCAB_SIZE, make_tokenizer
+from tiny_policies import make_language_model, save_policy
+from torch import nn
+from transformers import T5Config, T5ForConditionalGeneration
+
+from ppo_client.ppo.build import check_fits, load_language_model, load_policy, load_tokenizer, sampling_rule
+from ppo_client.ppo.config import RolloutConfig
+from ppo_client.ppo.errors import ConfigError
+from ppo_client.ppo.prompts import Prompt
+
+
+def test_a_policy_is_its_checkpoint_with_a_faster_activation(tmp_path: Path) -> None:
+    save_policy(tmp_path, "gpt2")
+    policy = load_policy(str(tmp_path), "float32", RolloutConfig(), load_tokenizer(str(tmp_path)))
+    assert (policy.pad_id, policy.rule.eos_ids) == (PAD_ID, (EOS_ID,))
+    assert any(isinstance(module, nn.GELU) for module in policy.modules())
+    ids = torch.arange(10, 30).view(2, 10)
+    with torch.no_grad():
+        expected = make_language_model("gpt2").eval()(input_ids=ids).logits
+        assert torch.allclose(policy.model(input_ids=ids).logits, expected, atol=1e-5)
+
+
+def test_places_that_hold_no_policy(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a model directory"):
+        load_language_model(str(tmp_path), "float32")
+    with pytest.raises(ConfigError, match="cannot be loaded as a language model"):
+        load_language_model(str(tmp_path / "none"), "float32")
+    t5 = T5Config(vocab_size=16, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    T5ForConditionalGeneration(t5).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"encoder-decoder \(t5\)"):
+        load_language_model(str(tmp_path), "float32")
+
+
+def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
+    model = make_language_model()
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load_language_model(str(tmp_path), "float32")
+
+
+def test_a_directory_without_tokenizer(tmp_path: Path) -> None:
+    save_policy(tmp_path, with_tokenizer=False)
+    assert load_tokenizer(str(tmp_path)) is None
+    assert load_policy(str(tmp_path), "float32", RolloutConfig(), None).pad_id == EOS_ID
+
+
+def test_eos_comes_from_model_and_tokenizer() -> None:
+    model = make_language_model()
+    model.generation_config.eos_token_id = [EOS_ID, 9, VOCAB_SIZE + 5]
+    assert sampling_rule(model, make_tokenizer(), RolloutConfig(temperature=0.7)).eos_ids == (EOS_ID, 9)
+    model.generation_config.eos_token_id = None
+    assert sampling_rule(model, make_tokenizer(), RolloutConfig()).eos_ids == (EOS_ID,)
+    with pytest.raises(ConfigError, match="names an EOS token"):
+        sampling_rule(model, None, RolloutConfig())
+    fixed = RolloutConfig(max_response_tokens=5, min_response_tokens=5)
+    assert sampling_rule(model, None, fixed).eos_ids == ()
+
+
+def test_lengths_and_vocabulary_are_checked(tmp_path: Path) -> None:
+    save_policy(tmp_path)
+    policy = load_policy(str(tmp_path), "float32", RolloutConfig(), None)
+
+    def prompt(*ids: int) -> Prompt:
+        return Prompt(list(ids), list(ids), "")
+
+    check_fits(policy, [prompt(1), prompt(*range(200))], 56)
+    with pytest.raises(ConfigError, match="200 tokens, a response up to 57, and the policy 256 positions"):
+        check_fits(policy, [prompt(1), prompt(*range(200))], 57)
+    with pytest.raises(ConfigError, match=f"token id {VOCAB_SIZE}, and the policy {VOCAB_SIZE} tokens"):
+        check_fits(policy, [prompt(VOCAB_SIZE)], 8)

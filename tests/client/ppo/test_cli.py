@@ -1,0 +1,161 @@
+"""The commands: what they print, what they refuse, and their exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_policies import FakeRewards, make_config, read_jsonl, save_policy
+
+from ppo_client import cli
+from ppo_client.client.errors import ModelNotFound, ServerUnreachable
+from ppo_client.ppo import run as run_module
+from ppo_client.ppo.config_file import load_config, to_toml
+from ppo_client.ppo.config import PPOConfig
+
+
+class Client(FakeRewards):
+    """In the place of RewardClient."""
+
+    closed = False
+    error: Exception | None = None
+
+    def submit(self, model: str, **texts: Any) -> Any:
+        if self.error is not None:
+            failed: Future[Any] = Future()
+            failed.set_exception(self.error)
+            return failed
+        return super().submit(model, **texts)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> Client:
+    client = Client()
+    monkeypatch.setattr(run_module, "connect", lambda reward, run: client)
+    return client
+
+
+@pytest.fixture
+def config_path(folder: Path) -> Path:
+    path = folder / "ppo.toml"
+    path.write_text(to_toml(make_config(folder)), encoding="utf-8")
+    return path
+
+
+def test_train_and_resume(config_path: Path, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    output = config_path.parent / "other"
+    assert cli.main(["train", str(config_path), "--output", str(output), "--steps", "1", "--run", "exp-17"]) == 0
+    assert "exp-17: 1 steps, 8 episodes; the policy is in" in capsys.readouterr().err
+    assert client.closed
+    assert cli.main(["resume", str(output), "--steps", "2", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["run"], result["step"], result["reward_version"]) == ("exp-17", 2, 1)
+    assert len(read_jsonl(output / "metrics.jsonl")) == 2
+
+
+def test_show_config_prints_what_would_be_used(config_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--seed", "9", "--reward-target", "a:1", "--reward-target", "b:2", "--set", "kl.coefficient=0.5"]
+    assert cli.main(["train", str(config_path), *arguments, "--show-config"]) == 0
+    shown = config_path.with_name("shown.toml")
+    shown.write_text(capsys.readouterr().out, encoding="utf-8")
+    config = load_config(PPOConfig, shown)
+    assert (config.train.seed, config.reward.targets, config.kl.coefficient) == (9, ("a:1", "b:2"), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ServerUnreachable("nobody answers"), cli.ExitStatus.REWARD_SERVICE_AWAY),
+        (ModelNotFound("no model `even`"), cli.ExitStatus.FAILED),
+    ],
+)
+def test_exit_status_when_scores_cannot_be_had(
+    config_path: Path, client: Client, error: Exception, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.error = error
+    assert cli.main(["train", str(config_path), "--set", "reward.patience_s=0"]) == status
+    assert str(error) in capsys.readouterr().err
+    assert (config_path.parent / "run" / "checkpoints" / "step-000000").is_dir()
+
+
+def test_exit_status_when_the_version_changed(config_path: Path, client: Client) -> None:
+    assert cli.main(["train", str(config_path), "--steps", "1"]) == 0
+    client.version, client.digest = 2, "2" * 64
+    assert cli.main(["resume", str(config_path.parent / "run"), "--steps", "2"]) == cli.ExitStatus.VERSION_CHANGED == 76
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "policy.model is missing"),
+        (["train", "none.toml"], "no config file at none.toml"),
+        (["train", "CONFIG", "--set", "ppo.batchsize=4"], "did you mean ppo.batch_size?"),
+        (["train", "CONFIG", "--set", "rollout.temperature=0"], "a policy that samples"),
+        (["train", "CONFIG", "--prompts", "none.jsonl"], "no file at none.jsonl"),
+        (["train", "CONFIG", "--policy", "none"], "cannot be loaded as a language model"),
+        (["sft", "--model", "x"], "data, output missing: give --data --output"),
+        (["sample", "x", "--prompt", "a", "--temperature", "0"], "--temperature above 0"),
+    ],
+)
+def test_wrong_settings_have_their_own_status(
+    config_path: Path, client: Client, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled = [str(config_path) if argument == "CONFIG" else argument for argument in arguments]
+    assert cli.main(filled) == cli.ExitStatus.USAGE == 2
+    assert message in capsys.readouterr().err
+    assert not (config_path.parent / "run" / "config.toml").exists()
+
+
+def test_resume_where_there_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["resume", str(tmp_path)]) == cli.ExitStatus.FAILED
+    assert "config.toml is missing" in capsys.readouterr().err
+
+
+def test_sample_is_reproducible_and_reads_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = str(save_policy(tmp_path / "policy", "llama"))
+    arguments = ["sample", policy, "--prompt", "the", "--completions", "3", "--max-response-tokens", "5", "--json"]
+    outputs = []
+    for seed in ("1", "1", "2"):
+        assert cli.main([*arguments, "--seed", seed]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] != outputs[2]
+    rows = [json.loads(line) for line in outputs[0].split("\n") if line]
+    assert [row["prompt"] for row in rows] == ["the"] * 3
+    assert len({row["completion"] for row in rows}) > 1
+    assert all(1 <= row["num_tokens"] <= 5 for row in rows)
+
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"q": "one"}\n{"q": "two"}\n', encoding="utf-8")
+    written = tmp_path / "out.txt"
+    more = ["--prompts", str(prompts), "--field", "q", "--limit", "1", "--output", str(written)]
+    assert cli.main(["sample", policy, *more]) == 0
+    assert written.read_text(encoding="utf-8").startswith("one ▸ ")
+    assert "two ▸" not in written.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", ["sft", "train", "resume", "sample"])
+def test_help_shows_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main([command, "--help"])
+    assert left.value.code == 0
+    assert f"examples:\n  ppo-client {command}" in capsys.readouterr().out
+
+
+def test_help_and_wrong_settings_wait_for_no_torch() -> None:
+    code = (
+        "import sys; from ppo_client import cli; "
+        "status = cli.main(['train', '--set', 'ppo.gama=1']); "
+        "sys.exit(status if 'torch' not in sys.modules else 99)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=False)
+    assert done.returncode == 2, done.stderr
+    assert "did you mean ppo.gamma?" in done.stderr

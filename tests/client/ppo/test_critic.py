@@ -1,0 +1,77 @@
+"""Values are 0 at first, belong to the state before each token, and come from the right trunk."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import EOS_ID, PAD_ID
+from tiny_policies import FAMILIES_OF_POLICIES, make_language_model
+from torch import nn
+
+from ppo_client.ppo.critic import ActorCritic, SeparateCritic, SharedCritic, ValueHead
+from ppo_client.ppo.distribution import SamplingRule
+from ppo_client.ppo.policy import DecoderPolicy
+from ppo_client.ppo.seeds import Purpose, uniforms
+from ppo_client.ppo.sequences import Prompts
+
+PROMPTS = Prompts.collate([[7, 8], [9, 10, 11, 12, 13], [14]], PAD_ID)
+NUMBERS = uniforms(0, Purpose.SAMPLING, 1, range(3), 6)
+
+
+def make(kind: str, family: str = "llama") -> ActorCritic:
+    policy = DecoderPolicy(make_language_model(family), SamplingRule(1.0, (EOS_ID,), 1), PAD_ID)
+    width = policy.model.get_output_embeddings().weight.shape[1]
+    if kind == "shared":
+        return ActorCritic(policy, SharedCritic(width)).eval()
+    return ActorCritic(policy, SeparateCritic(make_language_model(family, seed=1).base_model, width)).eval()
+
+
+def awaken(head: ValueHead) -> None:
+    with torch.no_grad():
+        nn.init.normal_(head.linear.weight, generator=torch.Generator().manual_seed(0))
+        head.linear.bias.fill_(0.5)
+
+
+@pytest.mark.parametrize("kind", ["shared", "separate"])
+def test_values_are_zero_at_first(kind: str) -> None:
+    actor_critic = make(kind)
+    sequences = actor_critic.policy.sample(PROMPTS, NUMBERS).sequences
+    _, values = actor_critic(sequences)
+    assert torch.equal(values, torch.zeros(3, 6))
+
+
+@pytest.mark.parametrize("family", FAMILIES_OF_POLICIES)
+def test_values_noted_while_sampling_are_the_evaluated_ones(family: str) -> None:
+    actor_critic = make("shared", family)
+    awaken(actor_critic.critic.head)
+    samples = actor_critic.policy.sample(PROMPTS, NUMBERS, actor_critic.critic.head)
+    _, values = actor_critic(samples.sequences)
+    assert samples.values is not None
+    mask = samples.sequences.response_mask
+    assert float(values[mask].detach().std()) > 0.1
+    assert torch.allclose(samples.values[mask], values[mask], atol=1e-4)
+    assert torch.equal(samples.values[~mask], torch.zeros(int((~mask).sum())))
+
+
+@pytest.mark.parametrize("kind", ["shared", "separate"])
+def test_a_value_sees_what_came_before_its_token_and_nothing_after(kind: str) -> None:
+    actor_critic = make(kind)
+    awaken(actor_critic.critic.head)
+    sequences = actor_critic.policy.sample(PROMPTS, NUMBERS).sequences
+    with torch.no_grad():
+        _, before = actor_critic(sequences)
+        sequences.response_ids[:, 3] = 20  # in place: the fourth token
+        _, after = actor_critic(sequences)
+    assert torch.allclose(before[:, :4], after[:, :4], atol=1e-5)
+    assert float((before[:, 4:] - after[:, 4:]).abs().max()) > 1e-3
+
+
+def test_gradients_of_the_value_loss() -> None:
+    for kind, reaches_policy in (("shared", True), ("separate", False)):
+        actor_critic = make(kind)
+        awaken(actor_critic.critic.head)
+        sequences = actor_critic.policy.sample(PROMPTS, NUMBERS).sequences
+        actor_critic(sequences)[1].sum().backward()
+        touched = any(p.grad is not None and bool(p.grad.any()) for p in actor_critic.policy.parameters())
+        assert touched == reaches_policy
+        assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in actor_critic.critic.parameters())

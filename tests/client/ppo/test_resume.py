@@ -1,0 +1,86 @@
+"""A run that was killed, whenever that was, ends bit by bit where an uninterrupted one does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from client.ppo.killed_run import MOMENTS, SETTINGS
+from safetensors.torch import load_file
+from tiny_policies import FakeRewards, make_config, read_jsonl, without_times
+
+from ppo_client.ppo import PPOTrainer
+from ppo_client.ppo.checkpoint import latest_checkpoint, load_tensors
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(made_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    shutil.copytree(made_once, folder, dirs_exist_ok=True)
+    PPOTrainer(make_config(folder, **SETTINGS), FakeRewards()).train()
+    return folder / "run"
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert without_times(read_jsonl(one / name)) == without_times(read_jsonl(other / name))
+    places = latest_checkpoint(one), latest_checkpoint(other)
+    assert places[0].name == places[1].name
+    for name in ("model.safetensors", "critic.safetensors"):
+        first, second = (load_file(place / "policy" / name) for place in places)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    optimizers = [load_tensors(place / "optimizer.pt")["state"] for place in places]
+    for parameter, state in optimizers[0].items():
+        assert all(torch.equal(tensor, optimizers[1][parameter][key]) for key, tensor in state.items())
+    states = [(place / "state.json").read_text() for place in places]
+    assert without_run_id(states[0]) == without_run_id(states[1])
+
+
+def without_run_id(state: str) -> str:
+    return "\n".join(line for line in state.splitlines() if '"run"' not in line)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_and_resumed_is_the_same_bit_by_bit(folder: Path, uninterrupted: Path, moment: str) -> None:
+    script = Path(__file__).with_name("killed_run.py")
+    paths = [str(script.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    killed = subprocess.run(
+        [sys.executable, str(script), str(folder), moment],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert killed.returncode == -9, killed.stderr
+    assert latest_checkpoint(folder / "run").name == "step-000002"
+    logged = [row["step"] for row in read_jsonl(folder / "run" / "metrics.jsonl")]
+    assert logged == ([1, 2, 3, 4] if moment == "saving" else [1, 2, 3])
+    PPOTrainer.resume(folder / "run", FakeRewards()).train()
+    assert_same_run(folder / "run", uninterrupted)
+
+
+def test_a_run_that_was_extended_goes_on_from_its_end(folder: Path) -> None:
+    settings = {**SETTINGS, "ppo": {"schedule": "constant"}}
+    PPOTrainer(make_config(folder, **settings), FakeRewards()).train()
+    shutil.copytree(folder / "policy", folder / "two" / "policy")
+    shutil.copy(folder / "prompts.jsonl", folder / "two")
+    short = {**settings, "train": {**SETTINGS["train"], "num_steps": 3}}
+    PPOTrainer(make_config(folder / "two", **short), FakeRewards()).train()
+    assert PPOTrainer.resume(folder / "two" / "run", FakeRewards(), ["train.num_steps=5"]).train().step == 5
+    assert_same_run(folder / "run", folder / "two" / "run")
+
+
+def test_a_run_that_was_moved_is_resumed_where_it_is(folder: Path) -> None:
+    config = make_config(folder, train={"num_steps": 2})
+    PPOTrainer(config, FakeRewards()).train()
+    (folder / "run").rename(folder / "elsewhere")
+    assert PPOTrainer.resume(folder / "elsewhere", FakeRewards(), ["train.num_steps=3"]).train().step == 3
+    assert not (folder / "run").exists()
+    assert len(read_jsonl(folder / "elsewhere" / "metrics.jsonl")) == 3

@@ -1,0 +1,75 @@
+"""A short fine-tune lowers the loss on its texts, learns to end them, and leaves a plain model directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import EOS_ID
+from tiny_policies import save_policy
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ppo_client import cli
+from ppo_client.ppo.errors import DataError
+from ppo_client.ppo.sft import SFTSettings, fine_tune, read_examples
+
+
+def write(path: Path, *rows: dict[str, str]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@torch.no_grad()
+def loss_of(folder: Path, text: str) -> float:
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.tensor([[*tokenizer(text)["input_ids"], EOS_ID]])
+    return float(model(input_ids=ids, labels=ids).loss)
+
+
+@pytest.mark.parametrize("kind", ["text", "prompt and completion"])
+def test_fine_tuning(tmp_path: Path, kind: str) -> None:
+    policy = save_policy(tmp_path / "policy", "llama")
+    row = {"text": "in the end"} if kind == "text" else {"prompt": "in the", "completion": " end"}
+    settings = SFTSettings(
+        model=str(policy),
+        data=write(tmp_path / "data.jsonl", *[row] * 16),
+        output=str(tmp_path / "tuned"),
+        max_steps=12,
+        batch_size=4,
+        learning_rate=1e-2,
+        schedule="constant",
+    )
+    before = loss_of(policy, "in the end")
+    metrics = fine_tune(settings)
+    assert metrics["train_loss"] > 0
+    after = loss_of(tmp_path / "tuned", "in the end")
+    assert after < (0.5 if kind == "text" else 0.9) * before
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned")
+    ids = AutoTokenizer.from_pretrained(tmp_path / "tuned")("in the end", return_tensors="pt")["input_ids"]
+    assert int(model(input_ids=ids).logits[0, -1].argmax()) == EOS_ID
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = save_policy(tmp_path / "policy", "llama")
+    data = write(tmp_path / "data.jsonl", {"text": "a b", "split": "train"}, {"text": "c", "split": "test"})
+    arguments = ["--model", str(policy), "--data", data, "--output", str(tmp_path / "tuned"), "--json"]
+    assert cli.main(["sft", *arguments, "--set", "max_steps=1", "--set", "where=split=train"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["output"] == str(tmp_path / "tuned")
+    assert (tmp_path / "tuned" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "no rows"),
+        ([{"story": "x"}], "row 1: a text under `text`"),
+        ([{"text": ""}], "row 1: a text"),
+        ([{"prompt": "a"}], "row 1: a text"),
+        ([{"text": "a"}, {"prompt": "b", "completion": "c"}], "use one kind"),
+    ],
+)
+def test_data_that_cannot_be_learnt(tmp_path: Path, rows: list[dict[str, str]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_examples(SFTSettings(model="m", output="o", data=write(tmp_path / "data.jsonl", *rows)))

@@ -1,0 +1,132 @@
+"""The update: how many real steps, what a micro-batch changes (nothing), when it stops, what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_policies import FakeRewards, make_config
+
+from ppo_client.ppo.errors import NonFiniteUpdate
+from ppo_client.ppo.run import Run, start_run
+from ppo_client.ppo.update import Batch, UpdateStatistics
+
+
+def make_run(folder: Path, name: str = "run", **ppo: Any) -> Run:
+    return start_run(make_config(folder, ppo=ppo, train={"output": str(folder / name)}), FakeRewards())
+
+
+def make_batch(run: Run) -> Batch:
+    """Episodes of the run's own policy, with made-up advantages and returns."""
+    from ppo_client.ppo.seeds import Purpose, uniforms
+
+    rollout = run.worker.collect(run.prompts[:8], uniforms(0, Purpose.SAMPLING, 1, range(8), 6))
+    mask = rollout.sequences.response_mask
+    generator = torch.Generator().manual_seed(0)
+    advantages = torch.randn(mask.shape, generator=generator) * mask
+    returns = torch.randn(mask.shape, generator=generator) * mask
+    return Batch(rollout.sequences, rollout.log_probs, rollout.values, advantages, returns)
+
+
+def parameters(run: Run) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in run.actor_critic.parameters()]
+
+
+def update(run: Run, batch: Batch | None = None) -> UpdateStatistics:
+    return run.updater.update(batch or make_batch(run), step=1)
+
+
+def test_the_first_minibatch_has_a_ratio_of_one(folder: Path) -> None:
+    statistics = update(make_run(folder))
+    assert statistics.first.ratio == pytest.approx(1.0, abs=1e-5)
+    assert statistics.first.max_log_ratio < 1e-4
+    assert statistics.first.clip_fraction == 0.0
+    assert statistics.first.approx_kl == pytest.approx(0.0, abs=1e-7)
+    assert statistics.mean.max_log_ratio > 1e-3, "later minibatches come after a step"
+
+
+@pytest.mark.parametrize(("num_epochs", "num_minibatches"), [(1, 1), (3, 2), (2, 4)])
+def test_epochs_times_minibatches_real_steps(folder: Path, num_epochs: int, num_minibatches: int) -> None:
+    run = make_run(folder, num_epochs=num_epochs, num_minibatches=num_minibatches, micro_batch_size=1)
+    steps = []
+    run.updater.optimizer.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    statistics = update(run)
+    assert statistics.num_optimizer_steps == len(steps) == num_epochs * num_minibatches
+    assert not statistics.stopped_early
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_micro_batches_change_memory_and_nothing_else(folder: Path, critic: str) -> None:
+    results = []
+    for name, size in (("whole", None), ("ones", 1), ("threes", 3)):
+        config = make_config(
+            folder,
+            critic={"kind": critic},
+            ppo={"micro_batch_size": size, "entropy_coefficient": 0.01, "learning_rate": 1e-4},
+            train={"output": str(folder / name)},
+        )
+        run = start_run(config, FakeRewards())
+        batch = make_batch(run)
+        lengths = batch.sequences.response_mask.sum(1)
+        batch.sequences.response_mask[0, 2:] = False  # lengths that differ, so that tokens and rows weigh differently
+        assert len(lengths) == 8
+        results.append((update(run, batch), parameters(run)))
+    for statistics, tensors in results[1:]:
+        assert statistics.mean[:6] == pytest.approx(results[0][0].mean[:6], rel=1e-3, abs=1e-6)
+        assert statistics.gradient_norm == pytest.approx(results[0][0].gradient_norm, rel=1e-4)
+        for one, other in zip(tensors, results[0][1], strict=True):
+            assert torch.allclose(one, other, atol=2e-6)
+
+
+def test_the_same_seed_gives_the_same_bits(folder: Path) -> None:
+    runs = [make_run(folder, name) for name in ("a", "b")]
+    for run in runs:
+        update(run)
+    assert all(torch.equal(a, b) for a, b in zip(parameters(runs[0]), parameters(runs[1]), strict=True))
+
+
+def test_an_update_stops_before_the_minibatch_that_is_too_far(folder: Path) -> None:
+    run = make_run(folder, stop_kl=1e-6, learning_rate=1e-2)
+    statistics = update(run)
+    assert statistics.stopped_early
+    assert statistics.num_optimizer_steps == 1
+    assert all(p.grad is None or not bool(p.grad.any()) for p in run.actor_critic.parameters())
+
+
+def test_gradients_are_clipped(folder: Path) -> None:
+    before = parameters(run := make_run(folder, max_grad_norm=1e-12))
+    statistics = update(run)
+    assert statistics.gradient_norm > 1e-3
+    # Adam divides by the gradient's own size, but for ε: with nothing but ε left, next to nothing moves.
+    assert all(torch.allclose(a, b, atol=1e-8) for a, b in zip(before, parameters(run), strict=True))
+
+
+def test_a_gradient_that_is_not_finite_changes_no_parameter(folder: Path) -> None:
+    run = make_run(folder)
+    batch = make_batch(run)
+    before = parameters(run)
+    poisoned = replace(batch, advantages=torch.where(batch.advantages != 0, float("nan"), 0.0))
+    with pytest.raises(NonFiniteUpdate, match="the parameters were left as they were"):
+        update(run, poisoned)
+    assert all(torch.equal(a, b) for a, b in zip(before, parameters(run), strict=True))
+
+
+def test_an_entropy_bonus_keeps_the_entropy_up(folder: Path) -> None:
+    def entropy_after(name: str, coefficient: float) -> float:
+        run = make_run(folder, name, entropy_coefficient=coefficient, num_epochs=8)
+        batch = make_batch(run)
+        flat = replace(batch, advantages=torch.zeros_like(batch.advantages), returns=torch.zeros_like(batch.returns))
+        update(run, flat)
+        return float(make_rollout_entropy(run))
+
+    assert entropy_after("with", 0.5) > entropy_after("without", 0.0) + 0.01
+
+
+def make_rollout_entropy(run: Run) -> torch.Tensor:
+    from ppo_client.ppo.seeds import Purpose, uniforms
+
+    rollout = run.worker.collect(run.prompts[:8], uniforms(0, Purpose.SAMPLING, 1, range(8), 6))
+    return rollout.entropies[rollout.sequences.response_mask].mean()
