@@ -34,6 +34,7 @@ _one_migration_per_process = threading.Lock()
 class Database:
     """One database, opened and brought to the present schema. Thread-safe.
 
+    ``schema`` names the schema that it has; one that is not among ``known_schemas`` was made by a newer release.
     Raises CatalogUnavailable when it cannot be reached, or was written by a release that is too new.
     """
 
@@ -41,7 +42,9 @@ class Database:
         self._url = make_url(url)
         self._is_sqlite = self._url.get_backend_name() == "sqlite"
         self._engine = _sqlite_engine(url) if self._is_sqlite else create_engine(url, pool_pre_ping=True)
-        self._migrate()
+        self._scripts = ScriptDirectory(str(MIGRATIONS))
+        self.known_schemas = frozenset(script.revision for script in self._scripts.walk_revisions())
+        self.schema = self._migrate()
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -74,13 +77,9 @@ class Database:
         with self._engine.connect().execution_options(begin="IMMEDIATE") as connection, connection.begin():
             yield connection
 
-    def _migrate(self) -> None:
+    def _migrate(self) -> str:
         """Runs the missing migrations in one transaction. Processes that open at once wait for each other."""
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-        scripts = ScriptDirectory.from_config(config)
-        known = {script.revision for script in scripts.walk_revisions()}
-        head = max(known)
+        head = max(self.known_schemas)
         with (
             _one_migration_per_process,
             self._translated_errors(),
@@ -90,13 +89,14 @@ class Database:
             if not self._is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
             current = MigrationContext.configure(connection).get_current_revision()
-            if current == head:
-                return
-            if current is not None and current not in known:
+            if current is not None and current not in self.known_schemas:
                 self._check_newer(connection, current, head)
-                return
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+                return current
+            if current != head:
+                config = Config(attributes={"connection": connection})
+                config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+                command.upgrade(config, "head")
+            return head
 
     def _check_newer(self, connection: Connection, current: str, head: str) -> None:
         """A newer release migrated the catalog. It says which older ones may go on using it."""

@@ -1,0 +1,117 @@
+"""A backup holds everything, and what was given out since is not given out again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from rm_server.errors import AlreadyExists, CatalogUnavailable, InvalidRequest
+from rm_server.registry.backup import back_up, restore
+from rm_server.registry.catalog import CalibrationRecord, Catalog, Snapshot
+
+A, B, C = "a" * 64, "b" * 64, "c" * 64
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Catalog:
+    """With a bit of everything."""
+    catalog = Catalog(f"sqlite:///{tmp_path}/catalog.db")
+    for digest in (A, B):
+        catalog.register("m", digest, "rules", 7, "ann", "why é")
+    catalog.set_label("m", "stable", 1, "ann")
+    catalog.set_label("m", "stable", 2, "ann")
+    catalog.set_wanted("m", 2, True, "ann", precision="bf16")
+    catalog.set_calibration("m", 2, CalibrationRecord(C, 1 / 3, -1e-30), "ann")
+    catalog.file_evaluation("m", 2, "held_out", '{"accuracy": 0.7}', "ann")
+    return catalog
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Catalog:
+    return Catalog(f"sqlite:///{tmp_path}/empty.db")
+
+
+def content(snapshot: Snapshot) -> tuple[object, ...]:
+    return dict(snapshot.versions), dict(snapshot.labels), snapshot.wanted, dict(snapshot.wanted_precision)
+
+
+def test_everything_comes_back(catalog: Catalog, empty: Catalog, tmp_path: Path) -> None:
+    assert back_up(catalog, tmp_path / "backup.json") == 7
+    assert restore(empty, tmp_path / "backup.json", "bob", "the disk died") == 7
+    assert content(empty.snapshot()) == content(catalog.snapshot())
+    assert empty.evaluations("m", 2) == catalog.evaluations("m", 2)
+    assert empty.history()[1:] == catalog.history()
+    line = empty.history(limit=1)[0]
+    assert (line.revision, line.actor, line.action) == (8, "bob", "restore")
+    assert (line.detail, line.comment) == ("revision 7 from backup.json", "the disk died")
+    assert empty.rollback("m", "stable", "bob") == (2, 1)
+
+
+def test_a_catalog_that_is_in_use_is_replaced_only_when_that_is_said(catalog: Catalog, tmp_path: Path) -> None:
+    back_up(catalog, tmp_path / "backup.json")
+    before = content(catalog.snapshot())
+    catalog.set_label("m", "canary", 1, "ann")
+    with pytest.raises(AlreadyExists, match="it has had 8 changes"):
+        restore(catalog, tmp_path / "backup.json", "bob")
+    assert ("m", "canary") in catalog.snapshot().labels
+    restore(catalog, tmp_path / "backup.json", "bob", replaces=True)
+    assert content(catalog.snapshot()) == before
+    assert catalog.revision() == 9
+
+
+def test_numbers_given_since_the_backup_stay_used(catalog: Catalog, tmp_path: Path) -> None:
+    back_up(catalog, tmp_path / "backup.json")
+    catalog.register("m", C, "rules", 0, "ann")
+    catalog.register("new", A, "rules", 0, "ann")
+    restore(catalog, tmp_path / "backup.json", "bob", replaces=True)
+    assert catalog.snapshot().versions_of("m") == (1, 2)
+    assert catalog.register("m", "d" * 64, "rules", 0, "ann")[0].version == 4
+    assert catalog.register("new", B, "rules", 0, "ann")[0].version == 2
+
+
+@pytest.mark.parametrize(
+    "damage", [{"digest": None}, {"version": 2}, {"model": "x"}, {"create_time": "soon"}, {"unknown": 1}]
+)
+def test_a_restore_that_fails_changes_nothing(catalog: Catalog, tmp_path: Path, damage: dict[str, object]) -> None:
+    path = tmp_path / "backup.json"
+    back_up(catalog, path)
+    before = content(catalog.snapshot())
+    broken = json.loads(path.read_text())
+    broken["tables"]["versions"][0].update(damage)
+    path.write_text(json.dumps(broken))
+    with pytest.raises(InvalidRequest, match=r"backup\.json is damaged; nothing was changed"):
+        restore(catalog, path, "bob", replaces=True)
+    assert content(catalog.snapshot()) == before
+    assert catalog.revision() == 7
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": "rm-catalog 2"}'])
+def test_what_is_no_backup_is_refused(empty: Catalog, tmp_path: Path, text: str) -> None:
+    (tmp_path / "backup.json").write_text(text)
+    with pytest.raises(InvalidRequest, match="backup"):
+        restore(empty, tmp_path / "backup.json", "bob")
+    with pytest.raises(InvalidRequest, match="cannot be read"):
+        restore(empty, tmp_path / "missing.json", "bob")
+
+
+def test_neither_way_crosses_to_a_schema_that_is_not_known(catalog: Catalog, empty: Catalog, tmp_path: Path) -> None:
+    path = tmp_path / "backup.json"
+    back_up(catalog, path)
+    path.write_text(path.read_text().replace('"schema": "0001"', '"schema": "9999"'))
+    with pytest.raises(InvalidRequest, match="schema 9999, of a newer release"):
+        restore(empty, path, "bob")
+    with empty.database.writing() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(CatalogUnavailable, match="schema 9999, made by a newer release"):
+        back_up(Catalog(f"sqlite:///{tmp_path}/empty.db"), path)
+
+
+def test_a_backup_is_there_as_a_whole(catalog: Catalog, tmp_path: Path) -> None:
+    path = tmp_path / "backup.json"
+    path.write_text("the last one")
+    back_up(catalog, path)
+    assert json.loads(path.read_text())["revision"] == 7
+    assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
