@@ -53,8 +53,8 @@ def restore(catalog: Catalog, path: Path, actor: str, comment: str = "", *, repl
     Version numbers that have been given since stay used. The history is the backup's, and a line about this.
     Versions whose files are missing then: `home.missing_artifacts`.
 
-    Raises AlreadyExists when the catalog is not empty, unless ``replaces``; InvalidRequest for a file that is no backup,
-    is damaged or is from a newer release.
+    Raises AlreadyExists when the catalog is not empty, unless ``replaces``; InvalidRequest for a file that is no
+    backup, is damaged or is from a newer release.
     """
     content = _read(path)
     if content["schema"] not in catalog.database.known_schemas:
