@@ -83,6 +83,11 @@ class Crew:
         """Workers that are up."""
         return sum(seat.worker is not None for seat in self.seats)
 
+    @property
+    def pids(self) -> list[int]:
+        """The processes that compute."""
+        return [seat.worker.pid for seat in self.seats if seat.worker is not None]
+
     async def start(self) -> None:
         """Starts all workers. Raises WorkerFailed when one of them does not come up; then none is left."""
         outcomes = await asyncio.gather(*(self._started() for _ in self.seats), return_exceptions=True)

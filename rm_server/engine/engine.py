@@ -101,6 +101,11 @@ class Engine:
         """What waits for a turn."""
         return self._pool.stats
 
+    @property
+    def worker_pids(self) -> list[int]:
+        """The processes that compute now; this one where it computes itself."""
+        return self._pool.pids
+
     async def start(self) -> None:
         """Starts the workers. Raises WorkerFailed."""
         self._loop = asyncio.get_running_loop()

@@ -108,6 +108,11 @@ class Pool:
         await self._crew.unload(key)
 
     @property
+    def pids(self) -> list[int]:
+        """The processes that compute."""
+        return self._crew.pids
+
+    @property
     def stats(self) -> QueueStats:
         """What waits now."""
         return QueueStats(self._queue.num_items, self._queue.num_tokens)

@@ -38,6 +38,11 @@ class Worker(Protocol):
     """
 
     @property
+    def pid(self) -> int:
+        """Of the process that computes."""
+        ...
+
+    @property
     def is_alive(self) -> bool:
         """Whether it has not died or been stopped."""
         ...
@@ -114,7 +119,6 @@ class ProcessWorker(asyncio.Protocol):
 
     @property
     def pid(self) -> int:
-        """Of the process."""
         return self._process.pid
 
     def data_received(self, data: bytes) -> None:
@@ -158,7 +162,7 @@ class ProcessWorker(asyncio.Protocol):
             [sys.executable, "-P", "-m", "rm_server.engine.worker_process", str(connection.fileno()), self._loader],
             pass_fds=[connection.fileno()],
             stdin=subprocess.DEVNULL,
-            start_new_session=True,
+            start_new_session=False,
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -176,6 +180,10 @@ class ThreadWorker:
     def __init__(self, loader: str) -> None:
         self._host = Host(loader)
         self._tasks: SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+
+    @property
+    def pid(self) -> int:
+        return os.getpid()
 
     @property
     def is_alive(self) -> bool:

@@ -1,27 +1,32 @@
 """A family of versions whose scores can be computed by hand: the sum of the token ids, times the version's factor.
 
-`fake.json` in a version's folder says what it does wrong. Some token ids make the backend misbehave, see below. Workers
-import this file by name, so `fake_modules` in conftest.py puts its folder into their path.
+`fake.json` in a version's folder says what it does wrong. Some token ids make the backend misbehave, see below.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, Content, EncodedItem, Float64Array
+from rm_server.config import EngineSettings
+from rm_server.engine.engine import Engine
 from rm_server.errors import EmptyItem, InvalidTokenIds, OutOfMemory, WeightsMismatch
+from rm_server.metrics import Metrics
 from rm_server.registry.manifest import GoldenExample, Manifest, TruncationRule
-
-LOAD_BACKEND = "fake_versions:load_backend"
-LOAD_ENCODER = "fake_versions:load_encoder"
 
 NAN = 1001
 """The item's score is NaN."""
@@ -37,6 +42,9 @@ ALWAYS_KILL = 1006
 """The worker is killed each time."""
 WAIT = 1007
 """The batch takes until the gate is open (see `open_gate`)."""
+
+LIVE: WeakSet[FakeBackend] = WeakSet()
+"""The backends in this process's memory. How many there were is noted under ``live`` whenever one is made."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,28 @@ def make_version(folder: Path, manifest: Manifest | None = None, **options: obje
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "fake.json").write_text(json.dumps(options))
     return manifest or Manifest("sequence_classification", golden=(GoldenExample((1, 2), (3,), 3.0),))
+
+
+@asynccontextmanager
+async def running_engine(**settings: Any) -> AsyncIterator[Engine]:
+    """An engine over fake versions, with these EngineSettings; computes in a thread unless told otherwise."""
+    engine = Engine(
+        EngineSettings(**{"workers": 0, "threads_per_worker": 1} | settings),
+        Metrics(),
+        load_backend="fake_versions:load_backend",
+        load_encoder="fake_versions:load_encoder",
+    )
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop(drain_s=0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for what other threads or processes do."""
+    while not condition():  # noqa: ASYNC110 – nobody there could set an event
+        await asyncio.sleep(0.001)
 
 
 def load_encoder(folder: Path, manifest: Manifest) -> FakeEncoder:
@@ -96,6 +126,8 @@ class FakeBackend:
     def __init__(self, folder: Path, version: FakeVersion, settings: ComputeSettings) -> None:
         self._folder = folder
         self._version = version
+        LIVE.add(self)
+        note(folder, "live", len(LIVE))
         self.memory_bytes = 1000
         self.precision = settings.precision
 
@@ -117,7 +149,7 @@ class FakeBackend:
         scores = np.array(
             [
                 np.nan if self._version.gives_nan or NAN in batch.ids[start:end] else float(batch.ids[start:end].sum())
-                for start, end in zip(starts[:-1], starts[1:], strict=True)
+                for start, end in pairwise(starts)
             ],
             np.float64,
         )

@@ -1,0 +1,118 @@
+"""What makes the next batch: tables of items in, batches out. An item is written as its length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from rm_server.backends.items import EncodedItem
+from rm_server.engine.batcher import VersionQueue, in_batches
+from rm_server.engine.waiting import Call, Waiting
+
+
+class Item(Waiting):
+    def __init__(self, num_tokens: int) -> None:
+        super().__init__(num_tokens)
+
+
+def queue_of(*calls: tuple[str, Sequence[int]], weights: dict[str, float] | None = None) -> VersionQueue[Item]:
+    """Calls (run, lengths of their items), in the order in which they came."""
+    queue: VersionQueue[Item] = VersionQueue(lambda run: (weights or {}).get(run, 1.0))
+    for number, (run, lengths) in enumerate(calls):
+        call: Call[Item] = Call(("m", 1), run, rank=number, number=number, deadline=None)
+        for length in lengths:
+            item = Item(length)
+            item.call, item.is_waiting = call, True
+            call.waiting.append(item)
+        queue.push(call)
+    return queue
+
+
+def batches(queue: VersionQueue[Item], max_tokens: int, max_items: int = 100) -> list[list[tuple[str, int]]]:
+    """All batches, as (run, length) of their items."""
+    made = []
+    while queue.num_items:
+        batch = queue.next_batch(max_tokens, max_items)
+        assert batch
+        made.append([(item.call.run, item.num_tokens) for item in batch if item.call is not None])
+    assert (queue.num_tokens, queue.runs) == (0, {})
+    return made
+
+
+def lengths(made: list[list[tuple[str, int]]]) -> list[list[int]]:
+    return [[length for _, length in batch] for batch in made]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "max_tokens", "expected"),
+    [
+        ([10, 20, 30], 100, [[10, 20, 30]]),
+        ([40, 40, 40], 100, [[40, 40], [40]]),
+        # Exactly full.
+        ([50, 50, 50], 100, [[50, 50], [50]]),
+        # A long item does not hold those behind it, and opens the next batch.
+        ([60, 70, 30, 10], 100, [[60, 30, 10], [70]]),
+        # Longer than the budget: alone, and not the last.
+        ([10, 300, 20], 100, [[10, 20], [300]]),
+        ([300, 10], 100, [[300], [10]]),
+        ([], 100, []),
+    ],
+)
+def test_fills_the_budget(waiting: list[int], max_tokens: int, expected: list[list[int]]) -> None:
+    assert lengths(batches(queue_of(("a", waiting)) if waiting else queue_of(), max_tokens)) == expected
+
+
+def test_takes_no_more_items_than_allowed() -> None:
+    assert lengths(batches(queue_of(("a", [1, 2, 3, 4, 5])), 1000, max_items=2)) == [[1, 2], [3, 4], [5]]
+
+
+def test_runs_share_a_batch_by_tokens() -> None:
+    queue = queue_of(("heavy", [128] * 100), ("light", [128] * 10))
+    batch = [item.call.run for item in queue.next_batch(2048, 100) if item.call is not None]
+    assert (batch.count("heavy"), batch.count("light")) == (8, 8)
+
+
+def test_a_heavier_run_gets_more_of_a_batch() -> None:
+    queue = queue_of(("a", [128] * 100), ("b", [128] * 100), weights={"b": 3.0})
+    batch = [item.call.run for item in queue.next_batch(4096, 100) if item.call is not None]
+    assert (batch.count("a"), batch.count("b")) == (8, 24)
+
+
+def test_a_call_lies_together_in_a_batch_though_turns_alternate() -> None:
+    queue = queue_of(("a", [300, 301, 302]), ("b", [400, 401, 402]))
+    assert batches(queue, 4096) == [[("a", 300), ("a", 301), ("a", 302), ("b", 400), ("b", 401), ("b", 402)]]
+
+
+def test_a_long_item_of_one_run_does_not_hold_the_others() -> None:
+    assert batches(queue_of(("a", [60, 70]), ("b", [30])), 100) == [[("a", 60), ("b", 30)], [("a", 70)]]
+
+
+def test_a_long_item_is_passed_over_by_no_more_batches_than_there_are_runs() -> None:
+    # Turns alone would not do: the turn of the long run would always come in the middle of a batch.
+    made = batches(queue_of(("short", [60] * 40), ("long", [90] * 3)), 100)
+    assert [number for number, batch in enumerate(made) if ("long", 90) in batch] == [2, 4, 6]
+
+
+def test_what_is_dropped_is_not_in_a_batch() -> None:
+    queue = queue_of(("a", [10, 20, 30]), ("b", [40]))
+    for item in [*queue.runs["a"].items()[:2], *queue.runs["b"].items()]:
+        queue.drop(item)
+    assert (queue.num_items, queue.num_tokens, list(queue.runs)) == (1, 30, ["a"])
+    assert batches(queue, 100) == [[("a", 30)]]
+
+
+@pytest.mark.parametrize(
+    ("items", "expected"),
+    [
+        ([], []),
+        ([40, 40, 40], [[40, 40], [40]]),
+        ([300, 10, 20], [[300], [10, 20]]),
+        ([1, 1, 1, 1], [[1, 1, 1], [1]]),
+    ],
+)
+def test_cuts_trial_items_into_batches(items: list[int], expected: list[list[int]]) -> None:
+    encoded = [EncodedItem(np.zeros(length, np.int32), length) for length in items]
+    made = in_batches(encoded, max_tokens=100, max_items=3)
+    assert [[item.num_tokens for item in batch] for batch in made] == expected

@@ -1,0 +1,111 @@
+"""The loop of a worker process, run in a thread of the test over a socket pair."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import fake_versions as fake
+import numpy as np
+import pytest
+
+from rm_server.backends.interface import ComputeSettings
+from rm_server.backends.items import Batch, EncodedItem
+from rm_server.engine.frames import frame, read_frames
+from rm_server.engine.host import Computed, Host, LoadOrder, LoadReport
+from rm_server.engine.worker_process import serve
+from rm_server.errors import InternalError, VersionNotLoaded, WeightsMismatch
+
+KEY = ("m", 1)
+
+
+class Connection:
+    """The server's end."""
+
+    def __init__(self) -> None:
+        self.ours, theirs = socket.socketpair()
+        self._answers = read_frames(self.ours)
+        self.thread = Thread(target=serve, args=(theirs, Host("fake_versions:load_backend")))
+        self.thread.start()
+        self._theirs = theirs
+
+    def send(self, *message: Any) -> None:
+        self.ours.sendall(frame(message))
+
+    def answer(self) -> Any:
+        return next(self._answers)
+
+    def close(self) -> None:
+        self.ours.close()
+        self.thread.join()
+        self._theirs.close()
+
+
+@pytest.fixture
+def connection() -> Iterator[Connection]:
+    made = Connection()
+    yield made
+    made.close()
+
+
+def order(folder: Path, **options: object) -> LoadOrder:
+    manifest = fake.make_version(folder, **options)
+    return LoadOrder(KEY, folder, manifest, ComputeSettings(), (batch([1, 2], [4]), batch([6])))
+
+
+def batch(*contents: list[int]) -> Batch:
+    return Batch.of([EncodedItem(np.array(ids, np.int32), len(ids)) for ids in contents])
+
+
+def test_loads_computes_and_unloads(connection: Connection, tmp_path: Path) -> None:
+    connection.send(1, "load", order(tmp_path))
+    number, report = connection.answer()
+    assert isinstance(report, LoadReport)
+    assert (number, report.memory_bytes, report.precision) == (1, 1000, "fp32")
+    assert report.probe_scores.tolist() == [1.5, 2.0, 3.0]
+    # The first trial batch twice: the first time warms up.
+    assert fake.noted(tmp_path) == [2, 2, 1]
+
+    connection.send(2, "compute", KEY, batch([8], [9]))
+    number, computed = connection.answer()
+    assert isinstance(computed, Computed)
+    assert (number, computed.scores.tolist()) == (2, [4.0, 4.5])
+    assert computed.seconds > 0
+
+    connection.send(3, "unload", KEY)
+    connection.send(4, "unload", KEY)
+    connection.send(5, "compute", KEY, batch([8]))
+    assert [connection.answer(), connection.answer()] == [(3, None), (4, None)]
+    number, error = connection.answer()
+    assert (number, type(error)) == (5, VersionNotLoaded)
+
+
+def test_failures_are_answers(connection: Connection, tmp_path: Path) -> None:
+    connection.send(1, "load", order(tmp_path, lacks_head=True))
+    assert type(connection.answer()[1]) is WeightsMismatch
+    connection.send(2, "load", order(tmp_path))
+    connection.answer()
+    connection.send(3, "compute", KEY, batch([fake.BAD]))
+    _, error = connection.answer()
+    assert isinstance(error, InternalError)
+    assert error.message == "Scoring with m@1 failed: ValueError: a bad item"
+
+
+def test_a_load_does_not_wait_for_a_batch(connection: Connection, tmp_path: Path) -> None:
+    connection.send(1, "load", order(tmp_path / "1"))
+    connection.answer()
+    connection.send(2, "compute", KEY, batch([fake.WAIT]))
+    connection.send(3, "load", order(tmp_path / "2"))
+    assert connection.answer()[0] == 3
+    fake.open_gate(tmp_path / "1")
+    assert connection.answer()[0] == 2
+
+
+def test_a_thread_that_breaks_ends_the_worker(connection: Connection) -> None:
+    connection.send(1, "compute", "too few arguments")
+    with pytest.raises(StopIteration):
+        connection.answer()
+    connection.thread.join()

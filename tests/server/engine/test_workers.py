@@ -1,0 +1,199 @@
+"""Worker processes that die, and the engine that goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import fake_versions as fake
+import numpy as np
+import pytest
+from fake_versions import running_engine
+
+from rm_server.backends.items import EncodedItem
+from rm_server.engine import crew
+from rm_server.engine.engine import Engine
+from rm_server.engine.work import ItemScore
+from rm_server.errors import RmError, VersionNotLoaded, WorkerFailed
+
+KEY = ("m", 1)
+
+
+async def load(engine: Engine, folder: Path, key: tuple[str, int] = KEY, **options: object) -> None:
+    await engine.load(key, folder, fake.make_version(folder, **options), "fp32")
+
+
+def items(*contents: Sequence[int]) -> list[EncodedItem]:
+    return [EncodedItem(np.array(ids, np.int32), len(ids)) for ids in contents]
+
+
+async def outcomes(futures: list[asyncio.Future[ItemScore]]) -> list[float | type[BaseException]]:
+    done = await asyncio.gather(*futures, return_exceptions=True)
+    return [outcome.value if isinstance(outcome, ItemScore) else type(outcome) for outcome in done]
+
+
+def is_running(pid: int) -> bool:
+    """Not counting the dead that nobody has buried."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_the_batch_of_a_killed_worker_is_computed_again(tmp_path: Path, workers: int) -> None:
+    async with running_engine(workers=workers) as engine:
+        await load(engine, tmp_path)
+        pids = engine.worker_pids
+        assert await outcomes(engine.submit(KEY, items([2], [fake.KILL], [4]))) == [1.0, fake.KILL / 2, 2.0]
+        assert fake.was_killed(tmp_path)
+        # Another process has come, with the version in it.
+        await fake.until(lambda: len(engine.worker_pids) == workers)
+        assert len(set(pids) & set(engine.worker_pids)) == workers - 1
+        futures = [future for n in range(8) for future in engine.submit(KEY, items([n, fake.WAIT]), use_cache=False)]
+        fake.open_gate(tmp_path)
+        assert await outcomes(futures) == [(n + fake.WAIT) / 2 for n in range(8)]
+
+
+async def test_a_batch_that_kills_twice_fails_and_the_next_in_the_pipe_does_not(tmp_path: Path) -> None:
+    async with running_engine(workers=1, max_batch_tokens=8) as engine:
+        await load(engine, tmp_path)
+        guilty = engine.submit(KEY, items([fake.ALWAYS_KILL] * 8))
+        innocent = engine.submit(KEY, items([1] * 8, [2] * 8))
+        assert await outcomes(guilty) == [WorkerFailed]
+        assert await outcomes(innocent) == [4.0, 8.0]
+
+
+async def test_a_killed_worker_is_noticed_while_it_is_idle(tmp_path: Path) -> None:
+    async with running_engine(workers=1) as engine:
+        await load(engine, tmp_path)
+        (pid,) = engine.worker_pids
+        os.kill(pid, signal.SIGKILL)
+        await fake.until(lambda: engine.worker_pids not in ([], [pid]))
+        assert await outcomes(engine.submit(KEY, items([2]))) == [1.0]
+
+
+async def test_a_terminals_signals_do_not_end_a_worker(tmp_path: Path) -> None:
+    async with running_engine(workers=1) as engine:
+        await load(engine, tmp_path)
+        (pid,) = engine.worker_pids
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+        assert await outcomes(engine.submit(KEY, items([2]))) == [1.0]
+        assert engine.worker_pids == [pid]
+        assert os.getpgid(pid) != os.getpgid(0)
+
+
+async def test_a_load_that_kills_the_worker_is_refused_and_not_tried_again(tmp_path: Path) -> None:
+    async with running_engine(workers=1) as engine:
+        await load(engine, tmp_path / "good")
+        with pytest.raises(WorkerFailed, match="m@2"):
+            await load(engine, tmp_path / "fatal", ("m", 2), is_fatal=True)
+        assert list(engine.loaded) == [KEY]
+        assert await outcomes(engine.submit(KEY, items([2]))) == [1.0]
+
+
+async def test_a_version_that_cannot_be_loaded_again_is_lost_and_the_others_are_not(tmp_path: Path) -> None:
+    async with running_engine(workers=1) as engine:
+        lost: list[tuple[tuple[str, int], RmError]] = []
+        engine.on_lost = lambda key, error: lost.append((key, error))
+        await load(engine, tmp_path / "1")
+        await load(engine, tmp_path / "2", ("m", 2))
+        fake.make_version(tmp_path / "2", factor=0.7)
+        (pid,) = engine.worker_pids
+        os.kill(pid, signal.SIGKILL)
+        futures = engine.submit(("m", 2), items([2]))
+        assert await outcomes(futures) == [VersionNotLoaded]
+        assert [(key, type(error).__name__) for key, error in lost] == [(("m", 2), "GoldenMismatch")]
+        assert list(engine.loaded) == [KEY]
+        assert await outcomes(engine.submit(KEY, items([2]))) == [1.0]
+
+
+async def test_while_no_worker_can_be_started_work_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "FIRST_PAUSE_S", 0.01)
+    async with running_engine(workers=1) as engine:
+        await load(engine, tmp_path)
+        (pid,) = engine.worker_pids
+        with monkeypatch.context() as broken:
+            broken.setattr(sys, "executable", "/bin/false")
+            os.kill(pid, signal.SIGKILL)
+            await fake.until(lambda: engine.worker_pids == [])
+            assert await outcomes(engine.submit(KEY, items([2]))) == [WorkerFailed]
+            with pytest.raises(WorkerFailed) as refused:
+                engine.submit(KEY, items([2]))
+            assert refused.value.retry_after_s
+            with pytest.raises(WorkerFailed):
+                await load(engine, tmp_path, ("m", 2))
+        await fake.until(lambda: len(engine.worker_pids) == 1)
+        assert await outcomes(engine.submit(KEY, items([2]))) == [1.0]
+
+
+async def test_a_start_without_workers_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(WorkerFailed, match="ended with status 1"):
+        async with running_engine(workers=2):
+            pass
+
+
+async def test_both_workers_work_at_once(tmp_path: Path) -> None:
+    async with running_engine(workers=2) as engine:
+        await load(engine, tmp_path)
+        loaded = len(fake.noted(tmp_path))
+        futures = engine.submit(KEY, items([fake.WAIT]))
+        await asyncio.sleep(0)
+        futures += engine.submit(KEY, items([1, fake.WAIT]))
+        await fake.until(lambda: len(fake.noted(tmp_path)) == loaded + 2)
+        fake.open_gate(tmp_path)
+        assert await outcomes(futures) == [fake.WAIT / 2, (1 + fake.WAIT) / 2]
+
+
+async def test_no_process_is_left_after_a_stop(tmp_path: Path) -> None:
+    async with running_engine(workers=2) as engine:
+        await load(engine, tmp_path)
+        pids = engine.worker_pids
+        # Not even one that computes.
+        engine.submit(KEY, items([fake.WAIT]))
+        await asyncio.sleep(0)
+    assert not any(is_running(pid) for pid in pids)
+
+
+SERVER = """
+import asyncio, sys
+import fake_versions as fake
+import numpy as np
+from rm_server.backends.items import EncodedItem
+from pathlib import Path
+
+async def main():
+    async with fake.running_engine(workers=2) as engine:
+        folder = Path(sys.argv[1])
+        await engine.load(("m", 1), folder, fake.make_version(folder), "fp32")
+        # One of them computes, and would for ever.
+        engine.submit(("m", 1), [EncodedItem(np.array([fake.WAIT], np.int32), 1)])
+        await fake.until(lambda: len(fake.noted(folder)) == 5)
+        print(*engine.worker_pids, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def test_workers_do_not_outlive_a_killed_server(tmp_path: Path) -> None:
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        text=True,
+    )
+    with server:
+        assert server.stdout is not None
+        pids = [int(pid) for pid in server.stdout.readline().split()]
+        assert len(pids) == 2
+        assert all(is_running(pid) for pid in pids)
+        server.kill()
+    asyncio.run(fake.until(lambda: not any(is_running(pid) for pid in pids)))
