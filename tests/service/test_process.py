@@ -1,0 +1,122 @@
+"""`rm-server serve` as a process: says where it listens, drains on SIGTERM, refuses to start where it must not."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from rm_api.v1 import models_pb2, models_pb2_grpc, scoring_pb2_grpc
+from running_server import LOCAL_ONLY, score_request
+
+COMMAND = [sys.executable, "-m", "rm_server.cli", "serve"]
+READY = re.compile(r"ready grpc=(127\.0\.0\.1:\d+) http=(127\.0\.0\.1:\d+)\n")
+
+
+@contextmanager
+def serving(home: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process and its gRPC address."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RM_SERVER_HTTP": "127.0.0.1:0"}
+    command = [*COMMAND, "--home", str(home), "--listen", "127.0.0.1:0", *options]
+    with (home.parent / "server.log").open("a") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        ready = READY.fullmatch(line)
+        assert ready, f"{line!r}, log: {(home.parent / 'server.log').read_text()}"
+        yield process, ready.group(1)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_it_serves_until_sigterm_and_finishes_what_is_under_way(tmp_path: Path, versions: list[Path]) -> None:
+    home = tmp_path / "home"
+    with serving(home, "--set", "engine.threads_per_worker=1") as (process, address):
+        assert json.loads((home / "server.json").read_text())["grpc"] == address
+        assert json.loads((home / "server.json").read_text())["pid"] == process.pid
+        with grpc.insecure_channel(address, LOCAL_ONLY) as channel:
+            models = models_pb2_grpc.ModelServiceStub(channel)
+            score = scoring_pb2_grpc.ScoringServiceStub(channel).Score
+            models.RegisterVersion(models_pb2.RegisterVersionRequest(model="m", path=str(versions[0])))
+            models.SetLabel(models_pb2.SetLabelRequest(model="m", label="stable", version=1, load=True))
+            texts = [f"text {number} " + "word " * (number % 40) for number in range(500)]
+            under_way = score.future(score_request("m", *texts), timeout=120)
+            status = models_pb2.GetServerStatusRequest()
+            while not models.GetServerStatus(status).queued_items and not under_way.done():
+                pass
+            assert not under_way.done()
+            process.send_signal(signal.SIGTERM)
+            answer = under_way.result()
+            assert all(result.HasField("score") for result in answer.results)
+            assert len(answer.results) == 500
+        assert process.wait(timeout=60) == 0
+        assert not (home / "server.json").exists()
+
+    # What was loaded is loaded again; nobody has to say so.
+    with serving(home) as (process, address):
+        with grpc.insecure_channel(address, LOCAL_ONLY) as channel:
+            score = scoring_pb2_grpc.ScoringServiceStub(channel).Score
+            again = score(score_request("m", *texts[:3]), timeout=60)
+            assert [result.score.value for result in again.results] == pytest.approx(
+                [result.score.value for result in answer.results[:3]], abs=1e-5
+            )
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+
+
+def failed_start(*options: str) -> tuple[int, str]:
+    done = subprocess.run([*COMMAND, *options], capture_output=True, text=True, timeout=60)
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for options in (
+            ("--listen", address, "--http", "127.0.0.1:0"),
+            ("--listen", "127.0.0.1:0", "--http", address),
+        ):
+            status, text = failed_start("--home", str(tmp_path / "home"), *options)
+            assert status == 2
+            assert f"rm-server: Cannot listen on {address}" in text
+            assert "Traceback" not in text
+
+
+def test_a_home_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    status, text = failed_start("--home", str(tmp_path / "file"), "--listen", "127.0.0.1:0", "--http", "")
+    assert status == 1
+    assert "cannot be used as a home" in text
+    assert "Traceback" not in text
+
+
+def test_listening_wider_is_refused_unless_told(tmp_path: Path) -> None:
+    status, text = failed_start("--home", str(tmp_path / "home"), "--listen", "0.0.0.0:0", "--http", "")
+    assert status == 2
+    assert "--insecure-listen" in text
+
+
+def test_a_call_while_it_ends_is_sent_elsewhere(tmp_path: Path) -> None:
+    """The reason says DRAINING or, when the port is closed already, the call is simply not connected."""
+    with serving(tmp_path / "home") as (process, address), grpc.insecure_channel(address, LOCAL_ONLY) as channel:
+        status = models_pb2_grpc.ModelServiceStub(channel).GetServerStatus
+        status(models_pb2.GetServerStatusRequest())
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+        with pytest.raises(grpc.RpcError) as caught:
+            status(models_pb2.GetServerStatusRequest(), timeout=5)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
