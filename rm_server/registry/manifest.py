@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -21,6 +22,14 @@ KINDS: tuple[Kind, ...] = ("sequence_classification", "lora", "onnx", "rules", "
 TRUNCATION_RULES: tuple[TruncationRule, ...] = ("refuse", "keep_end", "keep_start")
 TRANSFORMS: tuple[Transform, ...] = ("raw_logit", "sigmoid", "rule", "weighted_sum")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
+
+_TYPES: Mapping[str, type] = {
+    "template": str,
+    "append_eos": bool,
+    "add_special_tokens": bool,
+    "max_tokens": int,
+    "label_index": int,
+}
 
 PAIR_TEMPLATE = "pair"
 CHAT_TEMPLATE = "chat"
@@ -61,6 +70,7 @@ class Manifest:
     tolerance: Mapping[str, float] = field(default_factory=lambda: {"fp32": 1e-3, "bf16": 0.15, "fp16": 0.02})
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name, value, allowed in (
             ("kind", self.kind, KINDS),
             ("truncation", self.truncation, TRUNCATION_RULES),
@@ -73,6 +83,19 @@ class Manifest:
                 f"{FILE_NAME}: template {self.template!r} has no {{completion}}; "
                 f"use {PAIR_TEMPLATE!r}, {CHAT_TEMPLATE!r} or a text with {{prompt}} and {{completion}}."
             )
+
+    def _check_types(self) -> None:
+        """A file may say anything; what it says must not come to light only when a request is computed."""
+        for name, kind in _TYPES.items():
+            value = getattr(self, name)
+            if type(value) is not kind or (isinstance(value, int) and value < 0):
+                expected = "a whole number from 0" if kind is int else {str: "text", bool: "true or false"}[kind]
+                raise UnsupportedArtifact(f"{FILE_NAME}: {name} is {value!r}; {expected} is expected.")
+        for precision, allowed in self.tolerance.items():
+            if not (isinstance(allowed, int | float) and 0 <= allowed < math.inf):
+                raise UnsupportedArtifact(
+                    f"{FILE_NAME}: tolerance.{precision} is {allowed!r}; a finite number from 0 is expected."
+                )
 
     def score_deciding(self) -> dict[str, Any]:
         """The part that belongs to the digest: everything except golden examples and tolerances."""
@@ -109,22 +132,25 @@ def read_manifest(folder: Path) -> Manifest:
     unknown = sorted(set(content) - {f.name for f in fields(Manifest)})
     if unknown:
         raise UnsupportedArtifact(f"{path} has keys that this version does not know: {', '.join(unknown)}.")
-    golden = tuple(_golden_example(path, example) for example in content.pop("golden", ()))
     try:
+        golden = tuple(_golden_example(path, example) for example in content.pop("golden", ()))
         return Manifest(golden=golden, **content)
-    except TypeError as error:
+    except (AttributeError, TypeError) as error:
         raise ArtifactUnreadable(f"{path}: {error}") from error
 
 
 def _golden_example(path: Path, example: Any) -> GoldenExample:
     try:
-        return GoldenExample(
+        read = GoldenExample(
             prompt=_content(example["prompt"]),
             completion=_content(example["completion"]),
             score=float(example["score"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactUnreadable(f"{path}: a golden example needs prompt, completion, score: {error}") from error
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise ArtifactUnreadable(f"{path}: a golden example needs prompt, completion, score: {error!r}") from error
+    if not math.isfinite(read.score):
+        raise UnsupportedArtifact(f"{path}: a golden example's score is {read.score}; with that nothing is checked.")
+    return read
 
 
 def _content(value: Any) -> str | tuple[int, ...]:
