@@ -162,7 +162,7 @@ class ProcessWorker(asyncio.Protocol):
             [sys.executable, "-P", "-m", "rm_server.engine.worker_process", str(connection.fileno()), self._loader],
             pass_fds=[connection.fileno()],
             stdin=subprocess.DEVNULL,
-            start_new_session=False,
+            start_new_session=True,
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
