@@ -228,6 +228,8 @@ def _write_version(
         raise NonFiniteScore("Training diverged: the weights are not finite. Give a smaller --learning-rate.")
     tokenizer.save_pretrained(out)
     model.save_pretrained(out)
+    for path in out.glob("*.safetensors"):
+        shutil.copymode(out / "config.json", path)  # written readable for its owner alone; a server may be another user
     (out / SPLIT_FILE).write_text(split.to_json(), encoding="utf-8")
     (out / TRAINING_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     write_manifest(out, manifest)

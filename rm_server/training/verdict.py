@@ -98,6 +98,13 @@ def _cautions(evaluation: Evaluation, circumstances: Circumstances) -> Iterator[
             f"{circumstances.num_unscored} pairs could not be scored (too long, for example) and are left out; "
             "the figures say nothing about such texts."
         )
+    gain = evaluation.gain_interval
+    if gain is not None and gain[0] <= 0 <= gain[1]:
+        yield (
+            "It is not shown that the scores agree with people more often than always choosing the longer completion: "
+            f"the difference is {_points(evaluation.gain_over_longer_wins)} points "
+            f"[{_points(gain[0])}, {_points(gain[1])}]."
+        )
     if evaluation.num_prompts < FEW_PROMPTS:
         yield (
             f"Only {evaluation.num_prompts} prompts: intervals from so few are rough, and other prompts may behave "
@@ -137,6 +144,10 @@ def _cautions(evaluation: Evaluation, circumstances: Circumstances) -> Iterator[
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}"
 
 
 def _percent_interval(interval: Interval | None) -> str:

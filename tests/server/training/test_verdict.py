@@ -75,6 +75,7 @@ BOASTFUL = Reliability((), 0.2, 0.3, 0.8, 0.4, (0.3, 0.5))
 @pytest.mark.parametrize(
     ("changes", "circumstances", "words"),
     [
+        ({"gain_over_longer_wins": 0.01, "gain_interval": (-0.02, 0.04)}, Circumstances(), "+1.0 points [-2.0, +4.0]"),
         ({"num_prompts": 12}, Circumstances(), "Only 12 prompts"),
         ({"num_length_matched": 40}, Circumstances(), "Only 40 pairs are of about equal length"),
         ({"length_correlation": 0.7}, Circumstances(), "by writing longer texts"),
