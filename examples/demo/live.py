@@ -1,0 +1,222 @@
+"""The middle of the demo: two training runs share one server, and a better reward model takes over meanwhile."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from processes import Child, run
+from texts import PROMPT_TEMPLATE, Text
+
+MODEL = "story"
+STEPS_BEFORE_SWITCH = 30
+"""The first run learns from version 1 for at least so long."""
+STEPS_AFTER_SWITCH = 25
+"""And goes on for so long with version 2."""
+STOPPED_BY_SIGTERM = 143
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are."""
+
+    examples: Path
+    work: Path
+
+    @property
+    def home(self) -> Path:
+        return self.work / "home"
+
+    @property
+    def logs(self) -> Path:
+        return self.work / "logs"
+
+    def run(self, name: str) -> Path:
+        return self.work / f"run_{name}"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server and where it listens."""
+
+    process: Child
+    grpc: str
+    http: str
+
+
+def start_server(places: Places) -> Server:
+    """Serves what the catalog says shall be loaded, on free ports of the loopback address."""
+    process = Child(
+        "rm-server serve",
+        [
+            *("rm-server", "serve", "--home", str(places.home)),
+            *("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--workers", "1"),
+        ],
+        places.logs / "server.log",
+    )
+    addresses = dict(field.split("=", 1) for field in process.wait_for_line("ready ", 120).split()[1:])
+    return Server(process, addresses["grpc"], addresses["http"])
+
+
+def start_run(places: Places, name: str, server: Server) -> Child:
+    """A training run in a process of its own."""
+    return Child(
+        f"ppo-client train ({name})",
+        [
+            *("ppo-client", "train", str(places.examples / "demo" / f"{name}_run.toml")),
+            *("--reward-target", server.grpc, "--output", str(places.run(name))),
+        ],
+        places.logs / f"run_{name}.log",
+    )
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    """The complete lines of a JSON Lines file that may still be growing."""
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+class Screen:
+    """One line of the terminal that is written over while things go on; a line now and then where it is a file."""
+
+    def __init__(self, began: float) -> None:
+        self._began = began
+        self._is_terminal = sys.stdout.isatty()
+        self._last_plain = 0.0
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        print(f"\r\x1b[K{self._clock()} {text}" if self._is_terminal else f"{self._clock()} {text}", flush=True)
+
+    def show(self, text: str) -> None:
+        """The state of things."""
+        now = time.monotonic()
+        if self._is_terminal:
+            print(f"\r\x1b[K{self._clock()} {text}"[:200], end="", flush=True)
+        elif now - self._last_plain > 15:
+            self._last_plain = now
+            print(f"{self._clock()} {text}", flush=True)
+
+    def _clock(self) -> str:
+        minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
+        return f"[{minutes:2d}:{seconds:02d}]"
+
+
+def play(
+    places: Places,
+    screen: Screen,
+    train_v2: Callable[[], Child],
+    register_v2: Callable[[], None],
+    compare: Callable[[str], None],
+    rescore: Callable[[str], None],
+) -> str:
+    """The whole middle part; ``compare`` and ``rescore`` get the server's address.
+
+    Returns the server's metrics at its end, as Prometheus reads them.
+    """
+    children: list[Child] = []
+    server = start_server(places)
+    children.append(server.process)
+    try:
+        screen.say(
+            f"The server serves {MODEL}@1 as {MODEL}@stable on {server.grpc}; metrics on http://{server.http}/metrics"
+        )
+        first = start_run(places, "first", server)
+        children.append(first)
+        trainer = train_v2()
+        children.append(trainer)
+        screen.say("A first PPO run learns from it. Meanwhile version 2 is trained on all training prompts.")
+
+        def is_second_there() -> bool:
+            steps = len(rows_of(places.run("first") / "metrics.jsonl"))
+            return not trainer.is_running() and steps >= STEPS_BEFORE_SWITCH
+
+        _watch(screen, places, ["first"], [first, server.process], is_second_there, trainer)
+        register_v2()
+        _admin(places, server, "load_v2", "load", f"{MODEL}@2")
+        screen.say(f"{MODEL}@2 is registered and loaded beside {MODEL}@1; both score the same texts.")
+        compare(server.grpc)
+        _admin(places, server, "promote", "label", MODEL, "stable", "2", "--comment", "trained on all prompts")
+        switched_at = len(rows_of(places.run("first") / "metrics.jsonl"))
+        screen.say(
+            f"{MODEL}@stable is version 2 now (first run: step {switched_at}). A second run starts on {MODEL}@2."
+        )
+        second = start_run(places, "second", server)
+        children.append(second)
+
+        def is_first_done() -> bool:
+            return len(rows_of(places.run("first") / "metrics.jsonl")) >= switched_at + STEPS_AFTER_SWITCH
+
+        _watch(screen, places, ["first", "second"], [first, second, server.process], is_first_done)
+        first.ask_to_end()
+        first.wait(good=(0, STOPPED_BY_SIGTERM))
+        _watch(screen, places, ["second"], [second, server.process], lambda: not second.is_running())
+        screen.say("Both runs are done. One version scores all that they wrote, from the first step to the last.")
+        rescore(server.grpc)
+        with urllib.request.urlopen(f"http://{server.http}/metrics", timeout=10) as answer:
+            metrics: str = answer.read().decode()
+        server.process.ask_to_end()
+        server.process.wait()
+        return metrics
+    finally:
+        for child in reversed(children):
+            child.kill()
+
+
+def _watch(
+    screen: Screen,
+    places: Places,
+    names: Sequence[str],
+    alive: Iterable[Child],
+    is_done: Callable[[], bool],
+    trainer: Child | None = None,
+) -> None:
+    """Shows the state until it is done; raises Failed as soon as one of them has died."""
+    alive = list(alive)
+    while not is_done():
+        for child in alive:
+            child.is_running()
+        parts = []
+        for name in names:
+            if rows := rows_of(places.run(name) / "metrics.jsonl"):
+                row = rows[-1]
+                parts.append(
+                    f"{name} run: step {row['step']}, score {row['score_mean']:+.2f} "
+                    f"by {MODEL}@{row['reward_version']}, KL {row['kl']:.1f}"
+                )
+        if trainer is not None:
+            parts.append(f"version 2: {trainer.tail()[-60:].strip()}" if trainer.is_running() else "version 2: trained")
+        screen.show(" | ".join(parts))
+        time.sleep(0.5)
+
+
+def _admin(places: Places, server: Server, log: str, command: str, *arguments: str) -> None:
+    run(
+        f"rm-server {command}",
+        ["rm-server", command, *arguments, "--server", server.grpc],
+        places.logs / f"{log}.log",
+    )
+
+
+def score_with(target: str, selector: str, texts: Sequence[Text]) -> list[float]:
+    """Scores of texts through the service; all or an error."""
+    from ppo_client import RewardClient
+
+    with RewardClient(target, run="demo-report") as client:
+        return client.score(
+            selector,
+            prompts=[PROMPT_TEMPLATE.format(prompt=text.prompt) for text in texts],
+            completions=[text.completion for text in texts],
+        ).values
+
+
+def latest_policy(run_folder: Path) -> Path:
+    """The policy of a run's latest checkpoint."""
+    return max((run_folder / "checkpoints").glob("*/policy"), key=lambda policy: policy.parent.name)
