@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +24,7 @@ from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, Content, EncodedItem, Float64Array
 from rm_server.config import EngineSettings
 from rm_server.engine.engine import Engine
+from rm_server.engine.work import ItemScore
 from rm_server.errors import EmptyItem, InvalidTokenIds, OutOfMemory, WeightsMismatch
 from rm_server.metrics import Metrics
 from rm_server.registry.manifest import GoldenExample, Manifest, TruncationRule
@@ -57,6 +58,8 @@ class FakeVersion:
     lacks_head: bool = False
     needs_memory: bool = False
     is_fatal: bool = False
+    waits: bool = False
+    """Its load takes until the gate is open."""
 
 
 def make_version(folder: Path, manifest: Manifest | None = None, **options: object) -> Manifest:
@@ -83,9 +86,22 @@ async def running_engine(**settings: Any) -> AsyncIterator[Engine]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Waits for what other threads or processes do."""
-    while not condition():  # noqa: ASYNC110 – nobody there could set an event
-        await asyncio.sleep(0.001)
+    """Waits for what other threads or processes do. A minute is for ever."""
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110 – nobody there could set an event
+            await asyncio.sleep(0.001)
+
+
+def items(*contents: Sequence[int]) -> list[EncodedItem]:
+    """One item for each list of token ids."""
+    return [EncodedItem(np.array(ids, np.int32), len(ids)) for ids in contents]
+
+
+async def outcomes(futures: Iterable[asyncio.Future[ItemScore]]) -> list[float | type[BaseException]]:
+    """Scores, and the classes of errors, when all are done. A minute is for ever."""
+    async with asyncio.timeout(60):
+        done = await asyncio.gather(*futures, return_exceptions=True)
+    return [outcome.value if isinstance(outcome, ItemScore) else type(outcome) for outcome in done]
 
 
 def load_encoder(folder: Path, manifest: Manifest) -> FakeEncoder:
@@ -100,6 +116,9 @@ def load_backend(folder: Path, manifest: Manifest, settings: ComputeSettings) ->
         raise MemoryError
     if version.is_fatal:
         os.kill(os.getpid(), signal.SIGKILL)
+    if version.waits:
+        note(folder, "waits", 1)
+        wait_at_gate(folder)
     return FakeBackend(folder, version, settings)
 
 
@@ -139,8 +158,7 @@ class FakeBackend:
         if ALWAYS_KILL in batch.ids:
             os.kill(os.getpid(), signal.SIGKILL)
         if WAIT in batch.ids:
-            while not (self._folder / "gate").exists():
-                time.sleep(0.001)
+            wait_at_gate(self._folder)
         if BAD in batch.ids:
             raise ValueError("a bad item")
         if NEVER_FITS in batch.ids or (TOO_LARGE in batch.ids and batch.num_items > 1):
@@ -156,8 +174,13 @@ class FakeBackend:
         return np.full_like(scores, 7.0) if self._version.is_constant else self._version.factor * scores
 
 
+def wait_at_gate(folder: Path) -> None:
+    while not (folder / "gate").exists():
+        time.sleep(0.001)
+
+
 def open_gate(folder: Path) -> None:
-    """Lets waiting batches go on."""
+    """Lets waiting batches and loads go on."""
     (folder / "gate").touch()
 
 

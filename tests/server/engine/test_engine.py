@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import fake_versions as fake
-import numpy as np
 import pytest
-from fake_versions import running_engine
+from fake_versions import items, outcomes, running_engine
 
 from rm_server.backends.items import EncodedItem
 from rm_server.engine.engine import Engine
 from rm_server.engine.pool import batch_budget_tokens
-from rm_server.engine.work import ItemScore
 from rm_server.errors import (
     ConstantOutput,
     DeadlineExceeded,
@@ -39,16 +36,6 @@ KEY = ("m", 1)
 
 async def load(engine: Engine, folder: Path, key: tuple[str, int] = KEY, **options: Any) -> None:
     await engine.load(key, folder, fake.make_version(folder, **options), "fp32")
-
-
-def items(*contents: Sequence[int]) -> list[EncodedItem]:
-    return [EncodedItem(np.array(ids, np.int32), len(ids)) for ids in contents]
-
-
-async def outcomes(futures: list[asyncio.Future[ItemScore]]) -> list[float | type[BaseException]]:
-    """Scores, and the classes of errors."""
-    done = await asyncio.gather(*futures, return_exceptions=True)
-    return [outcome.value if isinstance(outcome, ItemScore) else type(outcome) for outcome in done]
 
 
 # --- scores ---
@@ -351,6 +338,12 @@ async def test_loads_run_beside_the_computing(tmp_path: Path, workers: int) -> N
         assert not busy[0].done()
         fake.open_gate(tmp_path / "1")
         assert await outcomes(busy) == [fake.WAIT / 2]
+        loading = asyncio.ensure_future(load(engine, tmp_path / "3", ("m", 3), waits=True))
+        await fake.until(lambda: bool(fake.noted(tmp_path / "3", "waits")))
+        assert await outcomes(engine.submit(KEY, items([2]))) == [1.0]
+        assert not loading.done()
+        fake.open_gate(tmp_path / "3")
+        await loading
 
 
 # --- unloading ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -27,6 +28,7 @@ class Connection:
 
     def __init__(self) -> None:
         self.ours, theirs = socket.socketpair()
+        self.ours.settimeout(60)
         self._answers = read_frames(self.ours)
         self.thread = Thread(target=serve, args=(theirs, Host("fake_versions:load_backend")))
         self.thread.start()
@@ -94,13 +96,16 @@ def test_failures_are_answers(connection: Connection, tmp_path: Path) -> None:
     assert error.message == "Scoring with m@1 failed: ValueError: a bad item"
 
 
-def test_a_load_does_not_wait_for_a_batch(connection: Connection, tmp_path: Path) -> None:
+def test_loads_and_batches_do_not_wait_for_one_another(connection: Connection, tmp_path: Path) -> None:
     connection.send(1, "load", order(tmp_path / "1"))
     connection.answer()
-    connection.send(2, "compute", KEY, batch([fake.WAIT]))
-    connection.send(3, "load", order(tmp_path / "2"))
-    assert connection.answer()[0] == 3
+    connection.send(2, "load", replace(order(tmp_path / "2", waits=True), key=("m", 2)))
+    connection.send(3, "compute", KEY, batch([fake.WAIT]))
+    connection.send(4, "load", replace(order(tmp_path / "3"), key=("m", 3)))
+    assert connection.answer()[0] == 4
     fake.open_gate(tmp_path / "1")
+    assert connection.answer()[0] == 3
+    fake.open_gate(tmp_path / "2")
     assert connection.answer()[0] == 2
 
 

@@ -7,18 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import fake_versions as fake
-import numpy as np
 import pytest
-from fake_versions import running_engine
+from fake_versions import items, outcomes, running_engine
 
-from rm_server.backends.items import EncodedItem
 from rm_server.engine import crew
 from rm_server.engine.engine import Engine
-from rm_server.engine.work import ItemScore
 from rm_server.errors import RmError, VersionNotLoaded, WorkerFailed
 
 KEY = ("m", 1)
@@ -26,15 +22,6 @@ KEY = ("m", 1)
 
 async def load(engine: Engine, folder: Path, key: tuple[str, int] = KEY, **options: object) -> None:
     await engine.load(key, folder, fake.make_version(folder, **options), "fp32")
-
-
-def items(*contents: Sequence[int]) -> list[EncodedItem]:
-    return [EncodedItem(np.array(ids, np.int32), len(ids)) for ids in contents]
-
-
-async def outcomes(futures: list[asyncio.Future[ItemScore]]) -> list[float | type[BaseException]]:
-    done = await asyncio.gather(*futures, return_exceptions=True)
-    return [outcome.value if isinstance(outcome, ItemScore) else type(outcome) for outcome in done]
 
 
 def is_running(pid: int) -> bool:
