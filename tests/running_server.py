@@ -152,3 +152,32 @@ def error_of(call: Callable[[], object]) -> tuple[grpc.StatusCode, errors_pb2.Er
     carried = dict(caught.value.trailing_metadata() or ()).get("rm-error-bin")
     assert carried is not None, f"{caught.value.code()} came without a typed error: {caught.value.details()}"
     return caught.value.code(), errors_pb2.Error.FromString(carried)
+
+
+class Gate:
+    """Stands between engine and backend: once closed, a batch that has begun waits until it is opened."""
+
+    def __init__(self) -> None:
+        self._is_open = threading.Event()
+        self._is_open.set()
+        self._entered = threading.Semaphore(0)
+        self.batch_sizes: list[int] = []
+
+    def close(self) -> None:
+        """From now on batches wait."""
+        self.batch_sizes.clear()
+        self._is_open.clear()
+
+    def open(self) -> None:
+        """Lets all of them pass."""
+        self._is_open.set()
+
+    def wait_for_batch(self) -> None:
+        """Returns when a batch has arrived since the gate was closed."""
+        assert self._entered.acquire(timeout=60)
+
+    def pass_through(self, batch: Batch) -> None:
+        if not self._is_open.is_set():
+            self.batch_sizes.append(batch.num_items)
+            self._entered.release()
+            assert self._is_open.wait(60)

@@ -129,6 +129,7 @@ def _ms(seconds: float) -> int:
 
 
 def _grpc_credentials(tls: TlsSettings) -> grpc.ServerCredentials:
+    _ssl_context(tls)  # says what is wrong with the files; gRPC would only say that it cannot listen
     return grpc.ssl_server_credentials(
         ((_pem("tls.key", tls.key), _pem("tls.cert", tls.cert)),),
         root_certificates=_pem("tls.client_ca", tls.client_ca) if tls.client_ca else None,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running_server import RunningServer, make_version, running
+from running_server import Gate, RunningServer, make_version, running
 
 from rm_server.backends import loading
 from rm_server.backends.interface import Backend, ComputeSettings
@@ -28,35 +27,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, versions: list[Path]) -> It
     with running(tmp_path_factory.mktemp("home")) as server:
         server.deploy("helpfulness", *versions[:2])
         yield server
-
-
-class Gate:
-    """Stands between engine and backend: once closed, a batch that has begun waits until it is opened."""
-
-    def __init__(self) -> None:
-        self._is_open = threading.Event()
-        self._is_open.set()
-        self._entered = threading.Semaphore(0)
-        self.batch_sizes: list[int] = []
-
-    def close(self) -> None:
-        """From now on batches wait."""
-        self.batch_sizes.clear()
-        self._is_open.clear()
-
-    def open(self) -> None:
-        """Lets all of them pass."""
-        self._is_open.set()
-
-    def wait_for_batch(self) -> None:
-        """Returns when a batch has arrived since the gate was closed."""
-        assert self._entered.acquire(timeout=60)
-
-    def pass_through(self, batch: Batch) -> None:
-        if not self._is_open.is_set():
-            self.batch_sizes.append(batch.num_items)
-            self._entered.release()
-            assert self._is_open.wait(60)
 
 
 @pytest.fixture

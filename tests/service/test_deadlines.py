@@ -6,24 +6,16 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 import pytest
 from rm_api.v1 import errors_pb2, experiments_pb2, models_pb2, scoring_pb2
-from running_server import RunningServer, error_of, running, score_request
+from running_server import Gate, RunningServer, error_of, running, score_request
 
 from rm_server.config import EngineSettings
 
 CAPACITY = 10
-
-
-class Gate(Protocol):
-    batch_sizes: list[int]
-
-    def close(self) -> None: ...
-    def open(self) -> None: ...
-    def wait_for_batch(self) -> None: ...
 
 
 @pytest.fixture

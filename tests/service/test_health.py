@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from prometheus_client.parser import text_string_to_metric_families
 from rm_api.v1 import errors_pb2, models_pb2
-from running_server import RunningServer, error_of, make_version, running
+from running_server import Gate, RunningServer, error_of, make_version, running
 
 Status = health_pb2.HealthCheckResponse
 
@@ -169,6 +169,47 @@ def test_readyz_says_what_is_missing(tmp_path: Path, versions: list[Path]) -> No
         server.models.UnloadVersion(models_pb2.UnloadVersionRequest(selector="helpfulness@1"))
         assert get(server, "/readyz")[0] == 200
         assert check(server, "") == Status.SERVING
+
+
+def test_while_versions_load_probes_answer_and_scoring_is_sent_elsewhere(
+    tmp_path: Path, versions: list[Path], gate: Gate
+) -> None:
+    with running(tmp_path) as server:
+        server.deploy("helpfulness", versions[0])
+    gate.close()
+    server = RunningServer(tmp_path)
+    starting = threading.Thread(target=server.start)
+    starting.start()
+    gate.wait_for_batch()
+    assert get(server, "/healthz")[0] == 200
+    status, body = get(server, "/readyz")
+    assert (status, json.loads(body)["missing"][0]["state"]) == (503, "LOADING")
+    request = urllib.request.Request(f"http://{server.app.http_address}/models/helpfulness/classify", b"{}")
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=30)
+    assert (caught.value.code, caught.value.headers["Retry-After"]) == (503, "1")
+    assert json.load(caught.value)["error"]["reason"] == "DRAINING"
+    gate.open()
+    starting.join(timeout=60)
+    assert get(server, "/readyz")[0] == 200
+    server.stop()
+
+
+def test_once_ready_a_server_stays_ready_while_it_loads_more(tmp_path: Path, versions: list[Path], gate: Gate) -> None:
+    with running(tmp_path) as server:
+        server.deploy("helpfulness", versions[0])
+        register = models_pb2.RegisterVersionRequest(model="helpfulness", path=str(versions[1]))
+        server.models.RegisterVersion(register)
+        gate.close()
+        loading = server.models.LoadVersion.future(models_pb2.LoadVersionRequest(selector="helpfulness@2"))
+        gate.wait_for_batch()
+        (model,) = server.models.ListModels(models_pb2.ListModelsRequest()).models
+        assert model.versions[1].state == models_pb2.VERSION_STATE_LOADING
+        assert check(server, "helpfulness@2") == Status.NOT_SERVING
+        assert check(server, "") == Status.SERVING
+        gate.open()
+        loading.result(timeout=60)
+        assert check(server, "helpfulness@2") == Status.SERVING
 
 
 def samples(server: RunningServer) -> Iterator[tuple[str, dict[str, str], float]]:

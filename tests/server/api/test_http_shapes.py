@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from score_answers import answer
 
 from rm_server.api.http_shapes import (
     openrlhf_groups,
@@ -15,7 +16,6 @@ from rm_server.api.http_shapes import (
 )
 from rm_server.backends.items import ChatMessage
 from rm_server.errors import InvalidRequest, ItemTooLong, MalformedRequest
-from score_answers import answer
 
 
 def test_openrlhf_sends_whole_texts_and_gets_a_number_each() -> None:

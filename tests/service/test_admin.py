@@ -1,0 +1,123 @@
+"""The commands against a running server: what they print, and what they say when it refuses."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running_server import RunningServer, make_version
+
+from rm_server import cli
+
+
+class Shell:
+    """Runs commands against a server."""
+
+    def __init__(self, server: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:
+        self._server = server
+        self._capsys = capsys
+
+    def __call__(self, *arguments: object, status: int = 0) -> str:
+        """What a command printed; on stderr where it failed."""
+        target = ("--server", self._server.app.grpc_address)
+        got = cli.main([str(argument) for argument in (*arguments, *target)])
+        output = self._capsys.readouterr()
+        assert got == status, output.err
+        return output.out if status == 0 else output.err
+
+    def json(self, *arguments: object) -> Any:
+        return json.loads(self(*arguments, "--json"))
+
+
+@pytest.fixture
+def shell(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(server, capsys)
+
+
+def test_a_version_s_way_from_registered_to_served_and_back(
+    shell: Shell, server: RunningServer, tmp_path: Path
+) -> None:
+    folders = [make_version(tmp_path / str(seed), seed) for seed in (21, 22)]
+    server.deploy("polite", *folders, label=None)
+    assert shell("unload", "polite@2").startswith("polite@2 (")
+    assert shell("label", "polite", "stable", 1, "--comment", "first") == (
+        "polite@stable names 1; it named nothing before.\n"
+    )
+    moved = shell("label", "polite", "stable", 2, "--load", "--unload-previous", "--comment", "better")
+    assert moved == "polite@stable names 2; it named 1 before.\n"
+    (model,) = shell.json("models", "polite")
+    assert model["labels"] == {"stable": 2}
+    assert [version["state"] for version in model["versions"]] == ["registered", "ready"]
+    assert model["versions"][1]["precision"] == "fp32"
+    assert model["versions"][1]["memory_bytes"] > 0
+    assert "is named by the label stable" in shell("unload", "polite@stable", status=1)
+    assert "serves; it takes" in shell("load", "polite@1", "--precision", "fp32")
+    assert shell("label", "polite", "stable", "--remove") == "polite@stable is removed; it named 2.\n"
+    history = shell.json("history", "polite")
+    assert [(change["action"], change["comment"]) for change in history if change["comment"]] == [
+        ("set_label", "better"),
+        ("set_label", "first"),
+    ]
+    assert history[0]["action"] == "remove_label"
+
+
+def test_tables_are_for_people(shell: Shell, server: RunningServer) -> None:
+    server.score("helpfulness", "a", run="exp-17")
+    models = shell("models", "helpfulness").splitlines()
+    assert models[0].split()[:6] == ["MODEL", "VERSION", "DIGEST", "KIND", "STATE", "LABELS"]
+    assert [line.split()[:2] for line in models[1:]] == [["helpfulness", "1"], ["helpfulness", "2"]]
+    assert "stable" in models[1]
+    assert "exp-17" in shell("runs", "helpfulness")
+    assert "scored items" in shell("status")
+    assert shell("history", "helpfulness", "--limit", 1).splitlines()[0].startswith("TIME")
+
+
+def test_status_and_runs_as_json(shell: Shell, server: RunningServer) -> None:
+    server.score("helpfulness", "a", "b", run="exp-18")
+    status = shell.json("status")
+    assert (status["device"], status["draining"]) == ("cpu", False)
+    assert status["scored_items"] >= 2
+    (run,) = [run for run in shell.json("runs") if run["run"] == "exp-18"]
+    assert (run["model"], run["version"], run["items"]) == ("helpfulness", 1, 2)
+    assert run["lease_expire_time"].endswith("Z")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("load", "nonsense@1"), "no model 'nonsense'"),
+        (("label", "helpfulness", "stable", "9"), "no version 9"),
+        (("models", "nonsense"), "no model 'nonsense'"),
+        (("watch", "nonsense"), "no model 'nonsense'"),
+    ],
+)
+def test_a_refusal_is_the_server_s_own_line(shell: Shell, arguments: tuple[str, ...], message: str) -> None:
+    text = shell(*arguments, status=1)
+    assert text.startswith("rm-server: ")
+    assert message in text
+    assert len(text.splitlines()) == 1
+
+
+def test_watch_prints_the_state_until_the_server_stops(
+    tmp_path: Path, versions: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = RunningServer(tmp_path).start()
+    server.deploy("helpfulness", versions[0])
+    printed: list[str] = []
+    stopping: list[threading.Thread] = []
+
+    def print_and_stop(line: str, **_: object) -> None:
+        printed.append(line)
+        stopping.append(server.stopping())
+
+    monkeypatch.setattr("builtins.print", print_and_stop)
+    status = cli.main(["watch", "--json", "--server", server.app.grpc_address])
+    for thread in stopping:
+        thread.join()
+    change = json.loads(printed[0])
+    assert (change["change"], change["model"]["labels"]) == ("initial", {"stable": 1})
+    assert "shutting down" in printed[-1]
+    assert status == 1
