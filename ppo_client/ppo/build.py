@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.activations import NewGELUActivation
+from transformers.utils import logging as transformers_logging
 
 from ppo_client.ppo.config import CriticConfig, RolloutConfig
 from ppo_client.ppo.critic import ActorCritic, SeparateCritic, SharedCritic
@@ -28,7 +29,7 @@ def load_tokenizer(place: str) -> Any | None:
     try:
         return AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"the tokenizer in {place} cannot be loaded: {error}") from error
+        raise ConfigError(_unloadable(place, error)) from error
 
 
 def load_language_model(place: str, dtype: str) -> Any:
@@ -43,7 +44,7 @@ def load_language_model(place: str, dtype: str) -> Any:
             place, config=config, dtype=getattr(torch, dtype), use_safetensors=True
         )
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{place} cannot be loaded as a language model: {error}") from error
+        raise ConfigError(_unloadable(place, error)) from error
 
 
 def load_policy(place: str, dtype: str, rollout: RolloutConfig, tokenizer: Any | None) -> DecoderPolicy:
@@ -101,6 +102,17 @@ def check_fits(policy: DecoderPolicy, prompts: Sequence[Prompt], max_response_to
             f"a prompt has the token id {largest}, and the policy {vocab_size(policy.model)} tokens: "
             "the tokenizer is not the model's"
         )
+
+
+def quiet_transformers() -> None:
+    """No progress bars for loading and saving models; for commands, which show their own."""
+    transformers_logging.disable_progress_bar()
+
+
+def _unloadable(place: str, error: Exception) -> str:
+    if not Path(place).exists():
+        return f"there is no directory {place}, and no model of that name could be had: {str(error).splitlines()[0]}"
+    return f"{place} cannot be loaded: {error}"
 
 
 def _hidden_size(model: Any) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ppo_client.ppo.policy import DecoderPolicy, decoder_inputs
@@ -22,7 +23,8 @@ class ValueHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(…, D) to float32 (…)."""
-        values: Tensor = self.linear(hidden.float()).squeeze(-1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            values: Tensor = self.linear(hidden.float()).squeeze(-1)
         return values
 
 

@@ -59,11 +59,12 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _samples(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    from ppo_client.ppo.build import check_fits, load_policy, load_tokenizer
+    from ppo_client.ppo.build import check_fits, load_policy, load_tokenizer, quiet_transformers
     from ppo_client.ppo.completions import response_ids, response_texts
     from ppo_client.ppo.seeds import Purpose, uniforms
     from ppo_client.ppo.sequences import Prompts
 
+    quiet_transformers()
     tokenizer = load_tokenizer(args.policy)
     rollout = RolloutConfig(
         max_response_tokens=args.max_response_tokens,

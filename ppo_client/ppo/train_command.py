@@ -111,14 +111,18 @@ def _train(args: argparse.Namespace) -> int:
         print(to_toml(config), end="")
         return 0
     # torch takes seconds to import: after the settings are known to be right.
+    from ppo_client.ppo.build import quiet_transformers
     from ppo_client.ppo.trainer import PPOTrainer
 
+    quiet_transformers()
     return _run(PPOTrainer(config), args)
 
 
 def _resume(args: argparse.Namespace) -> int:
+    from ppo_client.ppo.build import quiet_transformers
     from ppo_client.ppo.trainer import PPOTrainer
 
+    quiet_transformers()
     return _run(PPOTrainer.resume(args.output, overrides=_overrides(args)), args)
 
 

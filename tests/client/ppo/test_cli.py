@@ -16,8 +16,8 @@ from tiny_policies import FakeRewards, make_config, read_jsonl, save_policy
 from ppo_client import cli
 from ppo_client.client.errors import ModelNotFound, ServerUnreachable
 from ppo_client.ppo import run as run_module
-from ppo_client.ppo.config_file import load_config, to_toml
 from ppo_client.ppo.config import PPOConfig
+from ppo_client.ppo.config_file import load_config, to_toml
 
 
 class Client(FakeRewards):
@@ -101,7 +101,7 @@ def test_exit_status_when_the_version_changed(config_path: Path, client: Client)
         (["train", "CONFIG", "--set", "ppo.batchsize=4"], "did you mean ppo.batch_size?"),
         (["train", "CONFIG", "--set", "rollout.temperature=0"], "a policy that samples"),
         (["train", "CONFIG", "--prompts", "none.jsonl"], "no file at none.jsonl"),
-        (["train", "CONFIG", "--policy", "none"], "cannot be loaded as a language model"),
+        (["train", "CONFIG", "--policy", "none"], "there is no directory none"),
         (["sft", "--model", "x"], "data, output missing: give --data --output"),
         (["sample", "x", "--prompt", "a", "--temperature", "0"], "--temperature above 0"),
     ],
@@ -156,6 +156,8 @@ def test_help_and_wrong_settings_wait_for_no_torch() -> None:
         "status = cli.main(['train', '--set', 'ppo.gama=1']); "
         "sys.exit(status if 'torch' not in sys.modules else 99)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=False
+    )
     assert done.returncode == 2, done.stderr
     assert "did you mean ppo.gamma?" in done.stderr

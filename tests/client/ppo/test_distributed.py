@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from client.ppo.two_processes import SETTINGS
 from safetensors.torch import load_file
 from tiny_policies import FakeRewards, make_config, read_jsonl, without_times
-from client.ppo.two_processes import SETTINGS
 
 from ppo_client.ppo import PPOTrainer
 from ppo_client.ppo.distributed import own_rows
