@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from concurrent.futures import Future
@@ -156,8 +155,6 @@ def test_help_and_wrong_settings_wait_for_no_torch() -> None:
         "status = cli.main(['train', '--set', 'ppo.gama=1']); "
         "sys.exit(status if 'torch' not in sys.modules else 99)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert "did you mean ppo.gamma?" in done.stderr

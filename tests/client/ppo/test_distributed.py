@@ -22,9 +22,9 @@ from ppo_client.ppo.errors import ConfigError
 def run_in_two(folder: Path, *arguments: str) -> None:
     script = Path(__file__).with_name("two_processes.py")
     paths = [str(script.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        + [str(script), str(folder), *arguments],
+        [*torchrun, str(script), str(folder), *arguments],
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join(paths),

@@ -51,10 +51,6 @@ def test_the_saved_policy_is_a_plain_model_with_its_value_head_beside(folder: Pa
     start = AutoModelForCausalLM.from_pretrained(folder / "policy").state_dict()
     assert all(torch.equal(tensor, trained[name]) for name, tensor in model.state_dict().items())
     assert any(not torch.equal(tensor, start[name]) for name, tensor in trained.items())
-    assert (
-        model.config.attention_dropout
-        == AutoModelForCausalLM.from_pretrained(folder / "policy").config.attention_dropout
-    )
     assert (saved / "critic.safetensors").is_file()
     assert (saved / "tokenizer.json").is_file()
 
@@ -237,7 +233,7 @@ def test_an_output_that_holds_a_run_is_not_overwritten(folder: Path) -> None:
 
 def test_what_decides_learning_cannot_change_on_resume(folder: Path) -> None:
     PPOTrainer(make_config(folder), FakeRewards()).train()
-    with pytest.raises(ConfigError, match="ppo.gamma cannot change in a run under way"):
+    with pytest.raises(ConfigError, match=r"ppo\.gamma cannot change in a run under way"):
         PPOTrainer.resume(folder / "run", FakeRewards(), ["ppo.gamma=0.9"])
 
 
