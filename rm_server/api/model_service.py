@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -14,7 +15,7 @@ from rm_server.api.describe import history_message, model_message, timestamp, ve
 from rm_server.api.rpc import Send
 from rm_server.engine.engine import Engine
 from rm_server.engine.versions import VersionManager
-from rm_server.errors import InvalidRequest, ModelNotFound
+from rm_server.errors import CatalogUnavailable, InvalidRequest, ModelNotFound
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.manifest import PRECISIONS, Precision
 from rm_server.registry.records import VersionKey
@@ -52,17 +53,18 @@ class ModelService:
 
     async def ListModels(self, request: models_pb2.ListModelsRequest, call: Call) -> models_pb2.ListModelsResponse:
         """All models, or one."""
+        await self._look_again()
         return models_pb2.ListModelsResponse(models=[self._model(name) for name in self._names(request.model)])
 
     async def GetVersion(self, request: models_pb2.GetVersionRequest, call: Call) -> models_pb2.GetVersionResponse:
         """One version with its evaluations."""
-        call.key = key = self._key(request.selector)
+        call.key = key = await self._key(request.selector)
         evaluations = await asyncio.to_thread(self._catalog.evaluations, *key)
         return models_pb2.GetVersionResponse(version=version_message(self._versions, key, evaluations))
 
     async def LoadVersion(self, request: models_pb2.LoadVersionRequest, call: Call) -> models_pb2.LoadVersionResponse:
         """Loads, warms up and checks; answers when the version serves."""
-        call.key = key = self._key(request.selector)
+        call.key = key = await self._key(request.selector)
         await self._versions.load(key, _precision(request.precision), call.actor)
         return models_pb2.LoadVersionResponse(version=self._version(key))
 
@@ -70,12 +72,13 @@ class ModelService:
         self, request: models_pb2.UnloadVersionRequest, call: Call
     ) -> models_pb2.UnloadVersionResponse:
         """Lets a version finish its work, then frees its memory."""
-        call.key = key = self._key(request.selector)
+        call.key = key = await self._key(request.selector)
         await self._versions.unload(key, request.force, call.actor)
         return models_pb2.UnloadVersionResponse(version=self._version(key))
 
     async def SetLabel(self, request: models_pb2.SetLabelRequest, call: Call) -> models_pb2.SetLabelResponse:
         """Moves a label in one step."""
+        await self._look_again()
         call.key = key = (request.model, request.version)
         previous = await self._versions.set_label(
             request.model,
@@ -97,6 +100,7 @@ class ModelService:
         self, request: models_pb2.DeleteVersionRequest, call: Call
     ) -> models_pb2.DeleteVersionResponse:
         """Takes a version out of the catalog."""
+        await self._look_again()
         await self._versions.delete((request.model, request.version), call.actor, request.comment)
         return models_pb2.DeleteVersionResponse()
 
@@ -133,6 +137,11 @@ class ModelService:
             draining=self._calls.is_draining,
         )
 
+    async def _look_again(self) -> None:
+        """What `rm-server register --home` did a moment ago is found; without the database, what is known counts."""
+        with suppress(CatalogUnavailable):
+            await self._versions.refresh()
+
     def _names(self, model: str) -> tuple[str, ...]:
         names = self._versions.snapshot.models()
         if not model:
@@ -141,7 +150,8 @@ class ModelService:
             raise ModelNotFound(f"The catalog has no model {model!r}; it has {', '.join(names) or 'none'}.")
         return (model,)
 
-    def _key(self, selector: str) -> VersionKey:
+    async def _key(self, selector: str) -> VersionKey:
+        await self._look_again()
         return resolve(parse(selector), self._versions.snapshot, None).key
 
     def _model(self, name: str) -> models_pb2.Model:

@@ -119,6 +119,10 @@ class VersionManager:
         """Begins nothing more, and gives up what it was loading."""
         await self._tasks.cancel()
 
+    async def refresh(self) -> None:
+        """Looks into the catalog now rather than in a second: another process may just have changed it."""
+        await self._refresh()
+
     # --- the operator's actions ---
 
     async def load(self, key: VersionKey, precision: Precision | None, actor: str) -> None:

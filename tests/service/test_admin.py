@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from running_server import RunningServer, make_version
 
 from rm_server import cli
+from rm_server.registry.home import add_version, open_home
 
 
 class Shell:
@@ -62,6 +64,33 @@ def test_a_version_s_way_from_registered_to_served_and_back(
         ("set_label", "first"),
     ]
     assert history[0]["action"] == "remove_label"
+
+
+def test_what_another_process_registers_can_be_loaded_at_once(
+    shell: Shell, server: RunningServer, tmp_path: Path
+) -> None:
+    """As `rm-server register --home` does, while the server looks into the catalog only now and then."""
+    catalog, artifacts = open_home(server.settings.home)
+    add_version(catalog, artifacts, "from-outside", make_version(tmp_path / "v", 31), actor="ann")
+    assert "from-outside@1" in shell("load", "from-outside@1")
+    add_version(catalog, artifacts, "from-outside", make_version(tmp_path / "w", 32), actor="ann")
+    shell("label", "from-outside", "stable", 2, "--load")
+    catalog.close()
+    assert server.score("from-outside", "a").version == 2
+
+
+def test_a_label_that_another_process_moves_is_followed(server: RunningServer, tmp_path: Path) -> None:
+    """The label goes on naming the old version until the new one is loaded here: nobody's call fails."""
+    folders = [make_version(tmp_path / str(seed), seed) for seed in (41, 42)]
+    server.deploy("followed", folders[0])
+    catalog, artifacts = open_home(server.settings.home)
+    add_version(catalog, artifacts, "followed", folders[1], actor="ann")
+    catalog.close()
+    assert cli.main(["label", "followed", "stable", "2", "--home", str(server.settings.home)]) == 0
+    deadline = time.monotonic() + 60
+    while server.score("followed", "a").version == 1:
+        assert time.monotonic() < deadline
+    assert server.score("followed", "a").version == 2
 
 
 def test_tables_are_for_people(shell: Shell, server: RunningServer) -> None:
