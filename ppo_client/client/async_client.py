@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
@@ -94,8 +94,8 @@ class AsyncRewardClient:
         """As RewardClient.get_version."""
         return await self._run(lambda operations: operations.get_version(selector))
 
-    async def watch(self, model: str = "") -> AsyncIterator[ModelChange]:
-        """As RewardClient.watch: ``async for change in client.watch("helpfulness"): ...``"""
+    async def watch(self, model: str = "") -> AsyncGenerator[ModelChange, None]:
+        """As RewardClient.watch: ``async for change in client.watch("helpfulness"): ...``; close it when it is left."""
         loop = asyncio.get_running_loop()
         changes: asyncio.Queue[Delivery] = asyncio.Queue()
 

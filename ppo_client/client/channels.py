@@ -65,9 +65,16 @@ class Channels:
 
 def open_channel(settings: ClientSettings, target: str) -> grpc.Channel:
     """A channel to one target; a name with several addresses is balanced over all of them."""
-    max_bytes = int(settings.max_message_mb * 1024 * 1024)
-    options = [
-        ("grpc.max_receive_message_length", max_bytes),
+    options = channel_options(settings, target)
+    if settings.tls is None:
+        return grpc.insecure_channel(target, options)
+    return grpc.secure_channel(target, _credentials(settings.tls), options)
+
+
+def channel_options(settings: ClientSettings, target: str) -> list[tuple[str, int | str]]:
+    """gRPC's names for our settings."""
+    options: list[tuple[str, int | str]] = [
+        ("grpc.max_receive_message_length", int(settings.max_message_mb * 1024 * 1024)),
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_time_ms", int(settings.keepalive_s * 1000)),
         ("grpc.keepalive_timeout_ms", 20_000),
@@ -79,9 +86,7 @@ def open_channel(settings: ClientSettings, target: str) -> grpc.Channel:
     ]
     if is_loopback(target):
         options.append(("grpc.enable_http_proxy", 0))
-    if settings.tls is None:
-        return grpc.insecure_channel(target, options)
-    return grpc.secure_channel(target, _credentials(settings.tls), options)
+    return options
 
 
 def _credentials(tls: Tls) -> grpc.ChannelCredentials:

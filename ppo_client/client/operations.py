@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -32,8 +33,8 @@ from ppo_client.client.settings import ClientSettings
 class Operations:
     """Everything takes its own deadline; everything may be repeated safely, and is where that helps."""
 
-    def __init__(self, settings: ClientSettings) -> None:
-        self._caller = Caller(settings)
+    def __init__(self, settings: ClientSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._caller = Caller(settings, clock=clock)
         self._scorer = Scorer(self._caller, settings)
         self._timeout_s = settings.timeout_s
 

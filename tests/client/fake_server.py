@@ -63,6 +63,7 @@ class FakeServer:
     always: Behaviour | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     watched: threading.Event = field(default_factory=threading.Event)
+    on_watch: Callable[[], object] | None = None
 
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=16)
@@ -272,7 +273,9 @@ class _Models(models_pb2_grpc.ModelServiceServicer):
         if request.model == "unknown":
             fail(grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")(self._server, request, context)
         yield models_pb2.WatchModelsResponse(change=models_pb2.WatchModelsResponse.CHANGE_INITIAL, model=self._model())
-        if self._server.watched.is_set():
+        if self._server.on_watch is not None:
+            self._server.on_watch()
+        elif self._server.watched.is_set():
             yield models_pb2.WatchModelsResponse(
                 change=models_pb2.WatchModelsResponse.CHANGE_LABELS, model=self._model()
             )

@@ -54,7 +54,7 @@ async def caller_of(*servers: FakeServer, clock: Clock | None = None, **settings
         caller.close()
 
 
-async def ask(caller: Caller, *, timeout_s: float = 20.0, is_hedged: bool = False) -> scoring_pb2.ScoreResponse:
+async def ask(caller: Caller, *, timeout_s: float = 60.0, is_hedged: bool = False) -> scoring_pb2.ScoreResponse:
     response: scoring_pb2.ScoreResponse = await caller.call(
         lambda stubs: stubs.scoring.Score, REQUEST, caller.clock() + timeout_s, is_hedged=is_hedged
     )
@@ -105,6 +105,31 @@ async def test_a_full_server_is_asked_again_when_it_said(start_server: StartServ
         assert {(await ask(caller)).version for _ in range(2)} == {1, 2}
 
 
+async def test_a_call_goes_elsewhere_after_a_failure_that_does_not_speak_against_the_server(
+    start_server: StartServer,
+) -> None:
+    first, second = start_server(version=1), start_server(version=2)
+    async with caller_of(first, second) as caller:
+
+        def fail_while_another_call_takes_the_turn(
+            server: FakeServer, request: Any, context: grpc.ServicerContext
+        ) -> None:
+            assert caller.targets.name(caller.targets.choose(caller.clock())) == second.address
+            fail(grpc.StatusCode.UNAVAILABLE, "WORKER_FAILED")(server, request, context)
+
+        first.will(fail_while_another_call_takes_the_turn)
+        assert (await ask(caller)).version == 2
+
+
+async def test_successes_pay_for_later_retries(server: FakeServer) -> None:
+    policy = type(QUICK)(base_backoff_s=0.002, max_backoff_s=0.02, burst=1, refill_per_s=0.001)
+    async with caller_of(server, clock=Clock(), retry=policy) as caller:
+        for _ in range(5):
+            server.will(DRAINING)
+            await ask(caller)
+    assert len(server.seen) == 10
+
+
 async def test_in_an_outage_many_calls_make_few_attempts(server: FakeServer) -> None:
     clock = Clock()
     server.always = DRAINING
@@ -113,7 +138,7 @@ async def test_in_an_outage_many_calls_make_few_attempts(server: FakeServer) -> 
         calls = [asyncio.create_task(ask(caller)) for _ in range(20)]
         await asyncio.to_thread(wait_until, lambda: len(server.seen) == 25)
         # The budget is spent: they all wait for tokens, which come with the clock, until the deadline ends it.
-        clock.now += 30.0
+        clock.now += 90.0
         for call in calls:
             with pytest.raises(errors.Draining):
                 await call

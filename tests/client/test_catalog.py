@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import aclosing
 from datetime import UTC, datetime
 
 import pytest
@@ -11,7 +12,9 @@ from rm_api.v1 import experiments_pb2, models_pb2
 
 from ppo_client import AsyncRewardClient, RewardClient, errors
 from ppo_client.client.catalog import Evaluation, ModelChange, read_change, read_lease
+from ppo_client.client.operations import Operations
 from ppo_client.client.scores import Calibration
+from ppo_client.client.settings import ClientSettings
 
 from .conftest import QUICK, Connect, wait_until
 from .fake_server import DIGESTS, FakeServer
@@ -98,6 +101,38 @@ def test_a_watch_that_cannot_go_on_raises_why(server: FakeServer) -> None:
             next(watch)
         with pytest.raises(StopIteration):
             next(watch)
+
+
+async def test_patience_begins_anew_whenever_a_server_answers(server: FakeServer) -> None:
+    now = 0.0
+    ten = asyncio.Event()
+    changes: list[ModelChange] = []
+
+    def pass_time() -> None:
+        nonlocal now
+        now += 40.0
+
+    def deliver(change: ModelChange) -> None:
+        changes.append(change)
+        if len(changes) == 10:
+            ten.set()
+
+    server.on_watch = pass_time
+    operations = Operations(ClientSettings((server.address,), retry=QUICK, timeout_s=60.0), clock=lambda: now)
+    watch = asyncio.create_task(operations.watch("length", deliver))
+    await asyncio.wait([watch, asyncio.create_task(ten.wait())], return_when=asyncio.FIRST_COMPLETED)
+    assert not watch.done()
+    watch.cancel()
+    await asyncio.wait([watch])
+    operations.close()
+
+
+async def test_leaving_an_awaiting_watch_ends_it(server: FakeServer) -> None:
+    server.watched.set()
+    async with AsyncRewardClient(server.address, retry=QUICK) as client:
+        async with aclosing(client.watch("length")) as changes:
+            assert (await anext(changes)).change == "initial"
+        assert await asyncio.to_thread(server.cancelled.wait, 20)
 
 
 def test_an_awaiting_watch(server: FakeServer) -> None:

@@ -210,6 +210,31 @@ def test_only_the_items_that_may_get_a_score_are_sent_again_pinned(server: FakeS
     assert server.requests[1].options.expected_digest == DIGESTS[1]
 
 
+def test_an_item_that_cannot_have_a_score_is_not_sent_again_with_the_others(
+    server: FakeServer, connect: Connect
+) -> None:
+    def behave(server: FakeServer, request: Any, context: grpc.ServicerContext) -> scoring_pb2.ScoreResponse:
+        response = fail_items(0, reason="WORKER_FAILED")(server, request, context)
+        assert response is not None
+        response.results[1].CopyFrom(fail_items(1, reason="ITEM_TOO_LONG")(server, request, context).results[1])
+        return response
+
+    server.will(behave)
+    with pytest.raises(errors.ItemsFailed) as caught:
+        score(connect(server.address), "a", "bb", "ccc")
+    assert caught.value.scores == {0: 1.0, 2: 3.0}
+    assert [each.text for each in server.requests[1].groups[0].completions] == ["a"]
+
+
+def test_a_repetition_on_another_scale_is_not_mixed_in(server: FakeServer, connect: Connect) -> None:
+    server.will(
+        fail_items(0, reason="WORKER_FAILED"), change(lambda response: setattr(response.calibration, "digest", "new"))
+    )
+    with pytest.raises(errors.ItemsUnavailable) as caught:
+        score(connect(server.address), "a", "bb", calibrated=True)
+    assert caught.value.scores == {1: 20.0}
+
+
 def test_items_that_keep_failing_may_still_get_a_score_later(server: FakeServer, connect: Connect) -> None:
     server.always = fail_items(0, reason="WORKER_FAILED")
     with pytest.raises(errors.ItemsUnavailable) as caught:

@@ -23,7 +23,7 @@ from .fake_server import FakeServer, wait_for, wait_until_cancelled
 
 @pytest.fixture
 def client(server: FakeServer) -> Iterator[RewardClient]:
-    with RewardClient(server.address, retry=QUICK, timeout_s=20.0) as client:
+    with RewardClient(server.address, retry=QUICK, timeout_s=60.0) as client:
         yield client
 
 
