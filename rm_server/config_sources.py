@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import tomllib
 import types
 import typing
@@ -50,6 +51,30 @@ def load_settings(
         given[name] = Given(value, f"--{name}", is_text=isinstance(value, str))
     values = {name: _converted(name, known[name], setting) for name, setting in given.items()}
     return typing.cast(Settings, _build(cls, "", values))
+
+
+def as_toml(settings: Any, prefix: str = "") -> str:
+    """All settings as a file that would give them; what is not set is a comment. Secrets are left out."""
+    lines, sections = [], ""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            sections += f"\n[{prefix}{field.name}]\n{as_toml(value, prefix + field.name + '.')}"
+        elif not field.repr:
+            continue
+        elif value is None:
+            lines.append(f"# {field.name} =")
+        else:
+            lines.append(f"{field.name} = {_toml_value(value)}")
+    return "".join(line + "\n" for line in lines) + sections
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml_value(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, bool | int | float):
+        return str(value).lower()
+    return json.dumps(str(value), ensure_ascii=False)
 
 
 def _known(cls: Any, prefix: str = "") -> dict[str, Any]:

@@ -49,6 +49,8 @@ def add_parsers(commands: Any) -> None:
         help="any setting: --set engine.max_batch_tokens=8192",
     )
 
+    parser.add_argument("--show-config", action="store_true", help="print all settings as TOML, and do not serve")
+
     parser = add_command(commands, "status", run_status, "what a server is and does", "rm-server status --json")
     add_server_options(parser)
     add_json_option(parser)
@@ -64,7 +66,7 @@ def add_parsers(commands: Any) -> None:
 def run_serve(arguments: argparse.Namespace) -> int:
     """Runs until SIGTERM or SIGINT, then drains."""
     from rm_server.config import ServeSettings
-    from rm_server.config_sources import load_settings
+    from rm_server.config_sources import as_toml, load_settings
 
     overrides: dict[str, Any] = {
         setting: value for option, setting in _SETTINGS.items() if (value := getattr(arguments, option)) is not None
@@ -79,6 +81,9 @@ def run_serve(arguments: argparse.Namespace) -> int:
             arguments.parser.error(f"--set {assignment}: NAME=VALUE was expected")
         overrides[name] = value
     settings = load_settings(ServeSettings, file=arguments.config, environment=os.environ, overrides=overrides)
+    if arguments.show_config:
+        print(as_toml(settings), end="")
+        return 0
 
     from rm_server.app import run
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rm_server.config import ConfigError, ServeSettings
-from rm_server.config_sources import load_settings
+from rm_server.config_sources import as_toml, load_settings
 
 
 def load(tmp_path: Path, toml: str = "", environment: dict[str, str] | None = None, **overrides: Any) -> ServeSettings:
@@ -104,3 +104,22 @@ def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.toml cannot be read"):
         load_settings(ServeSettings, file=tmp_path / "nowhere.toml")
     assert "is no TOML" in refusal(tmp_path, "listen = ")
+
+
+def test_the_settings_that_are_shown_give_the_same_settings(tmp_path: Path) -> None:
+    settings = load(
+        tmp_path,
+        drain_s="2.5",
+        listen="[::1]:0",
+        token="s3cret",
+        engine__deterministic="true",
+        engine__run_weights='{"exp 17" = 2}',
+        tls__cert="a.pem",
+        tls__key="b.pem",
+    )
+    shown = as_toml(settings)
+    assert "s3cret" not in shown
+    assert "# token_file =" in shown
+    file = tmp_path / "shown.toml"
+    file.write_text(shown)
+    assert load_settings(ServeSettings, file=file, overrides={"token": "s3cret"}) == settings

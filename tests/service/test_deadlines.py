@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -88,6 +89,18 @@ def test_a_dropped_stream_takes_its_requests_along(server: RunningServer, gate: 
     stream = server.scoring.ScoreStream(iter(requests))
     until(lambda: queued(server) == 5)
     stream.cancel()
+    until(lambda: queued(server) == 0)
+    gate.open()
+    first.result(timeout=60)
+    assert gate.batch_sizes == [1]
+
+
+def test_an_http_caller_that_hangs_up_is_not_computed_for(server: RunningServer, gate: Gate) -> None:
+    first = occupy(server, gate)
+    caller = http.client.HTTPConnection(server.app.http_address)
+    caller.request("POST", "/models/helpfulness@1/get_reward", b'{"query": ["gone 1", "gone 2"]}')
+    until(lambda: queued(server) == 2)
+    caller.close()
     until(lambda: queued(server) == 0)
     gate.open()
     first.result(timeout=60)
