@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from rm_server.commands import models, server
+from rm_server.commands import models, register, server
 from rm_server.commands.common import CommandError
 from rm_server.config import ConfigError
 from rm_server.errors import RmError
@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
     server.add_parsers(commands)
+    register.add_parsers(commands)
     models.add_parsers(commands)
     training.add_parsers(commands)
     return root

@@ -123,7 +123,7 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactUnreadable(
-            f"{folder} has no {FILE_NAME}; `rm-server register` writes it for a plain Hugging Face folder."
+            f"{folder} has no {FILE_NAME}; `rm-server register --home DIR` makes one for a plain Hugging Face folder."
         ) from None
     except (OSError, ValueError) as error:
         raise ArtifactUnreadable(f"{path} cannot be read: {error}") from error

@@ -13,7 +13,7 @@ import pytest
 from rm_server import cli
 from rm_server.registry.home import open_home
 
-COMMANDS = ["serve", "status", "runs", "models", "load", "unload", "label", "history", "watch", "train", "evaluate"]
+COMMANDS = ("serve status runs register models load unload label history watch train evaluate").split()
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def test_what_is_not_said_has_its_default(tmp_path: Path) -> None:
 
 
 def test_a_missing_manifest_says_who_writes_it(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactUnreadable, match="`rm-server register` writes it"):
+    with pytest.raises(ArtifactUnreadable, match="`rm-server register --home DIR` makes one"):
         read_manifest(tmp_path)
 
 

@@ -1,0 +1,110 @@
+"""`rm-server register`: what it prints, and what it passes on."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+
+from rm_server import cli
+from rm_server.api.admin import Admin
+from rm_server.registry.home import open_home
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()  # what the fixtures' libraries said
+        try:
+            status = cli.main(["register", *map(str, arguments)])
+        except SystemExit as leaving:
+            status = int(leaving.code or 0)
+        output = capsys.readouterr()
+        return status, output.out, output.err
+
+    return run
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return tiny_models.make_checkpoint(tmp_path / "checkpoint", "qwen2")
+
+
+def test_help_has_examples(run: Run) -> None:
+    status, out, _ = run("--help")
+    assert status == 0
+    assert re.search(r"examples: rm-server register ", " ".join(out.split()))
+
+
+def test_a_folder_is_registered_and_the_digest_told(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"{number} " * number}) + "\n" for number in range(1, 20)))
+    (tmp_path / "report.json").write_text("{}")
+    home = tmp_path / "home"
+    status, out, _ = run(
+        *("m", checkpoint, "--home", home, "--quiet", "--max-tokens", 100, "--no-append-eos", "--comment", "why"),
+        *("--golden-data", texts, "--reference-data", texts, "--evaluation", tmp_path / "report.json"),
+    )
+    assert status == 0
+    catalog, _ = open_home(home)
+    record = catalog.snapshot().versions["m", 1]
+    catalog.close()
+    lines = out.splitlines()
+    assert lines[0] == f"m@1 ({record.digest[:12]}) is registered."
+    assert "up to 100 tokens, refuse" in lines[1]
+    assert "EOS" not in lines[1]
+    assert "16 examples" in lines[2]
+    assert "standardise on 19 texts" in lines[3]
+    assert lines[4].split() == ["filed", "report"]
+    assert record.comment == "why"
+    assert record.calibration is not None
+
+
+def test_programs_get_json_and_see_that_nothing_is_new(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    arguments = ("m", checkpoint, "--home", tmp_path / "home", "--quiet", "--json")
+    first, second = json.loads(run(*arguments)[1]), json.loads(run(*arguments)[1])
+    assert (first["model"], first["version"], first["created"], first["evaluations"]) == ("m", 1, True, [])
+    assert second == {**first, "created": False}
+    assert run(*arguments[:-1])[1].startswith("m@1 (")
+
+
+def test_a_refusal_is_one_line_and_a_status(run: Run, tmp_path: Path) -> None:
+    status, out, err = run("m", tmp_path / "nowhere", "--home", tmp_path / "home")
+    assert (status, out) == (1, "")
+    assert err.startswith("rm-server: ")
+    assert "is no folder" in err
+    assert err.count("\n") == 1
+
+
+def test_a_server_is_asked_for_the_folder_as_it_is(run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def register(_: Admin, *arguments: Any) -> tuple[dict[str, Any], bool]:
+        asked.append(arguments)
+        return {"model": "m", "version": 3, "digest": "a" * 64}, True
+
+    monkeypatch.setattr(Admin, "register", register)
+    status, out, _ = run("m", checkpoint, "--server", "127.0.0.1:1", "--comment", "why")
+    assert (status, out) == (0, "m@3 (aaaaaaaaaaaa) is registered.\n")
+    assert json.loads(run("m", checkpoint, "--server", "127.0.0.1:1", "--json")[1])["created"] is True
+    assert asked == [("m", checkpoint, "why"), ("m", checkpoint, "")]
+
+
+@pytest.mark.parametrize("option", [("--template", "{completion}"), ("--append-eos",), ("--match", "m@1")])
+def test_what_a_server_does_not_do_is_refused(run: Run, checkpoint: Path, option: tuple[str, ...]) -> None:
+    status, _, err = run("m", checkpoint, "--server", "127.0.0.1:1", *option)
+    assert status == 1
+    assert err.startswith(f"rm-server: {option[0]}: a server takes a folder as it is")
+
+
+def test_home_and_server_are_not_both(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    status, _, err = run("m", checkpoint, "--server", "127.0.0.1:1", "--home", tmp_path / "home")
+    assert status == 1
+    assert "both given" in err
