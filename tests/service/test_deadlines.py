@@ -11,10 +11,11 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2
 from rm_api.v1 import errors_pb2, experiments_pb2, models_pb2, scoring_pb2
 from running_server import Gate, RunningServer, error_of, running, score_request
 
-from rm_server.config import EngineSettings
+from rm_server.config import EngineSettings, TransportSettings
 
 CAPACITY = 10
 
@@ -95,6 +96,23 @@ def test_a_dropped_stream_takes_its_requests_along(server: RunningServer, gate: 
     assert gate.batch_sizes == [1]
 
 
+def test_a_stream_is_read_no_further_than_it_is_answered(tmp_path: Path, versions: list[Path], gate: Gate) -> None:
+    engine, transport = EngineSettings(workers=0, threads_per_worker=1), TransportSettings(max_stream_requests=4)
+    with running(tmp_path / "home", engine=engine, transport=transport) as server:
+        server.deploy("helpfulness", versions[0])
+        gate.close()
+        requests = [
+            scoring_pb2.ScoreStreamRequest(id=str(number), request=score_request("helpfulness@1", f"text {number}"))
+            for number in range(20)
+        ]
+        stream = server.scoring.ScoreStream(iter(requests), timeout=60)
+        until(lambda: server.metric("rm_requests_in_flight") == 1 + 4)  # the stream, and four requests on it
+        server.score("helpfulness@1")  # a whole call later there are no more
+        assert server.metric("rm_requests_in_flight") == 1 + 4
+        gate.open()
+        assert sorted(int(answer.id) for answer in stream) == list(range(20))
+
+
 def test_an_http_caller_that_hangs_up_is_not_computed_for(server: RunningServer, gate: Gate) -> None:
     first = occupy(server, gate)
     caller = http.client.HTTPConnection(server.app.http_address)
@@ -158,6 +176,9 @@ def test_stopping_finishes_what_is_under_way_and_refuses_the_rest(server: Runnin
     until(lambda: server.models.GetServerStatus(models_pb2.GetServerStatusRequest()).draining)
     status, error = error_of(lambda: server.score("helpfulness@1", "new"))
     assert (status, error.reason) == (grpc.StatusCode.UNAVAILABLE, errors_pb2.ERROR_REASON_DRAINING)
+    for name in ("", "helpfulness", "helpfulness@1"):
+        health = server.health.Check(health_pb2.HealthCheckRequest(service=name))
+        assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
     assert ending.is_alive()
     gate.open()
     assert first.result(timeout=60).results[0].HasField("score")

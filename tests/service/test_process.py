@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +19,10 @@ from pathlib import Path
 import grpc
 import pytest
 from rm_api.v1 import models_pb2, models_pb2_grpc, scoring_pb2_grpc
-from running_server import LOCAL_ONLY, score_request
+from running_server import LOCAL_ONLY, Gate, running, score_request
+
+from rm_server.app import SERVER_FILE, run
+from rm_server.config import EngineSettings, ServeSettings
 
 COMMAND = [sys.executable, "-m", "rm_server.cli", "serve"]
 READY = re.compile(r"ready grpc=(127\.0\.0\.1:\d+) http=(127\.0\.0\.1:\d+)\n")
@@ -120,3 +126,54 @@ def test_a_call_while_it_ends_is_sent_elsewhere(tmp_path: Path) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             status(models_pb2.GetServerStatusRequest(), timeout=5)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.fixture
+def own_logging() -> Iterator[None]:
+    """`run` sets up the log of its process, which here is the test's."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.getLogger("rm_server").setLevel(logging.NOTSET)
+
+
+def settings(home: Path) -> ServeSettings:
+    engine = EngineSettings(workers=0, threads_per_worker=1)
+    return ServeSettings(home, listen="127.0.0.1:0", http="127.0.0.1:0", engine=engine)
+
+
+@pytest.mark.usefixtures("own_logging")
+def test_sigterm_ends_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def terminate() -> None:
+        while not (tmp_path / "home" / SERVER_FILE).exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=terminate)
+    thread.start()
+    assert run(settings(tmp_path / "home")) == 0
+    thread.join()
+    assert READY.fullmatch(capsys.readouterr().out)
+
+
+@pytest.mark.usefixtures("own_logging")
+def test_sigterm_while_versions_load_ends_it_before_it_ever_served(
+    tmp_path: Path, versions: list[Path], gate: Gate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with running(tmp_path / "home") as server:
+        server.deploy("helpfulness", versions[0])
+    gate.close()
+
+    def terminate() -> None:
+        gate.wait_for_batch()
+        os.kill(os.getpid(), signal.SIGTERM)
+        gate.open()
+
+    thread = threading.Thread(target=terminate)
+    thread.start()
+    assert run(settings(tmp_path / "home")) == 0
+    thread.join()
+    assert "ready" not in capsys.readouterr().out
+    assert not (tmp_path / "home" / SERVER_FILE).exists()
