@@ -160,11 +160,11 @@ def _items_failed(
     source: Source, failed: Mapping[int, RewardClientError], scored: Mapping[int, ScoredItem]
 ) -> ItemsFailed:
     is_temporary = all(isinstance(error, (Unavailable, DeadlineExceeded)) for error in failed.values())
-    shown = "; ".join(f"{index}: {type(failed[index]).__name__}: {failed[index]}" for index in sorted(failed)[:3])
-    more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
+    shown = " ".join(f"({index}) {type(failed[index]).__name__}: {failed[index]}" for index in sorted(failed)[:3])
+    more = f" And {len(failed) - 3} more." if len(failed) > 3 else ""
+    rest = " This error's `scores` has those of the others, by index." if scored else ""
     return (ItemsUnavailable if is_temporary else ItemsFailed)(
-        f"{source} has no score for {len(failed)} of {len(failed) + len(scored)} completions: {shown}{more}. The "
-        "others' scores are in this error's `scores`, by index",
+        f"{source} has no score for {len(failed)} of {len(failed) + len(scored)} completions: {shown}{more}{rest}",
         errors=dict(sorted(failed.items())),
         scores={index: item.value for index, item in sorted(scored.items())},
         truncated={index: item.is_truncated for index, item in sorted(scored.items())},

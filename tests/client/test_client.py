@@ -190,7 +190,7 @@ def test_a_deadline_that_passes_is_an_error_and_reaches_the_server(server: FakeS
 
 def test_items_without_a_score_are_an_error_that_has_the_other_scores(server: FakeServer, connect: Connect) -> None:
     server.will(fail_items(1, reason="ITEM_TOO_LONG", message="9000 tokens, 512 is the limit"))
-    with pytest.raises(errors.ItemsFailed, match="1 of 3 completions: 1: ItemTooLong: 9000 tokens") as caught:
+    with pytest.raises(errors.ItemsFailed, match=r"1 of 3 completions: \(1\) ItemTooLong: 9000 tokens") as caught:
         score(connect(server.address), "a", "bb", "ccc")
     assert caught.value.scores == {0: 1.0, 2: 3.0}
     assert caught.value.truncated == {0: False, 2: False}
