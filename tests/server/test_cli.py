@@ -13,7 +13,10 @@ import pytest
 from rm_server import cli
 from rm_server.registry.home import open_home
 
-COMMANDS = ("serve status runs register models load unload label history watch train evaluate").split()
+COMMANDS = [
+    *("serve", "status", "runs", "register", "models", "load", "unload"),
+    *("label", "history", "watch", "train", "evaluate"),
+]
 
 
 @pytest.fixture
