@@ -1,6 +1,7 @@
 """A family of versions whose scores can be computed by hand: the sum of the token ids, times the version's factor.
 
-`fake.json` in a version's folder says what it does wrong. Some token ids make the backend misbehave, see below.
+`rules.json` in a version's folder says what it does wrong; the name lets the registry take it for a version of rules.
+Some token ids make the backend misbehave, see below.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ LIVE: WeakSet[FakeBackend] = WeakSet()
 
 @dataclass(frozen=True)
 class FakeVersion:
-    """What `fake.json` says."""
+    """What `rules.json` says."""
 
     factor: float = 0.5
     is_constant: bool = False
@@ -65,7 +66,7 @@ class FakeVersion:
 def make_version(folder: Path, manifest: Manifest | None = None, **options: object) -> Manifest:
     """Writes a version's folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "fake.json").write_text(json.dumps(options))
+    (folder / "rules.json").write_text(json.dumps(options))
     return manifest or Manifest("sequence_classification", golden=(GoldenExample((1, 2), (3,), 3.0),))
 
 
@@ -109,7 +110,7 @@ def load_encoder(folder: Path, manifest: Manifest) -> FakeEncoder:
 
 
 def load_backend(folder: Path, manifest: Manifest, settings: ComputeSettings) -> FakeBackend:
-    version = FakeVersion(**json.loads((folder / "fake.json").read_text()))
+    version = FakeVersion(**json.loads((folder / "rules.json").read_text()))
     if version.lacks_head:
         raise WeightsMismatch("score.weight is missing.")
     if version.needs_memory:

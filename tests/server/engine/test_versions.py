@@ -1,0 +1,376 @@
+"""The operator's actions and the catalog, over fake versions, a real catalog and real artifacts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from pathlib import Path
+
+import fake_versions as fake
+import pytest
+from fake_versions import items, outcomes, until
+from fake_world import BY, fake_manifest, running_world
+
+from rm_server.engine.changes import ModelChange
+from rm_server.errors import (
+    CatalogUnavailable,
+    DigestMismatch,
+    GoldenMismatch,
+    InvalidRequest,
+    LabelNotFound,
+    ModelNotFound,
+    VersionInUse,
+    VersionNotFound,
+    VersionNotLoaded,
+    WeightsMismatch,
+)
+from rm_server.registry.records import VersionKey
+
+# --- one action after the other ---
+
+
+async def test_registers_loads_labels_and_unloads(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        one, two = await world.register(0.5), await world.register(2.0)
+        assert (one, two, world.state(one)) == (("m", 1), ("m", 2), "REGISTERED")
+        await world.versions.load(one, None, **BY)
+        status = world.versions.state_of(one)
+        assert (status.state, status.memory_bytes, status.precision) == ("READY", 1000, "fp32")
+        assert await world.versions.set_label("m", "stable", 1, **BY) is None
+        assert await world.versions.set_label("m", "stable", 2, load=True, **BY) == 1
+        assert world.versions.snapshot.labels == {("m", "stable"): 2}
+        assert [await world.score(key, 10) for key in (one, two)] == [5.0, 20.0]
+        await world.versions.unload(one, False, **BY)
+        assert world.state(one) == "REGISTERED"
+        assert world.versions.snapshot.wanted == {two}
+        assert await world.versions.remove_label("m", "stable", **BY) == 2
+        assert [record.actor for record in world.catalog.history("m")] == ["me"] * 8
+
+
+async def test_what_does_not_exist_is_an_error_of_its_own(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        versions = world.versions
+        key = await world.register()
+        for missing, error in ((("n", 1), ModelNotFound), (("m", 7), VersionNotFound)):
+            for action in (
+                versions.load(missing, None, **BY),
+                versions.unload(missing, False, **BY),
+                versions.set_label(missing[0], "stable", missing[1], **BY),
+                versions.delete(missing, **BY),
+            ):
+                with pytest.raises(error):
+                    await action
+        with pytest.raises(VersionNotLoaded):
+            await versions.unload(key, False, **BY)
+        with pytest.raises(VersionNotLoaded, match="Load it first"):
+            await versions.set_label("m", "stable", 1, **BY)
+        with pytest.raises(LabelNotFound):
+            await versions.remove_label("m", "stable", **BY)
+        with pytest.raises(InvalidRequest):
+            await versions.set_label("m", "12", 1, load=True, **BY)
+        assert world.state(key) == "REGISTERED"
+
+
+async def test_a_version_that_fails_to_load_changes_nothing(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        good = await world.register()
+        headless = await world.register(lacks_head=True)
+        off = await world.register_with(fake_manifest(3.0), factor=3.1)
+        await world.versions.set_label("m", "stable", 1, load=True, **BY)
+        before = world.catalog.snapshot()
+        for key, refusal in ((headless, WeightsMismatch), (off, GoldenMismatch)):
+            with pytest.raises(refusal):
+                await world.versions.set_label("m", "stable", key[1], load=True, **BY)
+            status = world.versions.state_of(key)
+            assert status.state == "FAILED"
+            assert isinstance(status.error, refusal)
+        assert world.catalog.snapshot() == before
+        assert world.versions.snapshot.labels == {("m", "stable"): 1}
+        assert await world.score(good, 10) == 5.0
+
+
+async def test_files_that_were_changed_are_not_loaded(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        key = await world.register()
+        file = world.files(key) / "rules.json"
+        file.chmod(0o644)
+        file.write_text('{"factor": 0.500001}')
+        with pytest.raises(DigestMismatch):
+            await world.versions.load(key, None, **BY)
+        assert world.state(key) == "FAILED"
+        assert not world.engine.loaded
+
+
+async def test_a_version_that_something_needs_is_not_unloaded(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        needs: dict[VersionKey, str] = {}
+        world.versions.add_guard(needs.get)
+        key = await world.register()
+        await world.versions.set_label("m", "stable", 1, load=True, **BY)
+        with pytest.raises(VersionInUse, match="label stable"):
+            await world.versions.unload(key, False, **BY)
+        needs[key] = "the run r has a lease"
+        with pytest.raises(VersionInUse, match="the run r has a lease"):
+            # Force is about labels.
+            await world.versions.unload(key, True, **BY)
+        with pytest.raises(VersionInUse):
+            await world.versions.delete(key, **BY)
+        assert await world.score(key, 10) == 5.0
+        needs.clear()
+        await world.versions.unload(key, True, **BY)
+        assert world.state(key) == "REGISTERED"
+
+
+async def test_a_forced_unload_lasts_though_a_label_names_the_version(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        key = await world.register()
+        await world.versions.set_label("m", "stable", 1, load=True, **BY)
+        await world.versions.unload(key, True, **BY)
+        # Something else happens in the catalog, and the server looks at it again.
+        other = world.elsewhere
+        other.set_label("m", "canary", 1, actor="somebody")
+        other.remove_label("m", "canary", actor="somebody")
+        revision = other.revision()
+        await until(lambda: world.versions.snapshot.revision == revision)
+        await asyncio.sleep(0)
+        assert world.state(key) == "REGISTERED"
+        await world.versions.set_label("m", "stable", 1, load=True, **BY)
+        assert world.state(key) == "READY"
+
+
+async def test_the_previous_version_is_unloaded_when_its_work_is_done(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        one, two = await world.register(0.5), await world.register(2.0)
+        await world.versions.set_label("m", "stable", 1, load=True, **BY)
+        with world.engine.use(one):
+            moving = asyncio.ensure_future(
+                world.versions.set_label("m", "stable", 2, load=True, unload_previous=True, **BY)
+            )
+            await until(lambda: world.state(one) == "DRAINING")
+            assert world.versions.snapshot.labels == {("m", "stable"): 2}
+            assert await world.score(two, 10) == 20.0
+            assert await outcomes(world.engine.submit(one, items([10]))) == [5.0]
+        assert await moving == 1
+        assert (world.state(one), world.state(two)) == ("REGISTERED", "READY")
+
+
+async def test_the_previous_version_stays_until_nothing_needs_it(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        needs: dict[VersionKey, str] = {}
+        world.versions.add_guard(needs.get)
+        one, _ = await world.register(0.5), await world.register(2.0)
+        needs[one] = "a lease"
+        for label in ("stable", "canary"):
+            await world.versions.set_label("m", label, 1, load=True, **BY)
+        await world.versions.set_label("m", "stable", 2, load=True, unload_previous=True, **BY)
+        assert world.state(one) == "READY"
+        await world.versions.set_label("m", "canary", 2, **BY)
+        assert world.state(one) == "READY"
+        needs.clear()
+        await until(lambda: world.state(one) == "REGISTERED")
+
+
+async def test_a_version_that_is_wanted_again_is_not_retired(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        one, _ = await world.register(0.5), await world.register(2.0)
+        for label in ("stable", "canary"):
+            await world.versions.set_label("m", label, 1, load=True, **BY)
+        await world.versions.set_label("m", "stable", 2, load=True, unload_previous=True, **BY)
+        await world.versions.load(one, None, **BY)
+        await world.versions.remove_label("m", "canary", **BY)
+        revision = world.catalog.revision()
+        world.elsewhere.set_wanted("m", 2, True, "somebody", precision="fp32")
+        await until(lambda: world.versions.snapshot.revision > revision)
+        assert world.state(one) == "READY"
+
+
+async def test_deletes_versions_and_their_files(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        one, broken = await world.register(0.5), await world.register(lacks_head=True)
+        files = world.files(one)
+        await world.versions.load(one, None, **BY)
+        with pytest.raises(VersionInUse, match="is loaded"):
+            await world.versions.delete(one, **BY)
+        await world.versions.unload(one, False, **BY)
+        await world.versions.delete(one, **BY)
+        assert one not in world.versions.snapshot.versions
+        assert not files.exists()
+        with pytest.raises(WeightsMismatch):
+            await world.versions.load(broken, None, **BY)
+        await world.versions.delete(broken, **BY)
+        assert world.versions.snapshot.versions == {}
+
+
+async def test_a_version_in_another_precision_is_not_replaced(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        key = await world.register()
+        await world.versions.load(key, "bf16", **BY)
+        with pytest.raises(VersionInUse, match="loaded in bf16"):
+            await world.versions.load(key, "fp32", **BY)
+        await world.versions.load(key, None, **BY)
+        assert world.versions.state_of(key).precision == "bf16"
+    async with running_world(tmp_path) as world:
+        assert world.versions.state_of(key).precision == "bf16"
+
+
+# --- when something goes wrong in between ---
+
+
+async def test_a_load_goes_on_when_its_caller_goes(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        key = await world.register(waits=True)
+        caller = asyncio.ensure_future(world.versions.load(key, None, **BY))
+        await until(lambda: world.state(key) == "LOADING")
+        caller.cancel()
+        fake.open_gate(world.files(key))
+        await until(lambda: key in world.versions.snapshot.wanted)
+        assert world.state(key) == "READY"
+
+
+async def test_a_load_that_the_catalog_cannot_keep_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise CatalogUnavailable("no room")
+
+    async with running_world(tmp_path) as world:
+        key = await world.register()
+        monkeypatch.setattr(world.catalog, "set_wanted", fail)
+        with pytest.raises(CatalogUnavailable):
+            await world.versions.load(key, None, **BY)
+        assert world.state(key) == "REGISTERED"
+
+
+async def test_a_catalog_that_is_away_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fail() -> int:
+        asked.append(1)
+        raise CatalogUnavailable("away")
+
+    async with running_world(tmp_path) as world:
+        key = await world.register()
+        await world.versions.set_label("m", "stable", 1, load=True, **BY)
+        with monkeypatch.context() as away:
+            away.setattr(world.catalog, "revision", fail)
+            await until(lambda: len(asked) > 2)
+            assert await world.score(key, 10) == 5.0
+        world.elsewhere.set_label("m", "canary", 1, actor="somebody")
+        await until(lambda: ("m", "canary") in world.versions.snapshot.labels)
+
+
+async def test_a_version_that_no_worker_can_load_again_has_failed(tmp_path: Path) -> None:
+    async with running_world(tmp_path, workers=1) as world:
+        key = await world.register()
+        await world.versions.set_label("m", "stable", 1, load=True, **BY)
+        (world.files(key) / "rules.json").unlink()
+        (pid,) = world.engine.worker_pids
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: world.state(key) == "FAILED")
+
+
+# --- following the catalog ---
+
+
+async def test_a_server_that_starts_loads_what_is_wanted_and_what_labels_name(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        keys = [await world.register(factor) for factor in (1.0, 2.0, 3.0)]
+        broken = await world.register(lacks_head=True)
+        await world.versions.load(keys[0], None, **BY)
+        world.catalog.set_label("m", "stable", 2, actor="me")
+        world.catalog.set_wanted(*broken, True, "me")
+    async with running_world(tmp_path) as world:
+        assert [world.state(key) for key in keys] == ["READY", "READY", "REGISTERED"]
+        assert world.state(broken) == "FAILED"
+
+
+async def test_a_label_moved_elsewhere_follows_when_its_version_is_loaded(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        await world.register(0.5)
+        two = await world.register(2.0, waits=True)
+        await world.versions.set_label("m", "stable", 1, load=True, **BY)
+        world.elsewhere.set_label("m", "stable", 2, actor="somebody")
+        await until(lambda: world.state(two) == "LOADING")
+        assert world.versions.snapshot.labels == {("m", "stable"): 1}
+        fake.open_gate(world.files(two))
+        await until(lambda: world.versions.snapshot.labels == {("m", "stable"): 2})
+        assert world.state(two) == "READY"
+
+
+async def test_a_label_moved_elsewhere_to_a_broken_version_stays_where_it_was(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        one, broken = await world.register(0.5), await world.register(lacks_head=True)
+        await world.versions.set_label("m", "stable", 1, load=True, **BY)
+        other = world.elsewhere
+        other.set_label("m", "stable", 2, actor="somebody")
+        other.set_wanted("m", 1, False, "somebody")
+        await until(lambda: world.state(broken) == "FAILED")
+        assert world.versions.snapshot.labels == {("m", "stable"): 1}
+        with pytest.raises(VersionInUse):
+            await world.versions.unload(one, False, **BY)
+        assert await world.score(one, 10) == 5.0
+
+
+async def test_loads_and_unloads_what_another_process_wants(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        key = await world.register()
+        world.elsewhere.set_wanted("m", 1, True, "somebody", precision="bf16")
+        await until(lambda: world.state(key) == "READY")
+        assert world.versions.state_of(key).precision == "bf16"
+        world.elsewhere.set_wanted("m", 1, False, "somebody")
+        await until(lambda: world.state(key) == "REGISTERED")
+
+
+async def test_tells_those_who_watch(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        watcher = world.versions.subscribe()
+        await world.register()
+        assert await anext(watcher) == ModelChange("VERSIONS", "m")
+        await world.versions.set_label("m", "stable", 1, load=True, **BY)
+        assert {await anext(watcher), await anext(watcher)} == {ModelChange("STATE", "m"), ModelChange("LABELS", "m")}
+
+
+# --- many at once ---
+
+
+async def test_32_operators_at_once_leave_no_half_state_and_fail_no_request(tmp_path: Path) -> None:
+    """Loads, unloads and label moves at random, while requests follow the label."""
+    chance = random.Random(7)
+    async with running_world(tmp_path) as world:
+        versions = world.versions
+        keys = [await world.register(factor) for factor in (1.0, 2.0, 3.0, 4.0)]
+        await versions.set_label("m", "stable", 1, load=True, **BY)
+        is_over = False
+        num_requests = 0
+
+        async def operate() -> None:
+            for _ in range(6):
+                key = chance.choice(keys)
+                action = chance.randrange(4)
+                try:
+                    if action == 0:
+                        await versions.load(key, None, **BY)
+                    elif action == 1:
+                        await versions.unload(key, False, **BY)
+                    else:
+                        await versions.set_label("m", "stable", key[1], load=True, unload_previous=action == 2, **BY)
+                except (VersionInUse, VersionNotLoaded):
+                    pass  # Somebody else was quicker: a fair answer, and nothing has changed.
+
+        async def request() -> None:
+            nonlocal num_requests
+            while not is_over:
+                key = ("m", versions.snapshot.labels["m", "stable"])
+                assert await world.score(key, 10) == 10.0 * key[1]
+                num_requests += 1
+
+        requests = [asyncio.ensure_future(request()) for _ in range(8)]
+        await asyncio.gather(*(operate() for _ in range(32)))
+        is_over = True
+        await asyncio.gather(*requests)
+        assert num_requests > 100
+        snapshot = world.catalog.snapshot()
+        await until(lambda: set(world.engine.loaded) == set(snapshot.wanted))
+        assert snapshot.labels == versions.snapshot.labels
+        assert ("m", snapshot.labels["m", "stable"]) in world.engine.loaded
+        assert {world.state(key) for key in keys} <= {"READY", "REGISTERED"}
