@@ -126,6 +126,12 @@ class ArtifactStore:
             yield
 
     @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder on the artifacts' disk for the time, `hold` included; a killed process's is cleaned away later."""
+        with self.hold(), tempfile.TemporaryDirectory(dir=self._incoming) as folder:
+            yield Path(folder)
+
+    @contextmanager
     def _locked(self, how: int) -> Iterator[None]:
         # A descriptor of its own for each holder: flock belongs to the open file, and a killed process gives it back.
         with (self.root / _LOCK).open("ab") as file:

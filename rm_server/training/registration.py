@@ -97,7 +97,7 @@ def register_folder(
         raise InvalidRequest("To match another version's scale, give reference data: texts that both versions score.")
     catalog, artifacts = open_home(home)
     try:
-        with version_folder(source, scratch=home) as folder:
+        with version_folder(source, artifacts) as folder:
             manifest = _manifest_of(folder, reading)
             settings = ComputeSettings(device=device, deterministic=True)
             score = offline_scorer(folder, manifest, settings, shows_progress=shows_progress)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rm_server.errors import ArtifactUnreadable, InvalidRequest
+from rm_server.registry.artifacts import ArtifactStore
 
 HUB_PREFIX = "hf://"
 # No pickles, no code; and nothing in sub-folders, where repositories keep the same weights in other formats.
@@ -18,8 +18,8 @@ _HUB_NAME = re.compile(r"hf://(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^@
 
 
 @contextmanager
-def version_folder(source: str, scratch: Path) -> Iterator[Path]:
-    """The folder that ``source`` names: a path, or ``hf://org/name@revision``, fetched into ``scratch`` for the time.
+def version_folder(source: str, artifacts: ArtifactStore) -> Iterator[Path]:
+    """The folder that ``source`` names: a path, or ``hf://org/name@revision``, fetched beside the artifacts meanwhile.
 
     Raises InvalidRequest for a source of another form, ArtifactUnreadable when the files cannot be had.
     """
@@ -32,9 +32,9 @@ def version_folder(source: str, scratch: Path) -> Iterator[Path]:
     name = _HUB_NAME.fullmatch(source)
     if name is None:
         raise InvalidRequest(f"{source!r} names nothing on the Hugging Face hub; write hf://org/name@revision.")
-    with tempfile.TemporaryDirectory(prefix=".fetched-", dir=scratch) as folder_name:
-        _fetch(name["repo"], name["revision"], Path(folder_name))
-        yield Path(folder_name)
+    with artifacts.scratch() as folder:
+        _fetch(name["repo"], name["revision"], folder)
+        yield folder
 
 
 def _fetch(repo: str, revision: str | None, folder: Path) -> None:

@@ -274,6 +274,14 @@ def test_leftovers_of_a_killed_process_are_cleaned(artifacts: ArtifactStore) -> 
     assert leftovers(artifacts) == []
 
 
+def test_scratch_space_is_left_alone_and_then_gone(artifacts: ArtifactStore) -> None:
+    with artifacts.scratch() as folder:
+        (folder / "fetched").write_text("x")
+        assert artifacts.clean_temporary() == 0
+        assert (folder / "fetched").exists()
+    assert leftovers(artifacts) == []
+
+
 def test_a_copy_under_way_is_left_alone(artifacts: ArtifactStore) -> None:
     (artifacts.root / ".incoming" / "half").mkdir()
     with artifacts.hold():

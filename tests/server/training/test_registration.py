@@ -388,4 +388,4 @@ def test_from_the_hub(
     result = register("hf://org/name@abc")
     assert result.record.comment == "from hf://org/name@abc"
     assert stored(home, result)[1] == result.manifest
-    assert [path.name for path in home.iterdir() if path.name.startswith(".fetched")] == []
+    assert list((home / "artifacts" / ".incoming").iterdir()) == []

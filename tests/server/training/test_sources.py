@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 
 from rm_server.errors import ArtifactUnreadable, InvalidRequest
+from rm_server.registry.artifacts import ArtifactStore
 from rm_server.training.sources import version_folder
 
 ON_THE_HUB = (
@@ -24,6 +25,11 @@ ON_THE_HUB = (
     "tokenizer.json",
     "vocab.txt",
 )
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "artifacts")
 
 
 @pytest.fixture
@@ -42,42 +48,42 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
     return asked
 
 
-def test_a_folder_is_itself(tmp_path: Path) -> None:
-    with version_folder(str(tmp_path), scratch=tmp_path) as folder:
+def test_a_folder_is_itself(tmp_path: Path, artifacts: ArtifactStore) -> None:
+    with version_folder(str(tmp_path), artifacts) as folder:
         assert folder == tmp_path
 
 
-def test_what_is_no_folder_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactUnreadable, match="is no folder; give"), version_folder("nowhere", scratch=tmp_path):
+def test_what_is_no_folder_is_said(artifacts: ArtifactStore) -> None:
+    with pytest.raises(ArtifactUnreadable, match="is no folder; give"), version_folder("nowhere", artifacts):
         pass
 
 
-def test_only_data_is_fetched_and_nothing_is_left(tmp_path: Path, hub: list[tuple[str, str | None]]) -> None:
-    with version_folder("hf://org/name@v1.0", scratch=tmp_path) as folder:
+def test_only_data_is_fetched_and_nothing_is_left(artifacts: ArtifactStore, hub: list[tuple[str, str | None]]) -> None:
+    with version_folder("hf://org/name@v1.0", artifacts) as folder:
         names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-        assert folder.parent == tmp_path
+        assert folder.is_relative_to(artifacts.root)
     assert names == {"config.json", "model.safetensors", "tokenizer.json", "vocab.txt"}
     assert hub == [("org/name", "v1.0")]
-    assert list(tmp_path.iterdir()) == []
+    assert list((artifacts.root / ".incoming").iterdir()) == []
 
 
-def test_a_revision_may_be_left_out(tmp_path: Path, hub: list[tuple[str, str | None]]) -> None:
-    with version_folder("hf://org/some.name-2", scratch=tmp_path):
+def test_a_revision_may_be_left_out(artifacts: ArtifactStore, hub: list[tuple[str, str | None]]) -> None:
+    with version_folder("hf://org/some.name-2", artifacts):
         pass
     assert hub == [("org/some.name-2", None)]
 
 
 @pytest.mark.parametrize("source", ["hf://", "hf://a/b/c", "hf://org/name@", "hf://org/na me", "hf://../x/y"])
-def test_other_names_of_the_hub_are_refused(tmp_path: Path, hub: Callable[..., Any], source: str) -> None:
-    with pytest.raises(InvalidRequest, match="write hf://org/name@revision"), version_folder(source, scratch=tmp_path):
+def test_other_names_of_the_hub_are_refused(artifacts: ArtifactStore, hub: Callable[..., Any], source: str) -> None:
+    with pytest.raises(InvalidRequest, match="write hf://org/name@revision"), version_folder(source, artifacts):
         pass
 
 
-def test_a_hub_out_of_reach_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_out_of_reach_is_said(artifacts: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with (
         pytest.raises(ArtifactUnreadable, match="hf://org/name at its main branch cannot be had"),
-        version_folder("hf://org/name", scratch=tmp_path),
+        version_folder("hf://org/name", artifacts),
     ):
         pass
-    assert list(tmp_path.iterdir()) == []
+    assert list((artifacts.root / ".incoming").iterdir()) == []
