@@ -70,7 +70,7 @@ def test_it_serves_until_sigterm_and_finishes_what_is_under_way(tmp_path: Path, 
         assert not (home / "server.json").exists()
 
     # What was loaded is loaded again; nobody has to say so.
-    with serving(home) as (process, address):
+    with serving(home, "--workers", "0") as (process, address):
         with grpc.insecure_channel(address, LOCAL_ONLY) as channel:
             score = scoring_pb2_grpc.ScoringServiceStub(channel).Score
             again = score(score_request("m", *texts[:3]), timeout=60)
