@@ -75,7 +75,8 @@ class Engine:
         self._cache = ResultCache(settings.cache_items)
         self._under_way: dict[bytes, Work] = {}
         self._entries: dict[VersionKey, _Entry] = {}
-        self._loading: set[VersionKey] = set()
+        # One load at a time: libraries change what belongs to the whole process while they build a model.
+        self._load_turn = asyncio.Lock()
         self._loaded: dict[VersionKey, LoadedVersion] = {}
         self._num_loads = 0
         self._tasks = Tasks()
@@ -132,8 +133,8 @@ class Engine:
 
         A version that is loaded in this precision already is left as it is. Goes on when the caller is cancelled.
 
-        Raises BrokenVersion's members, OutOfMemory, WorkerFailed, Draining; VersionInUse where it is being loaded or
-        unloaded, or is loaded in another precision.
+        Raises BrokenVersion's members, OutOfMemory, WorkerFailed, Draining; VersionInUse where it is being unloaded, or
+        is loaded in another precision.
         """
         return await self._tasks.to_the_end(self._load(key, folder, manifest, precision))
 
@@ -242,41 +243,24 @@ class Engine:
     # --- inside ---
 
     async def _load(self, key: VersionKey, folder: Path, manifest: Manifest, precision: Precision) -> LoadedVersion:
-        if self._is_draining:
-            raise Draining("The server is shutting down and loads nothing.")
-        if (version := self._loaded.get(key)) is not None and version.precision in (precision, ""):
-            return version
-        if key in self._entries or key in self._loading:
-            raise VersionInUse(
-                f"{key[0]}@{key[1]} is being loaded or unloaded, or is loaded in another precision than {precision}; "
-                "unload it first."
-            )
-        self._loading.add(key)
-        try:
+        async with self._load_turn:
+            if self._is_draining:
+                raise Draining("The server is shutting down and loads nothing.")
+            if (version := self._loaded.get(key)) is not None and version.precision in (precision, ""):
+                return version
+            if key in self._entries:
+                raise VersionInUse(
+                    f"{key[0]}@{key[1]} is being unloaded, or is loaded in another precision than {precision}; "
+                    "unload it first."
+                )
             doing = f"Loading {key[0]}@{key[1]}"
             encoder = await _in_thread(doing, lambda: imported(self._load_encoder)(folder, manifest))
             probes = await _in_thread(doing, lambda: probes_of(encoder, manifest))
-            settings = self.settings
-            order = LoadOrder(
-                key,
-                folder,
-                manifest,
-                ComputeSettings(
-                    device=settings.device,
-                    precision=precision,
-                    threads=self.threads_per_worker,
-                    prepack=settings.prepack,
-                    deterministic=settings.deterministic,
-                ),
-                tuple(
-                    Batch.of(items)
-                    for items in in_batches(probes.items, settings.max_batch_tokens, settings.max_batch_items)
-                ),
-            )
 
             def check_report(report: LoadReport) -> None:
                 check(key, manifest, report.precision, probes, report.probe_scores)
 
+            order = LoadOrder(key, folder, manifest, self._compute_settings(precision), self._batches(probes.items))
             reports = await self._pool.load(order, check_report)
             self._num_loads += 1
             version = LoadedVersion(
@@ -290,8 +274,19 @@ class Engine:
             self._entries[key] = _Entry(version)
             self._loaded[key] = version
             return version
-        finally:
-            self._loading.discard(key)
+
+    def _compute_settings(self, precision: Precision) -> ComputeSettings:
+        return ComputeSettings(
+            device=self.settings.device,
+            precision=precision,
+            threads=self.threads_per_worker,
+            prepack=self.settings.prepack,
+            deterministic=self.settings.deterministic,
+        )
+
+    def _batches(self, items: Sequence[EncodedItem]) -> tuple[Batch, ...]:
+        settings = self.settings
+        return tuple(Batch.of(part) for part in in_batches(items, settings.max_batch_tokens, settings.max_batch_items))
 
     async def _unload(self, entry: _Entry) -> None:
         await entry.until_idle()
