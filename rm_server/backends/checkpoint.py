@@ -68,8 +68,9 @@ def empty_model(config: Config) -> Model:
     Raises UnsupportedArtifact when transformers has no sequence classifier of that type.
     """
     try:
+        # fp32, or building a bf16 config would change torch's default type for a moment, for all threads.
         with torch.device("meta"):
-            return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+            return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except ValueError as error:
         raise UnsupportedArtifact(
             f"transformers has no sequence classification for model_type {config.model_type!r}: {first_line(error)}"
