@@ -172,11 +172,6 @@ def test_the_last_failure_is_raised_when_its_hint_lies_beyond_the_deadline(
     assert isinstance(caught.value.__cause__, errors.Draining)
 
 
-def test_nobody_at_the_address(connect: Connect) -> None:
-    with pytest.raises(errors.ServerUnreachable, match="host and port"):
-        score(connect("127.0.0.1:1"), "x", timeout_s=0.5)
-
-
 def test_a_deadline_that_passes_is_an_error_and_reaches_the_server(server: FakeServer, connect: Connect) -> None:
     server.will(wait_until_cancelled)
     with pytest.raises(errors.DeadlineExceeded, match="longer timeout_s"):

@@ -133,9 +133,10 @@ def test_closing_ends_what_is_under_way(server: FakeServer, client: RewardClient
 
 
 def test_a_client_that_is_dropped_ends_its_thread(server: FakeServer) -> None:
+    others = set(threading.enumerate())
     client = RewardClient(server.address)
     assert submit(client, "x").result().values == [1.0]
-    (thread,) = (thread for thread in threading.enumerate() if thread.name == "reward-client")
+    (thread,) = (each for each in set(threading.enumerate()) - others if each.name == "reward-client")
     gone = weakref.ref(client)
     del client
     gc.collect()
