@@ -62,11 +62,17 @@ def checkpoint_path(output: Path, step: int) -> Path:
     return output / "checkpoints" / f"step-{step:06d}"
 
 
+def has_checkpoint(output: Path) -> bool:
+    return bool(_checkpoints(output))
+
+
 def latest_checkpoint(output: Path) -> Path:
     """The directory of the checkpoint with the most steps. Raises CheckpointError if there is none."""
     found = _checkpoints(output)
     if not found:
-        raise CheckpointError(f"no checkpoint under {output / 'checkpoints'}: nothing to resume")
+        raise CheckpointError(
+            f"no checkpoint under {output / 'checkpoints'}, so there is nothing to resume: start the run again"
+        )
     return found[-1]
 
 

@@ -115,7 +115,7 @@ def start_run(config: PPOConfig, rewards: RewardSource | None = None) -> Run:
     """A new run. Raises ConfigError where its output directory already holds one."""
     output = Path(config.train.output)
     accelerator = Accelerator(mixed_precision=config.train.mixed_precision)
-    if (output / "config.toml").exists():
+    if disk.has_checkpoint(output):
         raise ConfigError(
             f"{output} already holds a run: go on with `ppo-client resume {output}`, or choose another --output"
         )

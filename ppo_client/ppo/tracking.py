@@ -12,6 +12,10 @@ from typing import Any
 from tqdm import tqdm
 
 
+# Characters that `str.splitlines` takes for line ends, and JSON does not.
+_ESCAPED = {ord(separator): f"\\u{ord(separator):04x}" for separator in "\x85\u2028\u2029"}
+
+
 class JsonLines:
     """A file of one JSON object per line, each written at once and flushed."""
 
@@ -23,7 +27,7 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).translate(_ESCAPED) + "\n")
         self._file.flush()
 
     def close(self) -> None:

@@ -20,7 +20,9 @@ def row(step: int, **more: Any) -> dict[str, Any]:
 def test_rows_are_flushed_one_by_one(tmp_path: Path) -> None:
     log = JsonLines(tmp_path / "a" / "log.jsonl", 0)
     log.write({"step": 1, "text": "line\u2028separator"})
-    assert read_jsonl(tmp_path / "a" / "log.jsonl") == [{"step": 1, "text": "line\u2028separator"}]
+    path = tmp_path / "a" / "log.jsonl"
+    assert read_jsonl(path) == [{"step": 1, "text": "line\u2028separator"}]
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 1, "readers often split so"
     log.close()
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from ppo_client.ppo import PPOConfig, PPOTrainer
 from ppo_client.ppo.checkpoint import latest_checkpoint
-from ppo_client.ppo.errors import ConfigError, InvalidScores, RewardServiceAway, VersionChanged
+from ppo_client.ppo.errors import CheckpointError, ConfigError, InvalidScores, RewardServiceAway, VersionChanged
 
 
 def test_a_run_leaves_what_it_should(folder: Path) -> None:
@@ -229,6 +229,15 @@ def test_an_output_that_holds_a_run_is_not_overwritten(folder: Path) -> None:
     PPOTrainer(make_config(folder), FakeRewards()).train()
     with pytest.raises(ConfigError, match="ppo-client resume"):
         PPOTrainer(make_config(folder), FakeRewards())
+
+
+def test_a_run_that_never_reached_a_checkpoint_can_be_started_again(folder: Path) -> None:
+    config = make_config(folder, train={"checkpoint_every_steps": 0})
+    PPOTrainer(config, FakeRewards()).train_step()
+    with pytest.raises(CheckpointError, match="start the run again"):
+        PPOTrainer.resume(folder / "run", FakeRewards())
+    PPOTrainer(config, FakeRewards()).train()
+    assert [row["step"] for row in read_jsonl(folder / "run" / "metrics.jsonl")] == [1, 2]
 
 
 def test_what_decides_learning_cannot_change_on_resume(folder: Path) -> None:
