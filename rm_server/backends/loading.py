@@ -7,7 +7,10 @@ from pathlib import Path
 from rm_server.backends.checkpoint import empty_model, position_limit, read_config, read_tokenizer
 from rm_server.backends.interface import Backend, ComputeSettings, Encoder
 from rm_server.backends.plain_folder import infer_manifest
+from rm_server.backends.rules import read_rules
+from rm_server.backends.rules_backend import RulesBackend, RulesEncoder
 from rm_server.backends.tokenization import TextEncoder
+from rm_server.backends.torch_backend import load_torch_backend
 from rm_server.errors import UnsupportedArtifact
 from rm_server.registry.manifest import Manifest
 
@@ -16,6 +19,8 @@ __all__ = ["infer_manifest", "load_backend", "load_encoder", "load_text_encoder"
 
 def load_encoder(folder: Path, manifest: Manifest) -> Encoder:
     """The version's encoder; serving and training use the same. Raises BrokenVersion subclasses."""
+    if manifest.kind == "rules":
+        return RulesEncoder(read_rules(folder), manifest)
     return load_text_encoder(folder, manifest)
 
 
@@ -49,8 +54,8 @@ def load_backend(folder: Path, manifest: Manifest, settings: ComputeSettings) ->
 
     Raises BrokenVersion subclasses (WeightsMismatch, ArtifactUnreadable, UnsupportedArtifact) or OutOfMemory.
     """
+    if manifest.kind == "rules":
+        return RulesBackend(read_rules(folder), manifest)
     if manifest.kind == "sequence_classification":
-        from rm_server.backends.torch_backend import load_torch_backend
-
         return load_torch_backend(folder, manifest, settings)
     raise UnsupportedArtifact(f"This server cannot compute versions of the kind {manifest.kind!r}.")

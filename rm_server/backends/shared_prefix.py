@@ -10,7 +10,7 @@ from rm_server.backends.layout import SharedPrefix
 # A group with a shared prefix costs one more attention call and a merge over its rests in every layer: that is repaid
 # by no fewer tokens than these, and by no smaller share of the group's tokens.
 MIN_SAVED_TOKENS = 32
-MIN_SAVED_SHARE = 0.1
+MIN_SAVED_SHARE = 0.12
 # A common BOS or two words are no shared prompt.
 MIN_PREFIX_TOKENS = 4
 

@@ -121,12 +121,12 @@ class TextEncoder:
         return text
 
     def _of_text(self, joined: _Joined, rule: TruncationRule) -> EncodedItem:
-        _check_unicode(joined.text)
+        check_unicode(joined.text)
         encoding = self._rust.encode(joined.text, add_special_tokens=joined.adds_special_tokens)
         return self._finish(encoding, (joined.prompt, 0), (joined.completion, 0), rule)
 
     def _of_pair(self, prompt: str, completion: str, rule: TruncationRule) -> EncodedItem:
-        _check_unicode(prompt + completion)
+        check_unicode(prompt + completion)
         encoding = self._rust.encode(prompt, completion, add_special_tokens=self.manifest.add_special_tokens)
         return self._finish(encoding, ((0, len(prompt)), 0), ((0, len(completion)), 1), rule)
 
@@ -216,7 +216,8 @@ def checked_ids(ids: tuple[int, ...], vocabulary_size: int) -> Int32Array:
     return array.astype(np.int32)
 
 
-def _check_unicode(text: str) -> None:
+def check_unicode(text: str) -> None:
+    """Raises UnsupportedContent for text that UTF-8 cannot hold (a lone surrogate)."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -1,0 +1,105 @@
+"""Encoder and backend of rules versions: no tokenizer, no weights, and the same bits whatever the batch."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import numpy as np
+
+from rm_server.backends.items import Batch, ChatMessage, Content, EncodedItem, Float64Array
+from rm_server.backends.rules import RuleList
+from rm_server.backends.tokenization import check_unicode, checked_ids
+from rm_server.backends.truncation import BoolArray, kept_tokens
+from rm_server.errors import EmptyItem, UnsupportedContent
+from rm_server.registry.manifest import Manifest, TruncationRule
+
+# Rules have no vocabulary; ids travel as 32 bits.
+_ANY_ID = 2**31
+_NAMES = {"token_ids": "token ids", "text": "text"}
+
+
+class RulesEncoder:
+    """Takes token ids for rules over ids; text, or the text of chat messages, for rules over text."""
+
+    def __init__(self, rules: RuleList, manifest: Manifest) -> None:
+        self._rules = rules
+        self._manifest = manifest
+
+    def encode(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> EncodedItem:
+        """Encodes one item; see `interface.Encoder`. Lengths over text are in characters."""
+        if not completion:
+            raise EmptyItem("The item has no completion; at least one character, message or id is needed.")
+        wanted = _NAMES[self._rules.looks_at]
+        for content in (prompt, completion):
+            came = _NAMES["token_ids" if _is_ids(content) else "text"]
+            if content and came != wanted:
+                raise UnsupportedContent(f"This version's rules look at {wanted}, and {came} came; send {wanted}.")
+        rule = truncation or self._manifest.truncation
+        if self._rules.looks_at == "token_ids":
+            return self._of_ids(cast(tuple[int, ...], prompt or ()), cast(tuple[int, ...], completion), rule)
+        return self._of_text(_text(prompt), _text(completion), rule)
+
+    def _of_ids(self, prompt: tuple[int, ...], completion: tuple[int, ...], rule: TruncationRule) -> EncodedItem:
+        ids = checked_ids(tuple(prompt) + completion, _ANY_ID)
+        kept = self._kept(len(prompt), len(completion), rule)
+        return EncodedItem(
+            ids=ids[kept],
+            num_tokens=int(kept.sum()),
+            truncated=not kept.all(),
+            completion_start=int(kept[: len(prompt)].sum()),
+        )
+
+    def _of_text(self, prompt: str, completion: str, rule: TruncationRule) -> EncodedItem:
+        check_unicode(prompt + completion)
+        if not completion:
+            raise EmptyItem("The completion's messages have no content.")
+        kept = self._kept(len(prompt), len(completion), rule)
+        return EncodedItem(
+            ids=np.empty(0, np.int32),
+            num_tokens=int(kept.sum()),
+            truncated=not kept.all(),
+            text=(_characters(prompt, kept[: len(prompt)]), _characters(completion, kept[len(prompt) :])),
+        )
+
+    def _kept(self, num_prompt: int, num_completion: int, rule: TruncationRule) -> BoolArray:
+        in_prompt = np.arange(num_prompt + num_completion) < num_prompt
+        return kept_tokens(in_prompt, ~in_prompt, self._manifest.max_tokens or len(in_prompt), rule)
+
+
+class RulesBackend:
+    """Applies the rules to one completion after another."""
+
+    memory_bytes = 0
+    precision = ""
+
+    def __init__(self, rules: RuleList, manifest: Manifest) -> None:
+        self._rules = rules
+        self._manifest = manifest
+
+    def score(self, batch: Batch) -> Float64Array:
+        """Scores, shape (num_items,)."""
+        if self._rules.looks_at == "text":
+            texts = batch.texts or ()
+            scores = [self._rules.score(completion) for _, completion in texts]
+        else:
+            ends = np.cumsum(batch.lengths, dtype=np.int64)
+            starts = ends - batch.lengths + batch.completion_starts
+            scores = [self._rules.score(batch.ids[start:end]) for start, end in zip(starts, ends, strict=True)]
+        if self._manifest.transform == "sigmoid":
+            scores = [0.5 * (1 + math.tanh(score / 2)) for score in scores]
+        return np.array(scores, np.float64)
+
+
+def _is_ids(content: Content) -> bool:
+    return not isinstance(content, str) and bool(content) and not isinstance(content[0], ChatMessage)
+
+
+def _characters(text: str, kept: BoolArray) -> str:
+    return text if kept.all() else "".join(text[index] for index in np.flatnonzero(kept))
+
+
+def _text(content: Content) -> str:
+    if isinstance(content, str):
+        return content
+    return "\n".join(message.content for message in content if isinstance(message, ChatMessage))

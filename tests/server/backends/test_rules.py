@@ -1,0 +1,190 @@
+"""Rules give the numbers that one can count by hand; what is not known is refused with what is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rm_server.backends.interface import ComputeSettings
+from rm_server.backends.items import Batch, ChatMessage
+from rm_server.backends.loading import load_backend, load_encoder
+from rm_server.backends.rules import read_rules
+from rm_server.errors import (
+    ArtifactUnreadable,
+    EmptyItem,
+    InvalidTokenIds,
+    ItemTooLong,
+    RmError,
+    UnsupportedArtifact,
+    UnsupportedContent,
+)
+from rm_server.registry.manifest import Manifest
+
+MANIFEST = Manifest(kind="rules", transform="rule")
+EVEN = {"type": "token_id_share", "modulus": 2, "residue": 0}
+
+
+def write(folder: Path, *rules: Any) -> Path:
+    (folder / "rules.json").write_text(json.dumps({"rules": rules}))
+    return folder
+
+
+def score(folder: Path, *completions: Any, prompt: Any = "", manifest: Manifest = MANIFEST) -> list[float]:
+    encoder = load_encoder(folder, manifest)
+    items = [encoder.encode(prompt, completion) for completion in completions]
+    scores: list[float] = load_backend(folder, manifest, ComputeSettings()).score(Batch.of(items)).tolist()
+    return scores
+
+
+@pytest.mark.parametrize(
+    ("rule", "completion", "expected"),
+    [
+        (EVEN, (2, 4, 5), 2 / 3),
+        ({"type": "token_id_share", "modulus": 3, "residue": 2}, (2, 4, 5, 8), 3 / 4),
+        ({"type": "token_id_share", "ids": [7, 9]}, (7, 7, 9, 1), 3 / 4),
+        ({"type": "token_id_share", "ids": []}, (7,), 0.0),
+        ({"type": "length", "unit": "tokens", "min": 2, "max": 3}, (1,), 0.0),
+        ({"type": "length", "unit": "tokens", "min": 2, "max": 3}, (1, 1, 1), 1.0),
+        ({"type": "length", "min": 3, "max": 4, "soft": 4}, "one two", 0.75),
+        ({"type": "length", "min": 3, "max": 4, "soft": 4}, "it's two, three", 1.0),
+        ({"type": "length", "min": 3, "max": 4, "soft": 4}, "1 2 3 4 5 6 7", 0.25),
+        ({"type": "length", "min": 3, "max": 4, "soft": 4}, "1 2 3 4 5 6 7 8 9 0", 0.0),
+        ({"type": "length", "unit": "characters", "min": 5}, "äöüß!", 1.0),
+        ({"type": "wanted_words", "words": ["cat", "Dog"]}, "A dog, no CATS.", 0.5),
+        ({"type": "wanted_words", "words": ["cat", "Dog"], "ignore_case": False}, "A dog, a cat.", 0.5),
+        ({"type": "forbidden_words", "words": ["very"]}, "Very, very good, everyvery.", 2.0),
+        ({"type": "regex", "pattern": r"\d+"}, "a1b22", 1.0),
+        ({"type": "regex", "pattern": r"\d+", "count": True}, "a1b22 ü3", 3.0),
+        ({"type": "regex", "pattern": "(?i)^YES$"}, "yes\n", 0.0),
+        ({"type": "distinct_n", "n": 1}, "a b a b", 0.5),
+        ({"type": "distinct_n", "n": 2}, "a b a b", 2 / 3),
+        ({"type": "distinct_n", "n": 9}, "a b", 1.0),
+        ({"type": "distinct_n", "n": 1, "unit": "tokens"}, (5, 5, 5, 5), 0.25),
+    ],
+)
+def test_each_kind_counts_what_it_says(tmp_path: Path, rule: Any, completion: Any, expected: float) -> None:
+    assert score(write(tmp_path, rule), completion) == [expected]
+
+
+def test_the_score_is_the_weighted_sum_of_clipped_parts(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path,
+        {**EVEN, "gain": 10, "bias": -1, "clip": [0, 5], "weight": 2},
+        {"name": "sevens", "type": "token_id_share", "ids": [7], "weight": -0.5},
+    )
+    # 10 * 3/4 - 1 = 6.5, clipped to 5, twice; minus half of 1/4. Then -1 clipped to 0; minus half of 1.
+    assert score(folder, (2, 4, 6, 7), (7, 7)) == [10 - 0.125, -0.5]
+
+
+def test_only_the_completion_counts_and_the_batch_does_not(tmp_path: Path) -> None:
+    folder = write(tmp_path, EVEN)
+    completions = [tuple(np.random.default_rng(n).integers(0, 999, 3 + n).tolist()) for n in range(20)]
+    alone = [score(folder, completion)[0] for completion in completions]
+    assert score(folder, *completions, prompt=(2, 2, 2)) == alone
+    assert score(folder, *completions[::-1]) == alone[::-1]
+    assert alone[3] == sum(index % 2 == 0 for index in completions[3]) / 6
+
+
+def test_messages_are_text(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"type": "length", "unit": "characters", "min": 3, "max": 3})
+    completion = (ChatMessage("assistant", "a"), ChatMessage("tool", "b"))
+    assert score(folder, completion, prompt=(ChatMessage("user", "hello"),)) == [1.0]
+    with pytest.raises(EmptyItem, match="no content"):
+        score(folder, (ChatMessage("assistant", ""),))
+
+
+def test_a_manifest_may_ask_for_sigmoid(tmp_path: Path) -> None:
+    folder = write(tmp_path, {**EVEN, "gain": 4000, "bias": -2000})
+    squashing = Manifest(kind="rules", transform="sigmoid")
+    assert score(folder, (1,), (1, 2), (2,), manifest=squashing) == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("rule", "prompt", "completion", "error", "says"),
+    [
+        (EVEN, "", "text", UnsupportedContent, "look at token ids, and text came"),
+        (EVEN, "text", (1,), UnsupportedContent, "look at token ids, and text came"),
+        (EVEN, "", (ChatMessage("user", "a"),), UnsupportedContent, "look at token ids, and text came"),
+        ({"type": "distinct_n"}, "", (1,), UnsupportedContent, "look at text, and token ids came"),
+        ({"type": "distinct_n"}, "", "\ud800", UnsupportedContent, "UTF-8"),
+        (EVEN, (1,), (), EmptyItem, "no completion"),
+        (EVEN, (), (-1,), InvalidTokenIds, "-1 at position 0"),
+        (EVEN, (), (1, 2**31), InvalidTokenIds, "at position 1"),
+    ],
+)
+def test_wrong_content(
+    tmp_path: Path, rule: Any, prompt: Any, completion: Any, error: type[RmError], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        load_encoder(write(tmp_path, rule), MANIFEST).encode(prompt, completion)
+
+
+def test_a_limit_cuts_ids_and_characters(tmp_path: Path) -> None:
+    limited = Manifest(kind="rules", transform="rule", max_tokens=4)
+    ids = load_encoder(write(tmp_path, EVEN), limited)
+    cut = ids.encode((1, 2, 3), (4, 5, 6), "keep_end")
+    assert (cut.ids.tolist(), cut.completion_start, cut.truncated, cut.num_tokens) == ([3, 4, 5, 6], 1, True, 4)
+    with pytest.raises(ItemTooLong):
+        ids.encode((1, 2, 3), (4, 5, 6))
+    text = load_encoder(write(tmp_path, {"type": "distinct_n"}), limited).encode("abc", "def", "keep_start")
+    assert (text.text, text.truncated, text.num_tokens) == (("abc", "d"), True, 4)
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        (
+            {"type": "token_share"},
+            r"rule 1: type 'token_share' is not known; known are token_id_share, .*'token_id_share'\?",
+        ),
+        ({"modulus": 2}, "has no `type`"),
+        ({**EVEN, "wieght": 2}, r"key 'wieght' is not known; known are name, type, weight.*Did you mean 'weight'\?"),
+        ({**EVEN, "_wanted": 2}, "key '_wanted' is not known"),
+        ({**EVEN, "ids": [1]}, "give either ids, or modulus and residue"),
+        ({"type": "token_id_share", "modulus": 2}, "give either ids"),
+        ({"type": "token_id_share"}, "give either ids"),
+        ({**EVEN, "residue": 2}, "0 <= residue < modulus"),
+        ({**EVEN, "modulus": 2.0}, "modulus must be a whole number"),
+        ({"type": "token_id_share", "ids": ["a"]}, "ids must be a whole number, not 'a'"),
+        ({**EVEN, "weight": "much"}, "weight must be a finite number, not 'much'"),
+        ({**EVEN, "gain": float("nan")}, "gain must be a finite number"),
+        ({**EVEN, "clip": [1, 0]}, "low must not be above high"),
+        ({**EVEN, "clip": 1}, r"clip must be \[low, high\]"),
+        ({**EVEN, "name": ""}, "name must be a text"),
+        ({"type": "length", "min": 3, "max": 2}, "0 <= min <= max"),
+        ({"type": "length", "soft": -1}, "soft must not be negative"),
+        ({"type": "length", "unit": "pages"}, "unit is 'pages'; known are words, characters, tokens"),
+        ({"type": "wanted_words"}, "at least one word"),
+        ({"type": "wanted_words", "words": ["two words"]}, "'two words' is not one word"),
+        ({"type": "regex"}, "pattern must be a text"),
+        ({"type": "regex", "pattern": "("}, r"pattern '\(' is not RE2"),
+        ({"type": "distinct_n", "n": 0}, "n must be at least 1"),
+        ("even", "rule 1 is no JSON object"),
+    ],
+)
+def test_specs_that_make_no_sense(tmp_path: Path, rule: Any, says: str) -> None:
+    with pytest.raises(UnsupportedArtifact, match=says):
+        read_rules(write(tmp_path, rule))
+
+
+def test_lists_that_make_no_sense(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactUnreadable, match=r"has no rules\.json"):
+        read_rules(tmp_path)
+    with pytest.raises(UnsupportedArtifact, match="at least one rule"):
+        read_rules(write(tmp_path))
+    with pytest.raises(UnsupportedArtifact, match="'token_id_share' is used twice"):
+        read_rules(write(tmp_path, EVEN, EVEN))
+    with pytest.raises(UnsupportedArtifact, match="not at both"):
+        read_rules(write(tmp_path, EVEN, {"type": "distinct_n"}))
+    (tmp_path / "rules.json").write_text('{"rules": [], "rule": []}')
+    with pytest.raises(UnsupportedArtifact, match="key 'rule' is not known"):
+        read_rules(tmp_path)
+
+
+def test_the_kind_decides_who_loads(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedArtifact, match="'composite'"):
+        load_backend(write(tmp_path, EVEN), Manifest(kind="composite"), ComputeSettings())
