@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
@@ -37,18 +38,26 @@ class Core:
         self._running: tuple[LoopThread, Operations] | None = None
         self._is_closed = False
 
-    def submit(self, work: Work[T]) -> Future[T]:
-        """Starts the operation and returns at once."""
-        loop, operations = self._start()
-        future = loop.submit(work(operations))
+    def submit(self, work: Work[T], *, will_wait: bool = False) -> Future[T]:
+        """Starts the operation and returns at once. ``will_wait``: this thread does nothing else until it is done."""
+        check_not_forked()
+        with self._lock:  # held so that nothing is started on a loop that `close` is ending
+            loop, operations = self._start()
+            if will_wait:
+                loop.check_is_other()
+            future = loop.submit(work(operations))
         # Whoever keeps only the future keeps the client alive with it.
         future.add_done_callback(lambda _, core=self: None)  # type: ignore[misc]
         return future
 
     def wait(self, work: Work[T]) -> T:
-        """The operation's result."""
-        loop, operations = self._start()
-        return loop.wait(work(operations))
+        """The operation's result. Interrupting the wait (Ctrl-C) cancels the operation."""
+        future = self.submit(work, will_wait=True)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
 
     def close(self) -> None:
         """Cancels what is under way, closes connections, ends the thread. May be called again."""
@@ -59,15 +68,13 @@ class Core:
             _shut_down(*running)
 
     def _start(self) -> tuple[LoopThread, Operations]:
-        check_not_forked()
-        with self._lock:
-            if self._is_closed:
-                raise ClientClosed("this client was closed; make a new one")
-            if self._running is None:
-                self._running = LoopThread(), Operations(self.settings)
-                # For clients that are dropped, and at the interpreter's exit.
-                weakref.finalize(self, _shut_down, *self._running)
-            return self._running
+        if self._is_closed:
+            raise ClientClosed("this client was closed; make a new one")
+        if self._running is None:
+            self._running = LoopThread(), Operations(self.settings)
+            # For clients that are dropped, and at the interpreter's exit.
+            weakref.finalize(self, _shut_down, *self._running)
+        return self._running
 
     # What a call asks for. Whatever is wrong with it is raised here, in the caller's thread, before anything is sent.
 
@@ -78,8 +85,8 @@ class Core:
         timeout_s = cast("float | None", given.pop("timeout_s", None))
         if timeout_s is None:
             timeout_s = self.settings.timeout_s
-        if not timeout_s > 0:
-            raise InvalidRequest(f"timeout_s must be above 0, got {timeout_s}")
+        if not 0 < timeout_s < math.inf:
+            raise InvalidRequest(f"timeout_s must be a number of seconds above 0, got {timeout_s}")
         run = cast("str | None", given.pop("run", None))
         call = ScoreCall(model=model, run=self.settings.run if run is None else run, **cast("dict[str, Any]", given))
         items = to_items(prompts, completions)

@@ -32,7 +32,6 @@ class LoopThread:
 
     def __init__(self) -> None:
         global _used_in_pid
-        check_not_forked()
         _used_in_pid = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="reward-client", daemon=True)
@@ -42,19 +41,12 @@ class LoopThread:
         """Starts the coroutine and returns at once; cancelling the future cancels it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """The coroutine's result. Interrupting the wait (Ctrl-C) cancels the coroutine."""
+    def check_is_other(self) -> None:
+        """Raises ClientMisuse on this very thread, where waiting for the loop would never end."""
         if threading.current_thread() is self._thread:
-            work.close()
             raise ClientMisuse(
                 "a callback of a future waits for its own client, for ever: call from another thread, or use submit()"
             )
-        future = self.submit(work)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
 
     def close(self) -> bool:
         """Cancels what is under way and ends the thread. False: there was nothing to end, as in a forked child."""

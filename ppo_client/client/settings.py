@@ -9,6 +9,7 @@ RM_TLS_CA   path of the PEM file with the certificate authority to trust; turns 
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -166,5 +167,5 @@ def _check_target(target: str) -> None:
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise InvalidSettings(f"{name} must be above 0, got {value}")
+    if not 0 < value < math.inf:
+        raise InvalidSettings(f"{name} must be a number above 0, got {value}")

@@ -99,8 +99,9 @@ def test_wrong_arguments_are_raised_before_anything_is_sent(server: FakeServer, 
     client = connect(server.address)
     with pytest.raises(errors.InvalidRequest, match="1 prompts and 0 completions"):
         client.score("length", prompts=["a"], completions=[])
-    with pytest.raises(errors.InvalidRequest, match="timeout_s"):
-        score(client, "x", timeout_s=0)
+    for timeout_s in (0, float("nan"), float("inf")):
+        with pytest.raises(errors.InvalidRequest, match="timeout_s"):
+            score(client, "x", timeout_s=timeout_s)
     with pytest.raises(TypeError, match="calibrate"):
         score(client, "x", calibrate=True)
     assert server.seen == []

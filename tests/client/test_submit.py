@@ -132,6 +132,28 @@ def test_closing_ends_what_is_under_way(server: FakeServer, client: RewardClient
         future.result()
 
 
+def test_nothing_is_left_waiting_by_a_close_in_the_midst_of_calls(server: FakeServer) -> None:
+    for _ in range(20):
+        client = RewardClient(server.address)
+        submit(client, "x").result()
+        ended: list[str] = []
+
+        def work(client: RewardClient = client, ended: list[str] = ended) -> None:
+            try:
+                while True:
+                    submit(client, "x").result()
+            except (CancelledError, errors.ClientClosed) as error:
+                ended.append(type(error).__name__)
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        client.close()
+        for thread in threads:
+            thread.join(20)
+        assert len(ended) == 3
+
+
 def test_a_client_that_is_dropped_ends_its_thread(server: FakeServer) -> None:
     others = set(threading.enumerate())
     client = RewardClient(server.address)
