@@ -1,8 +1,9 @@
 """A worker process: one thread reads, one computes, each load has its own. It ends when the server is gone.
 
-Started as ``python -m rm_server.engine.worker_process FD LOADER``: the number of an inherited socket, and what loads
-a backend, as ``module:function``. Messages to it are ``(number, what, *arguments)`` with ``load``, ``unload`` or
-``compute``; each is answered with ``(number, value)``, where the value may be an RmError.
+Started as ``python -m rm_server.engine.worker_process FD LOADER LEVEL``: the number of an inherited socket, what loads
+a backend, as ``module:function``, and from which level on our log matters. Messages to it are
+``(number, what, *arguments)`` with ``load``, ``unload`` or ``compute``; each is answered with ``(number, value)``, and
+the value may be an RmError. READY and LOG stand in place of a number for what it says unasked.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+from logging.handlers import QueueHandler
 from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any
@@ -19,31 +21,56 @@ from typing import Any
 from rm_server.engine.frames import frame, read_frames
 from rm_server.engine.host import Host, imported
 
-READY = "ready"
+READY = 0
+LOG = -1
 
 _log = logging.getLogger(__name__)
 
 
-def serve(connection: socket.socket, host: Host) -> None:
-    """Answers messages until the other side closes; then what has not been computed is left."""
-    sending = Lock()
-    tasks: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
+class Link:
+    """The worker's end of the socket; all of its threads send."""
 
-    def answer(number: int, value: Any) -> None:
-        with sending:
-            connection.sendall(frame((number, value)))
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self._sending = Lock()
+
+    def send(self, number: int, value: Any) -> None:
+        """Sends an answer, or what is said unasked."""
+        content = frame((number, value))
+        with self._sending:
+            self.connection.sendall(content)
+
+
+class _LogToServer(QueueHandler):
+    """The server writes the worker's log, so that all of it looks alike. The queue is the socket."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__(SimpleQueue())
+        self._link = link
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        record.worker = os.getpid()
+        try:
+            self._link.send(LOG, record)
+        except OSError:
+            return  # The server is gone, and this process goes, too.
+
+
+def serve(link: Link, host: Host) -> None:
+    """Answers messages until the other side closes; then what has not been computed is left."""
+    tasks: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
 
     def compute() -> None:
         while (task := tasks.get()) is not None:
             number, what, *arguments = task
             if what == "compute":
-                answer(number, host.compute(*arguments))
+                link.send(number, host.compute(*arguments))
             else:
                 host.unload(*arguments)
-                answer(number, None)
+                link.send(number, None)
 
     def load(number: int, order: Any) -> None:
-        answer(number, host.load(order))
+        link.send(number, host.load(order))
 
     def guarded(function: Any, *arguments: Any) -> None:
         try:
@@ -53,10 +80,10 @@ def serve(connection: socket.socket, host: Host) -> None:
         except Exception:
             # A thread must not end unnoticed: without the connection the server starts another worker.
             _log.exception("The worker gives up.")
-            connection.shutdown(socket.SHUT_RDWR)
+            link.connection.shutdown(socket.SHUT_RDWR)
 
     Thread(target=guarded, args=(compute,), name="compute", daemon=True).start()
-    for number, what, *arguments in read_frames(connection):
+    for number, what, *arguments in read_frames(link.connection):
         if what == "load":
             # Beside the computing thread, so that nobody waits for a swap.
             Thread(target=guarded, args=(load, number, *arguments), name="load", daemon=True).start()
@@ -70,13 +97,14 @@ def main() -> None:
     # A terminal's Ctrl-C and a service manager's SIGTERM go to all processes; the server drains and then closes us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.basicConfig(level=logging.WARNING, format=f"%(asctime)s worker {os.getpid()} %(name)s: %(message)s")
-    connection = socket.socket(fileno=int(sys.argv[1]))
-    loader = sys.argv[2]
-    connection.sendall(frame((0, READY)))
+    descriptor, loader, level = sys.argv[1:]
+    link = Link(socket.socket(fileno=int(descriptor)))
+    logging.getLogger().addHandler(_LogToServer(link))
+    logging.getLogger("rm_server").setLevel(int(level))
+    link.send(READY, None)
     # Imports torch while nothing is asked yet; a failure shows again, with its message, at the first load.
     Thread(target=_preload, args=(loader,), name="preload", daemon=True).start()
-    serve(connection, Host(loader))
+    serve(link, Host(loader))
     # Not sys.exit: a forward pass under way must not keep a process alive that nobody listens to.
     os._exit(0)
 

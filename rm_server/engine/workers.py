@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 from rm_server.backends.items import Batch
 from rm_server.engine.frames import FrameReader, frame
 from rm_server.engine.host import Computed, Host, LoadOrder, LoadReport
+from rm_server.engine.worker_process import LOG, READY
 from rm_server.errors import RmError, WorkerFailed
 from rm_server.registry.records import VersionKey
 
@@ -90,7 +92,7 @@ class ProcessWorker(asyncio.Protocol):
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = await asyncio.to_thread(self._spawn, theirs)
-        ready = self._waiting[0] = self._loop.create_future()
+        ready = self._waiting[READY] = self._loop.create_future()
         self._transport, _ = await self._loop.create_unix_connection(lambda: self, sock=ours)
         try:
             await asyncio.wait_for(ready, START_TIMEOUT_S)
@@ -124,9 +126,10 @@ class ProcessWorker(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Answers came."""
         for number, value in self._reader.feed(data):
-            future = self._waiting.pop(number)
-            if not future.done():
-                future.set_result(value)
+            if number == LOG:
+                logging.getLogger(value.name).handle(value)
+            else:
+                _set_result(self._waiting.pop(number), value)
 
     def connection_lost(self, _: Exception | None) -> None:
         """The process is gone, or going: nothing it has not answered will be answered."""
@@ -159,7 +162,10 @@ class ProcessWorker(asyncio.Protocol):
         threads = str(self._threads)
         return subprocess.Popen(
             # -P: what may be imported is what this process may import, no more (PYTHONPATH below).
-            [sys.executable, "-P", "-m", "rm_server.engine.worker_process", str(connection.fileno()), self._loader],
+            [
+                *(sys.executable, "-P", "-m", "rm_server.engine.worker_process"),
+                *(str(connection.fileno()), self._loader, str(_log.getEffectiveLevel())),
+            ],
             pass_fds=[connection.fileno()],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
@@ -218,10 +224,8 @@ class ThreadWorker:
         while (asked := self._tasks.get()) is not None:
             future, task = asked
             value = task()
-            try:
+            with suppress(RuntimeError):  # The loop is closed: nobody waits.
                 self._loop.call_soon_threadsafe(_set_result, future, value)
-            except RuntimeError:
-                return  # The loop is closed: nobody waits.
 
 
 def _set_result(future: asyncio.Future[Any], value: Any) -> None:

@@ -17,7 +17,7 @@ from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, EncodedItem
 from rm_server.engine.frames import frame, read_frames
 from rm_server.engine.host import Computed, Host, LoadOrder, LoadReport
-from rm_server.engine.worker_process import serve
+from rm_server.engine.worker_process import Link, serve
 from rm_server.errors import InternalError, VersionNotLoaded, WeightsMismatch
 
 KEY = ("m", 1)
@@ -30,7 +30,7 @@ class Connection:
         self.ours, theirs = socket.socketpair()
         self.ours.settimeout(60)
         self._answers = read_frames(self.ours)
-        self.thread = Thread(target=serve, args=(theirs, Host("fake_versions:load_backend")))
+        self.thread = Thread(target=serve, args=(Link(theirs), Host("fake_versions:load_backend")))
         self.thread.start()
         self._theirs = theirs
 

@@ -120,6 +120,15 @@ async def test_while_no_worker_can_be_started_work_is_refused(tmp_path: Path, mo
         assert await outcomes(engine.submit(KEY, items([2]))) == [1.0]
 
 
+async def test_the_server_writes_the_log_of_its_workers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with running_engine(workers=1) as engine:
+        await load(engine, tmp_path)
+        await outcomes(engine.submit(KEY, items([fake.BAD])))
+        (record,) = [record for record in caplog.records if record.name == "rm_server.engine.host"]
+        assert record.getMessage().startswith("Scoring with m@1 failed.\nTraceback")
+        assert record.worker == engine.worker_pids[0]
+
+
 async def test_a_start_without_workers_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(WorkerFailed, match="ended with status 1"):
