@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch
 from rm_server.backends.loading import infer_manifest, load_backend, load_encoder
 from rm_server.config import EngineSettings, ServeSettings
-from rm_server.registry.manifest import GoldenExample, write_manifest
+from rm_server.registry.manifest import GoldenExample, Manifest, write_manifest
 
 GOLDEN_TEXTS = (("Tell me a story.", "Once upon a time."), ("Hi", "Hello there, how are you?"), ("1 + 1", "2"))
 LOCAL_ONLY = (("grpc.enable_http_proxy", 0),)
@@ -181,3 +182,11 @@ class Gate:
             self.batch_sizes.append(batch.num_items)
             self._entered.release()
             assert self._is_open.wait(60)
+
+
+def make_rules_version(folder: Path, *rules: Mapping[str, Any]) -> Path:
+    """A version's folder of rules."""
+    folder.mkdir(parents=True)
+    (folder / "rules.json").write_text(json.dumps({"rules": list(rules)}))
+    write_manifest(folder, Manifest(kind="rules", transform="rule"))
+    return folder

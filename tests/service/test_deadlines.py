@@ -113,6 +113,18 @@ def test_a_stream_is_read_no_further_than_it_is_answered(tmp_path: Path, version
         assert sorted(int(answer.id) for answer in stream) == list(range(20))
 
 
+def test_an_id_that_is_under_way_on_the_stream_is_refused(server: RunningServer, gate: Gate) -> None:
+    gate.close()
+    requests = [
+        scoring_pb2.ScoreStreamRequest(id="twice", request=score_request("helpfulness@1", text)) for text in "ab"
+    ]
+    stream = server.scoring.ScoreStream(iter(requests), timeout=60)
+    refused = next(stream)
+    assert (refused.id, refused.error.reason) == ("twice", errors_pb2.ERROR_REASON_INVALID_ARGUMENT)
+    gate.open()
+    assert next(stream).response.results[0].HasField("score")
+
+
 def test_an_http_caller_that_hangs_up_is_not_computed_for(server: RunningServer, gate: Gate) -> None:
     first = occupy(server, gate)
     caller = http.client.HTTPConnection(server.app.http_address)

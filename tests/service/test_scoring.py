@@ -166,15 +166,6 @@ def test_garbage_on_a_stream_ends_it_after_those_under_way(server: RunningServer
     assert (status, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_MALFORMED_REQUEST)
 
 
-def test_an_id_that_is_under_way_is_refused(server: RunningServer) -> None:
-    big = score_request("helpfulness@1", *(f"completion number {number}" for number in range(500)))
-    stream = Stream(server)
-    stream.send("twice", big)
-    stream.send("twice", score_request("helpfulness@1", "a"))
-    outcomes = sorted(answer.WhichOneof("outcome") for answer in stream.close())
-    assert outcomes == ["error", "response"]
-
-
 def test_a_stream_that_is_dropped_leaves_the_server_well(server: RunningServer) -> None:
     stream = Stream(server)
     for number in range(20):
