@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from rm_server.backends.json_file import first_line, read_json
 from rm_server.errors import ArtifactUnreadable, OutOfMemory, UnsupportedArtifact, WeightsMismatch
 
 # transformers carries no types; these names say which of its objects is meant.
@@ -164,24 +164,6 @@ def position_limit(config: Config, backbone: torch.nn.Module) -> int | None:
     if not isinstance(limit, int) or limit <= 0:
         return None
     return limit - position_offset(backbone)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ArtifactUnreadable."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactUnreadable(f"{path.parent} has no {path.name}.") from None
-    except (OSError, ValueError) as error:
-        raise ArtifactUnreadable(f"{path} cannot be read: {first_line(error)}") from error
-    if not isinstance(content, dict):
-        raise ArtifactUnreadable(f"{path} is not a JSON object.")
-    return content
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without the advice that libraries add in further lines."""
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__
 
 
 def _refuse_mismatches(folder: Path, architecture: str, info: dict[str, Any]) -> None:

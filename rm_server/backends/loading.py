@@ -1,18 +1,22 @@
-"""A version's folder becomes its encoder and its backend, by the manifest's kind."""
+"""A version's folder becomes its encoder and its backend, by the manifest's kind.
+
+torch and transformers are imported when a version needs them: rules are served without.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rm_server.backends.checkpoint import empty_model, position_limit, read_config, read_tokenizer
 from rm_server.backends.interface import Backend, ComputeSettings, Encoder
 from rm_server.backends.plain_folder import infer_manifest
 from rm_server.backends.rules import read_rules
 from rm_server.backends.rules_backend import RulesBackend, RulesEncoder
-from rm_server.backends.tokenization import TextEncoder
-from rm_server.backends.torch_backend import load_torch_backend
 from rm_server.errors import UnsupportedArtifact
 from rm_server.registry.manifest import Manifest
+
+if TYPE_CHECKING:
+    from rm_server.backends.tokenization import TextEncoder
 
 __all__ = ["infer_manifest", "load_backend", "load_encoder", "load_text_encoder"]
 
@@ -29,6 +33,9 @@ def load_text_encoder(folder: Path, manifest: Manifest) -> TextEncoder:
 
     A manifest that sets no ``max_tokens`` gets the architecture's limit.
     """
+    from rm_server.backends.checkpoint import empty_model, position_limit, read_config, read_tokenizer
+    from rm_server.backends.tokenization import TextEncoder
+
     config = read_config(folder)
     tokenizer = read_tokenizer(folder)
     if manifest.append_eos and tokenizer.eos_token_id is None:
@@ -57,5 +64,7 @@ def load_backend(folder: Path, manifest: Manifest, settings: ComputeSettings) ->
     if manifest.kind == "rules":
         return RulesBackend(read_rules(folder), manifest)
     if manifest.kind == "sequence_classification":
+        from rm_server.backends.torch_backend import load_torch_backend
+
         return load_torch_backend(folder, manifest, settings)
     raise UnsupportedArtifact(f"This server cannot compute versions of the kind {manifest.kind!r}.")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from rm_server.backends.checkpoint import Config, Tokenizer, empty_model, position_limit, read_config, read_tokenizer
-from rm_server.backends.pooling import scores_last_token
 from rm_server.errors import UnsupportedArtifact
 from rm_server.registry.manifest import CHAT_TEMPLATE, Manifest, TruncationRule
 
@@ -33,6 +32,10 @@ def infer_manifest(
 
     Raises ArtifactUnreadable or UnsupportedArtifact.
     """
+    # Imported here, so that `loading` can name this function without importing torch.
+    from rm_server.backends.checkpoint import empty_model, position_limit, read_config, read_tokenizer
+    from rm_server.backends.pooling import scores_last_token
+
     config = read_config(folder)
     tokenizer = read_tokenizer(folder)
     model = empty_model(config)
@@ -59,7 +62,7 @@ def infer_manifest(
     )
 
 
-def _eos_is_read(config: Config, tokenizer: Tokenizer) -> bool:
+def _eos_is_read(config: Any, tokenizer: Any) -> bool:
     """Whether an EOS should follow the text: there is one, it is not added anyway, and it is no padding."""
     eos_id = tokenizer.eos_token_id
     if eos_id is None or eos_id == config.get_text_config().pad_token_id:
@@ -67,7 +70,7 @@ def _eos_is_read(config: Config, tokenizer: Tokenizer) -> bool:
     return bool(tokenizer.backend_tokenizer.encode("a").ids[-1] != eos_id)
 
 
-def _label_index(folder: Path, config: Config, label: int | str | None) -> int:
+def _label_index(folder: Path, config: Any, label: int | str | None) -> int:
     names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
     labels = ", ".join(f"{index} {names.get(index, '')}".strip() for index in range(config.num_labels))
     if label is None:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from rm_server.backends.checkpoint import read_json
 from rm_server.backends.items import Int32Array
+from rm_server.backends.json_file import read_json
 from rm_server.backends.rule_kinds import RULE_KINDS, Looks, RuleKind
 from rm_server.errors import UnsupportedArtifact
 

@@ -7,9 +7,9 @@ from typing import cast
 
 import numpy as np
 
+from rm_server.backends.content_checks import check_unicode, checked_ids
 from rm_server.backends.items import Batch, ChatMessage, Content, EncodedItem, Float64Array
 from rm_server.backends.rules import RuleList
-from rm_server.backends.tokenization import check_unicode, checked_ids
 from rm_server.backends.truncation import BoolArray, kept_tokens
 from rm_server.errors import EmptyItem, UnsupportedContent
 from rm_server.registry.manifest import Manifest, TruncationRule

@@ -16,10 +16,11 @@ from typing import Any, TypeAlias, cast
 import jinja2
 import numpy as np
 
-from rm_server.backends.checkpoint import Tokenizer, first_line
+from rm_server.backends.content_checks import check_unicode, checked_ids
 from rm_server.backends.items import ChatMessage, Content, EncodedItem, Int32Array
+from rm_server.backends.json_file import first_line
 from rm_server.backends.truncation import BoolArray, kept_tokens
-from rm_server.errors import EmptyItem, InvalidTokenIds, UnsupportedContent
+from rm_server.errors import EmptyItem, UnsupportedContent
 from rm_server.registry.manifest import CHAT_TEMPLATE, PAIR_TEMPLATE, Manifest, TruncationRule
 
 Span: TypeAlias = tuple[int, int]
@@ -38,11 +39,11 @@ class _Joined:
 class TextEncoder:
     """The encoder of versions that have a tokenizer.
 
-    ``vocabulary_size``: rows of the model's embedding. ``max_tokens`` 0: no limit.
+    ``tokenizer``: a fast one of transformers. ``vocabulary_size``: rows of the embedding. ``max_tokens`` 0: no limit.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, manifest: Manifest, *, vocabulary_size: int, max_tokens: int, uses_type_ids: bool
+        self, tokenizer: Any, manifest: Manifest, *, vocabulary_size: int, max_tokens: int, uses_type_ids: bool
     ) -> None:
         self.tokenizer = tokenizer
         self.manifest = manifest
@@ -197,33 +198,6 @@ class TextEncoder:
             completion_start=int(kept[:completion_start].sum()),
             type_ids=type_ids if type_ids is not None and type_ids.any() else None,
         )
-
-
-def checked_ids(ids: tuple[int, ...], vocabulary_size: int) -> Int32Array:
-    """The ids as an array, shape (num_tokens,). Raises InvalidTokenIds for ids outside of the vocabulary."""
-    try:
-        array = np.array(ids, np.int64)
-    except (OverflowError, TypeError, ValueError) as error:
-        raise InvalidTokenIds(
-            f"Token ids are whole numbers from 0 to {vocabulary_size - 1}: {first_line(error)}"
-        ) from None
-    wrong = np.flatnonzero((array < 0) | (array >= vocabulary_size))
-    if len(wrong):
-        raise InvalidTokenIds(
-            f"Token id {array[wrong[0]]} at position {wrong[0]} is outside of the vocabulary (0 to "
-            f"{vocabulary_size - 1}); encode with this version's own tokenizer."
-        )
-    return array.astype(np.int32)
-
-
-def check_unicode(text: str) -> None:
-    """Raises UnsupportedContent for text that UTF-8 cannot hold (a lone surrogate)."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UnsupportedContent(
-            f"The text is not valid Unicode: {first_line(error)}. Send text that can be written as UTF-8."
-        ) from None
 
 
 def _common_length(left: str, right: str) -> int:

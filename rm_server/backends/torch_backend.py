@@ -9,10 +9,11 @@ from typing import cast
 import numpy as np
 import torch
 
-from rm_server.backends.checkpoint import Model, first_line, load_model, position_offset, read_config
+from rm_server.backends.checkpoint import Model, load_model, position_offset, read_config
 from rm_server.backends.forward import Forward, OneByOneForward, take
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, Float64Array
+from rm_server.backends.json_file import first_line
 from rm_server.backends.linear import PrepackedLinear, prepack, unpack
 from rm_server.backends.self_check import check_batch, choose_forward
 from rm_server.errors import OutOfMemory, UnsupportedArtifact, WeightsMismatch

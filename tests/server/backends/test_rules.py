@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +190,16 @@ def test_lists_that_make_no_sense(tmp_path: Path) -> None:
 def test_the_kind_decides_who_loads(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedArtifact, match="'composite'"):
         load_backend(write(tmp_path, EVEN), Manifest(kind="composite"), ComputeSettings())
+
+
+def test_rules_are_served_without_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from rm_server.backends.loading import ComputeSettings, load_backend, load_encoder\n"
+        "from rm_server.registry.manifest import Manifest\n"
+        f"folder, manifest = Path({str(write(tmp_path, EVEN))!r}), Manifest(kind='rules')\n"
+        "load_encoder(folder, manifest), load_backend(folder, manifest, ComputeSettings())\n"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
