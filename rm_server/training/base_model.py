@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from transformers import AutoModelForSequenceClassification, set_seed
 
-from rm_server.backends.checkpoint import check_weight_files, first_line, read_config, read_tokenizer
+from rm_server.backends.checkpoint import check_weight_files, read_config, read_tokenizer
+from rm_server.backends.json_file import first_line
 from rm_server.errors import ArtifactUnreadable, UnsupportedArtifact, WeightsMismatch
 
 # transformers carries no types; these names say which of its objects is meant.
@@ -20,9 +21,9 @@ _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
 def find_base(name: str) -> Path:
-    """The folder of a base model: the path itself, or the Hugging Face hub's model of that name, downloaded.
+    """The folder of a base model: the path itself, or the Hugging Face hub's model (org/name, hf://org/name@revision).
 
-    Only data is fetched (safetensors, JSON, tokenizer files). Raises ArtifactUnreadable.
+    Only data is fetched (safetensors, JSON, tokenizer files), into the hub's cache. Raises ArtifactUnreadable.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -30,8 +31,9 @@ def find_base(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    repo, _, revision = name.removeprefix("hf://").partition("@")
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(_HUB_FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise ArtifactUnreadable(
             f"The base model {name!r} is no folder, and the Hugging Face hub does not give it: {first_line(error)}"

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from rm_server.training.assessment import Report
     from rm_server.training.preferences import Preference
 
-EVALUATION_FILE = "evaluation.json"
 EVALUATION_PAGE = "evaluation.html"
 
 _TRAIN_HELP = """\
@@ -150,6 +149,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     """Trains, evaluates on the held-out pairs, and says what came of it."""
     import torch
 
+    from rm_server.training.registration import EVALUATION_FILE
     from rm_server.training.settings import TrainSettings
     from rm_server.training.trainer import train
 

@@ -19,8 +19,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from trl import RewardConfig
 
-from rm_server.backends.loading import load_encoder
-from rm_server.backends.plain_folder import infer_manifest
+from rm_server.backends.loading import infer_manifest, load_encoder
 from rm_server.errors import NonFiniteScore
 from rm_server.registry.digest import hash_file
 from rm_server.registry.manifest import Manifest, write_manifest
