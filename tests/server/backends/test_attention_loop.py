@@ -1,0 +1,81 @@
+"""Attention per item against one plain softmax over everything with a mask, written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from rm_server.backends.attention_loop import attend
+from rm_server.backends.layout import FlatLayout, SharedPrefix, lay_out
+
+
+def by_one_mask(
+    layout: FlatLayout, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, window: int | None
+) -> torch.Tensor:
+    """The definition: softmax over all tokens, with every one masked that the layout does not let be seen."""
+    num_tokens = query.shape[2]
+    visible = torch.zeros(num_tokens, num_tokens, dtype=torch.bool)
+    for start, end in layout.segments:
+        visible[start:end, start:end] = True
+    position = torch.arange(num_tokens)
+    distance = position[None, :] - position[:, None]
+    if causal:
+        visible &= distance <= 0
+    if window is not None:
+        visible &= distance.abs() < window
+    for shared in layout.shared:
+        visible[slice(*shared.queries), slice(*shared.keys)] = True
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    weights = (query @ key.transpose(2, 3)) * 0.3
+    return (weights.masked_fill(~visible, float("-inf")).softmax(-1) @ value).transpose(1, 2)
+
+
+def states(num_tokens: int, num_heads: int = 4, num_key_heads: int = 2) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(
+        torch.randn(1, num_tokens, heads, 8, generator=generator, dtype=torch.float32).transpose(1, 2)
+        for heads in (num_heads, num_key_heads, num_key_heads)
+    )
+
+
+@pytest.mark.parametrize("window", [None, 1, 5, 40, 1000])
+@pytest.mark.parametrize("causal", [True, False])
+def test_each_item_sees_itself_alone(causal: bool, window: int | None) -> None:
+    lengths = np.array([1, 16, 3, 150, 31, 257, 500, 15], np.int32)
+    layout = lay_out(np.zeros(lengths.sum(), np.int32), lengths)
+    query, key, value = states(int(lengths.sum()))
+    expected = by_one_mask(layout, query, key, value, causal, window)
+    came = attend(layout, {}, query, key, value, causal, window, 0.3)
+    torch.testing.assert_close(came, expected, atol=2e-6, rtol=0)
+
+
+def test_what_follows_a_prefix_sees_it() -> None:
+    lengths = np.array([9, 40, 33, 64, 7], np.int32)
+    layout = lay_out(np.zeros(lengths.sum(), np.int32), lengths, None, [SharedPrefix(1, 3, 29)])
+    query, key, value = states(layout.num_tokens)
+    expected = by_one_mask(layout, query, key, value, True, None)
+    came = attend(layout, {}, query, key, value, True, None, 0.3)
+    torch.testing.assert_close(came, expected, atol=2e-6, rtol=0)
+
+
+def test_a_neighbour_s_keys_have_no_weight_at_all() -> None:
+    lengths = np.array([5, 20], np.int32)
+    layout = lay_out(np.zeros(25, np.int32), lengths)
+    query, key, value = states(25)
+    before = attend(layout, {}, query, key, value, False, None, 0.3)[:, :5]
+    key[:, :, 5:], value[:, :, 5:] = 1e4, 1e30
+    assert torch.equal(attend(layout, {}, query, key, value, False, None, 0.3)[:, :5], before)
+
+
+def test_the_layers_of_a_forward_share_their_masks() -> None:
+    lengths = np.array([300, 10], np.int32)
+    layout = lay_out(np.zeros(310, np.int32), lengths)
+    query, key, value = states(310)
+    memo: dict[object, torch.Tensor] = {}
+    first = attend(layout, memo, query, key, value, True, 30, 0.3)
+    masks = dict(memo)
+    assert masks
+    assert torch.equal(attend(layout, memo, query, key, value, True, 30, 0.3), first)
+    assert all(memo[name] is mask for name, mask in masks.items())

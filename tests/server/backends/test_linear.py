@@ -1,0 +1,76 @@
+"""Prepacked layers give torch's products, and a layer whose probe fails stays as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from rm_server.backends import linear
+from rm_server.backends.linear import PrepackedLinear, prepack, unpack
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
+
+
+def make_layers() -> torch.nn.Module:
+    torch.manual_seed(0)
+    layers = torch.nn.ModuleDict(
+        {
+            "plain": torch.nn.Linear(24, 40),
+            "no_bias": torch.nn.Linear(24, 40, bias=False),
+            "gpt2": Conv1D(40, 24),
+            "inner": torch.nn.Sequential(torch.nn.Linear(24, 40)),
+            "norm": torch.nn.LayerNorm(24),
+        }
+    )
+    torch.nn.init.normal_(layers["gpt2"].bias)  # type: ignore[arg-type]
+    return layers.requires_grad_(False)
+
+
+@needs_onednn
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_products_are_torch_s(dtype: torch.dtype, tolerance: float) -> None:
+    layers, packed = make_layers().to(dtype), make_layers().to(dtype)
+    assert len(prepack(packed)) == 4
+    for name in ("plain", "no_bias", "gpt2", "inner"):
+        for rows in (1, 5, 300):
+            x = torch.randn(1, rows, 24).to(dtype)
+            expected = layers[name](x)
+            came = packed[name](x)
+            assert came.shape == expected.shape
+            torch.testing.assert_close(came, expected, atol=tolerance, rtol=tolerance)
+
+
+@needs_onednn
+def test_layers_can_be_put_back() -> None:
+    layers = make_layers()
+    names = {name: type(module) for name, module in layers.named_modules()}
+    swapped = prepack(layers)
+    assert isinstance(layers["plain"], PrepackedLinear)
+    unpack(swapped)
+    assert {name: type(module) for name, module in layers.named_modules()} == names
+
+
+def test_half_precision_and_subclasses_stay() -> None:
+    class Doubled(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    assert prepack(torch.nn.Sequential(torch.nn.Linear(8, 8).to(torch.float16))) == []
+    assert prepack(torch.nn.Sequential(Doubled(8, 8))) == []
+
+
+def test_a_product_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = PrepackedLinear.forward
+    monkeypatch.setattr(PrepackedLinear, "forward", lambda self, x: forward(self, x) * 1.001)
+    assert prepack(make_layers()) == []
+
+
+def test_an_operator_that_is_not_there_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any) -> None:
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(linear.PrepackedLinear, "__init__", missing)
+    assert prepack(make_layers()) == []
