@@ -17,6 +17,7 @@ COMMANDS = (
     "ppo_client.ppo.sft",
     "ppo_client.ppo.train_command",
     "ppo_client.ppo.sample_command",
+    "ppo_client.ppo.report",
     "ppo_client.client.score_command",
 )
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-
 # Characters that `str.splitlines` takes for line ends, and JSON does not.
 _ESCAPED = {ord(separator): f"\\u{ord(separator):04x}" for separator in "\x85\u2028\u2029"}
 

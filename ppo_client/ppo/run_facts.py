@@ -1,0 +1,137 @@
+"""What a run's logs say in numbers, and the signs that a policy games its reward instead of getting better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+Row = Mapping[str, Any]
+
+# Shares that are compared: the first and the last tenth of a run.
+_ENDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """`…_first` and `…_last` are means over the first and the last tenth of the steps, at least one."""
+
+    num_steps: int
+    episodes: int
+    score_first: float
+    score_last: float
+    score_std_first: float
+    """Mean of the steps' standard deviations over episodes: a rise is large or small against this"""
+    kl_last: float
+    entropy_first: float
+    entropy_last: float
+    response_tokens_first: float
+    response_tokens_last: float
+    eos_rate_last: float
+    versions: list[str]
+    """In the order they scored"""
+    switch_steps: list[int]
+    """Steps in which another version answered first"""
+    seconds: float
+    reward_wait_share: float
+    """Of the wall time of the steps"""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """Something to be sceptical of."""
+
+    name: str
+    first: float | None
+    last: float | None
+    meaning: str
+
+
+def run_facts(rows: Sequence[Row]) -> RunFacts:
+    """`rows`: of metrics.jsonl, at least one."""
+    size = max(1, round(len(rows) * _ENDS))
+    first, last = rows[:size], rows[-size:]
+    seconds = sum(row["step_s"] for row in rows)
+    return RunFacts(
+        num_steps=len(rows),
+        episodes=rows[-1]["episodes"],
+        score_first=_mean(first, "score_mean"),
+        score_last=_mean(last, "score_mean"),
+        score_std_first=_mean(first, "score_std"),
+        kl_last=_mean(last, "kl"),
+        entropy_first=_mean(first, "entropy"),
+        entropy_last=_mean(last, "entropy"),
+        response_tokens_first=_mean(first, "response_tokens_mean"),
+        response_tokens_last=_mean(last, "response_tokens_mean"),
+        eos_rate_last=_mean(last, "eos_rate"),
+        versions=list(dict.fromkeys(f"{row['reward_model']}@{row['reward_version']}" for row in rows)),
+        switch_steps=[row["step"] for row in rows if row.get("events")],
+        seconds=seconds,
+        reward_wait_share=sum(row["reward_wait_s"] for row in rows) / seconds if seconds else 0.0,
+    )
+
+
+def signs(samples: Sequence[Row]) -> list[Sign]:
+    """`samples`: of samples.jsonl; its earlier and its later half are compared."""
+    half = len(samples) // 2
+    first, last = samples[:half], samples[len(samples) - half :]
+
+    def sign(name: str, measure: Callable[[Sequence[Row]], float | None], meaning: str) -> Sign:
+        return Sign(name, measure(first), measure(last), meaning)
+
+    return [
+        sign(
+            "score and length go together (correlation)",
+            _length_correlation,
+            "near 1: the reward may be paid for length",
+        ),
+        sign(
+            "distinct word pairs (share of all)",
+            lambda rows: distinct_share([row["completion"] for row in rows], 2),
+            "falling: the texts grow alike",
+        ),
+        sign(
+            "repeated word triples within a text (share)",
+            lambda rows: repeated_share([row["completion"] for row in rows], 3),
+            "rising: the texts go in circles",
+        ),
+    ]
+
+
+def distinct_share(texts: Sequence[str], n: int) -> float | None:
+    """Different n-grams of words over all of them; None where there is no n-gram."""
+    grams = [gram for text in texts for gram in _grams(text, n)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def repeated_share(texts: Sequence[str], n: int) -> float | None:
+    """The share of n-grams of words that occurred before in the same text; None where there is no n-gram."""
+    counts = [(len(grams), len(set(grams))) for text in texts if (grams := _grams(text, n))]
+    num_grams = sum(count for count, _ in counts)
+    return 1 - sum(distinct for _, distinct in counts) / num_grams if num_grams else None
+
+
+def _grams(text: str, n: int) -> list[tuple[str, ...]]:
+    words = text.split()
+    return list(zip(*(words[i:] for i in range(n)), strict=False))
+
+
+def _length_correlation(rows: Sequence[Row]) -> float | None:
+    return _correlation([len(row["completion"].split()) for row in rows], [row["score"] for row in rows])
+
+
+def _mean(rows: Sequence[Row], name: str) -> float:
+    return fmean(row[name] for row in rows)
+
+
+def _correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Pearson's; None where one of them does not vary."""
+    if len(one) < 3 or len(set(one)) == 1 or len(set(other)) == 1:
+        return None
+    mean_one, mean_other = fmean(one), fmean(other)
+    products = sum((a - mean_one) * (b - mean_other) for a, b in zip(one, other, strict=True))
+    return products / ((len(one) - 1) * stdev(one) * stdev(other))
