@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from rm_server.errors import Draining, InternalError, RmError
 from rm_server.metrics import OK, Metrics, VersionKey
@@ -52,6 +53,8 @@ class Calls:
         self._idle.set()
         self._is_open = False
         self._is_draining = False
+        self.open_time: datetime | None = None
+        """When work was first let in, in UTC."""
         self._streams: set[asyncio.Timeout] = set()
         self._are_streams_over = False
 
@@ -105,6 +108,7 @@ class Calls:
     def open(self) -> None:
         """Lets work in from now on."""
         self._is_open = True
+        self.open_time = datetime.now(UTC)
 
     def drain(self) -> None:
         """Refuses work from now on."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from datetime import UTC, datetime
 from importlib.metadata import version as package_version
 from pathlib import Path
 
@@ -39,7 +38,6 @@ class ModelService:
         self._catalog = catalog
         self._engine = engine
         self._calls = calls
-        self._start_time = timestamp(datetime.now(UTC))
 
     async def RegisterVersion(
         self, request: models_pb2.RegisterVersionRequest, call: Call
@@ -124,11 +122,11 @@ class ModelService:
         self, request: models_pb2.GetServerStatusRequest, call: Call
     ) -> models_pb2.GetServerStatusResponse:
         """How the server is."""
-        settings, queue = self._engine.settings, self._engine.queue_stats
+        settings, queue, start = self._engine.settings, self._engine.queue_stats, self._calls.open_time
         return models_pb2.GetServerStatusResponse(
             server_version=package_version("rm-service"),
             device=settings.device,
-            start_time=self._start_time,
+            start_time=timestamp(start) if start is not None else None,
             workers=settings.workers,
             threads_per_worker=self._engine.threads_per_worker,
             queued_items=queue.items,
