@@ -80,6 +80,9 @@ class RewardConfig:
     """What is sent: decoded text without special tokens, or the ids as they were sampled (EOS included)."""
     prompt_template: str = "{prompt}"
     """The reward model's view of a text prompt; `{prompt}` stands for it."""
+    calibrated: bool = False
+    """Asks for scores on the model's common scale, so that another version's are comparable; every version needs a
+    calibration. False: raw scores."""
     on_version_change: Literal["auto", "stop", "follow"] = "auto"
     """When another version answers. `auto`: follow for `name@label`, stop for the others."""
     timeout_s: float = 60.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -29,24 +28,15 @@ def kl_per_token(log_probs: Tensor, reference_log_probs: Tensor, estimator: str)
     raise ValueError(f"no KL estimator {estimator!r}; there are k1, k2 and k3")
 
 
-@dataclass(slots=True)
-class KLController:
-    """β, and how it moves after each step."""
+def next_coefficient(config: KLConfig, coefficient: float, episode_kl: float, num_episodes: int) -> float:
+    """β for the step after.
 
-    config: KLConfig
-    coefficient: float
-
-    def update(self, episode_kl: float, num_episodes: int) -> None:
-        """`episode_kl`: the mean over the step's episodes of the KL summed over tokens, in nats."""
-        if self.config.controller == "adaptive":
-            self.coefficient = adapted(
-                self.coefficient, episode_kl, num_episodes, target=self.config.target, horizon=self.config.horizon
-            )
-
-
-def adapted(coefficient: float, episode_kl: float, num_episodes: int, *, target: float, horizon: float) -> float:
-    """β · (1 + clip(KL / target − 1, ±0.2) · n / horizon). Source: Ziegler et al. 2019, section 2.2."""
+    `episode_kl`: the mean over the step's episodes of the KL summed over tokens, in nats; `num_episodes`: of the step.
+    Adaptive: β · (1 + clip(KL / target − 1, ±0.2) · n / horizon). Source: Ziegler et al. 2019, section 2.2.
+    """
+    if config.controller == "fixed":
+        return coefficient
     if not math.isfinite(episode_kl):
         raise ValueError(f"the KL is {episode_kl}; β cannot be adapted by it")
-    error = max(-_MAX_RELATIVE_ERROR, min(_MAX_RELATIVE_ERROR, episode_kl / target - 1))
-    return coefficient * (1 + error * num_episodes / horizon)
+    error = max(-_MAX_RELATIVE_ERROR, min(_MAX_RELATIVE_ERROR, episode_kl / config.target - 1))
+    return coefficient * (1 + error * num_episodes / config.horizon)

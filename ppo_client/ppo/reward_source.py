@@ -18,7 +18,9 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 class RewardSource(Protocol):
     """What the trainer needs of a reward service; `ppo_client.RewardClient` is one."""
 
-    def submit(self, model: str, *, prompts: Sequence[Content], completions: Sequence[Content]) -> Future[Scores]:
+    def submit(
+        self, model: str, *, prompts: Sequence[Content], completions: Sequence[Content], calibrated: bool = False
+    ) -> Future[Scores]:
         """Starts scoring and returns at once; the result has one score per completion, in order."""
         ...
 
@@ -30,6 +32,7 @@ class RewardDesk:
     source: RewardSource
     model: str
     patience_s: float
+    calibrated: bool = False
     away_errors: tuple[type[BaseException], ...] = ()
     """Errors of the source that mean "not now": worth asking again"""
     report: Callable[[str], None] = print
@@ -57,7 +60,8 @@ class PendingScores:
         give_up_at = desk.clock() + desk.patience_s
         while True:
             try:
-                return checked(self._future.result(), num_expected=len(self._completions))
+                scores = self._future.result()
+                return checked(scores, num_expected=len(self._completions), calibrated=desk.calibrated)
             except desk.away_errors as error:
                 left_s = give_up_at - desk.clock()
                 if left_s <= 0:
@@ -74,12 +78,19 @@ class PendingScores:
         self._future.cancel()
 
     def _submit(self) -> Future[Scores]:
-        return self._desk.source.submit(self._desk.model, prompts=self._prompts, completions=self._completions)
+        desk = self._desk
+        return desk.source.submit(
+            desk.model, prompts=self._prompts, completions=self._completions, calibrated=desk.calibrated
+        )
 
 
-def checked(scores: Scores, *, num_expected: int) -> Scores:
-    """The same scores, if there is one finite number for each completion."""
+def checked(scores: Scores, *, num_expected: int, calibrated: bool = False) -> Scores:
+    """The same scores, if there is one finite number for each completion, on the scale that was asked for."""
     named = f"{scores.model}@{scores.version}"
+    if calibrated != (scores.calibration is not None):
+        raise InvalidScores(
+            f"{named} answered {'raw' if calibrated else 'calibrated'} scores, and reward.calibrated is {calibrated}"
+        )
     if len(scores.values) != num_expected:
         raise InvalidScores(f"{named} answered {len(scores.values)} scores for {num_expected} completions")
     for row, value in enumerate(scores.values):

@@ -214,6 +214,7 @@ def _assemble(
         source=rewards,
         model=config.reward.model,
         patience_s=config.reward.patience_s,
+        calibrated=config.reward.calibrated,
         away_errors=AWAY_ERRORS,
         report=tracker.say,
     )

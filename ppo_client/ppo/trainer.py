@@ -11,7 +11,7 @@ from ppo_client.ppo.advantages import gae, whiten
 from ppo_client.ppo.checkpoint import RunState
 from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.distributed import gather_rollout, is_true_anywhere, own_rows, raise_together
-from ppo_client.ppo.kl import KLController, kl_per_token
+from ppo_client.ppo.kl import kl_per_token, next_coefficient
 from ppo_client.ppo.metrics import metrics_row, sample_rows
 from ppo_client.ppo.normalize import ScoreNormalizer
 from ppo_client.ppo.reward_source import RewardSource
@@ -62,6 +62,8 @@ class PPOTrainer:
                 self._fit_normalizer()
             while run.state.step < train.num_steps:
                 self.train_step()
+
+                # 7. Save.
                 is_due = train.checkpoint_every_steps and run.state.step % train.checkpoint_every_steps == 0
                 stops = is_true_anywhere(self._stop_is_wanted)
                 if is_due or stops or run.state.step == train.num_steps:
@@ -76,17 +78,16 @@ class PPOTrainer:
     def train_step(self) -> None:
         """One batch of episodes, and what is learnt from it."""
         run, config = self.run, self.run.config
-        step, started = run.state.step + 1, time.perf_counter()
+        step, started, kl_coefficient = run.state.step + 1, time.perf_counter(), run.state.kl_coefficient
 
         # 1. Roll out; scores are asked for meanwhile.
         rollout, found = self._roll_out(Purpose.SAMPLING, step, config.ppo.batch_size)
         mask = rollout.sequences.response_mask
 
         # 2. Rewards: minus the KL penalty at each token, plus the score at the last.
-        controller = KLController(config.kl, run.state.kl_coefficient)
         kl = kl_per_token(rollout.log_probs, rollout.reference_log_probs, config.kl.estimator)
         scores = shaped_scores(rollout.scores, rollout.has_eos, run.state.normalizer, config.reward)
-        rewards = token_rewards(scores, kl, mask, controller.coefficient)
+        rewards = token_rewards(scores, kl, mask, kl_coefficient)
         if config.ppo.whiten_rewards:
             rewards = whiten(rewards, mask, keep_mean=True)
 
@@ -106,20 +107,19 @@ class PPOTrainer:
 
         # 5. Adjust the KL coefficient.
         episode_kl = float((rollout.log_probs - rollout.reference_log_probs).sum(1).mean())
-        used_coefficient = controller.coefficient
-        controller.update(episode_kl, config.ppo.batch_size)
+        num_episodes = config.ppo.batch_size
         run.state = replace(
             run.state,
             step=step,
-            episodes=run.state.episodes + config.ppo.batch_size,
-            kl_coefficient=controller.coefficient,
+            episodes=run.state.episodes + num_episodes,
+            kl_coefficient=next_coefficient(config.kl, kl_coefficient, episode_kl, num_episodes),
         )
 
         # 6. Log.
         if found:
             run.tracker.say(f"step {step}: " + "; ".join(map(str, found)))
         row = metrics_row(
-            run.state, rollout, update, returns, kl=episode_kl, kl_coefficient=used_coefficient, changes=found
+            run.state, rollout, update, returns, kl=episode_kl, kl_coefficient=kl_coefficient, changes=found
         )
         run.tracker.step(row | {"update_s": update_s, "step_s": time.perf_counter() - started})
         every = config.train.samples_every_steps

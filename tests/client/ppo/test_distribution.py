@@ -52,7 +52,18 @@ def test_draw_gives_each_token_its_share() -> None:
     assert torch.allclose(shares, probabilities, atol=0.006)
 
 
-def test_a_rare_token_of_a_large_vocabulary_can_be_drawn() -> None:
-    logits = torch.zeros(1, 200_000)
-    numbers = torch.tensor([123_456.5 / 200_000], dtype=torch.float64)
-    assert draw(logits.log_softmax(-1), numbers).tolist() == [123_456]
+def test_what_is_impossible_is_never_drawn() -> None:
+    log_probs = torch.tensor([[0.0, 0.5, 0.5, 0.0]]).log()
+    numbers = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
+    assert draw(log_probs.expand(3, 4), numbers).tolist() == [1, 2, 2]
+
+
+def test_rare_tokens_of_a_large_vocabulary_are_drawn() -> None:
+    """In fp32 the sum stays at 1 after the first token, and the thousand others would never occur."""
+    logits = torch.full((1, 1001), -20.0)
+    logits[0, 0] = 0.0
+    log_probs = logits.log_softmax(-1)
+    rest = 1 - float(log_probs[0, 0].double().exp())
+    numbers = torch.tensor([1 - rest * share for share in (0.9, 0.5, 0.1)], dtype=torch.float64)
+    drawn = draw(log_probs.expand(3, 1001), numbers).tolist()
+    assert drawn == pytest.approx([100, 500, 900], abs=100)

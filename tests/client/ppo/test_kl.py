@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ppo_client.ppo.config import KLConfig
-from ppo_client.ppo.kl import KLController, adapted, kl_per_token
+from ppo_client.ppo.kl import kl_per_token, next_coefficient
 
 
 @pytest.mark.parametrize(
@@ -66,18 +66,14 @@ def test_an_estimator_that_does_not_exist_is_refused() -> None:
     ],
 )
 def test_adaptive_follows_ziegler(kl: float, factor: float) -> None:
-    assert adapted(0.1, kl, 256, target=6.0, horizon=10_000) == pytest.approx(0.1 * factor, rel=1e-12)
-    controller = KLController(KLConfig(controller="adaptive", coefficient=0.1, target=6.0, horizon=10_000), 0.1)
-    controller.update(kl, 256)
-    assert controller.coefficient == pytest.approx(0.1 * factor, rel=1e-12)
+    config = KLConfig(controller="adaptive", target=6.0, horizon=10_000)
+    assert next_coefficient(config, 0.1, kl, 256) == pytest.approx(0.1 * factor, rel=1e-12)
 
 
 def test_fixed_stays() -> None:
-    controller = KLController(KLConfig(controller="fixed", coefficient=0.1), 0.1)
-    controller.update(1000.0, 256)
-    assert controller.coefficient == 0.1
+    assert next_coefficient(KLConfig(controller="fixed"), 0.1, 1000.0, 256) == 0.1
 
 
 def test_a_kl_that_is_no_number_does_not_reach_the_coefficient() -> None:
     with pytest.raises(ValueError, match="nan"):
-        adapted(0.1, math.nan, 1, target=6.0, horizon=100.0)
+        next_coefficient(KLConfig(controller="adaptive"), 0.1, math.nan, 1)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tiny_policies import make_scores
 
-from ppo_client.client.scores import Content, Scores
+from ppo_client.client.scores import Calibration, Content, Scores
 from ppo_client.ppo.errors import InvalidScores, RewardServiceAway
 from ppo_client.ppo.reward_source import RewardDesk, checked
 
@@ -25,7 +26,9 @@ class Flaky:
         self.errors = list(errors)
         self.futures: list[Future[Scores]] = []
 
-    def submit(self, model: str, *, prompts: Sequence[Content], completions: Sequence[Content]) -> Future[Scores]:
+    def submit(
+        self, model: str, *, prompts: Sequence[Content], completions: Sequence[Content], calibrated: bool = False
+    ) -> Future[Scores]:
         future: Future[Scores] = Future()
         self.futures.append(future)
         if self.errors:
@@ -47,7 +50,7 @@ class Clock:
 
 def make_desk(source: Flaky, clock: Clock, patience_s: float, told: list[str] | None = None) -> RewardDesk:
     report = (told if told is not None else []).append
-    return RewardDesk(source, "m", patience_s, (Away,), report, clock=lambda: clock.now_s, sleep=clock.sleep)
+    return RewardDesk(source, "m", patience_s, False, (Away,), report, clock=lambda: clock.now_s, sleep=clock.sleep)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), None, "1.0", True])
@@ -89,10 +92,22 @@ def test_other_errors_are_not_repeated() -> None:
 
 def test_a_request_that_nobody_wants_is_cancelled() -> None:
     class Never(Flaky):
-        def submit(self, model: str, *, prompts: Sequence[Content], completions: Sequence[Content]) -> Future[Scores]:
+        def submit(
+            self, model: str, *, prompts: Sequence[Content], completions: Sequence[Content], calibrated: bool = False
+        ) -> Future[Scores]:
             self.futures.append(Future())
             return self.futures[-1]
 
     source = Never()
     make_desk(source, Clock(), 1.0).ask(["p"], ["c"]).cancel()
     assert source.futures[0].cancelled()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_scores_on_another_scale_than_asked_for_are_an_error(asked: bool) -> None:
+    raw = make_scores([0.5])
+    calibrated = replace(raw, calibration=Calibration("d" * 64, 2.0, 0.0))
+    right, wrong = (calibrated, raw) if asked else (raw, calibrated)
+    assert checked(right, num_expected=1, calibrated=asked) is right
+    with pytest.raises(InvalidScores, match=r"reward\.calibrated"):
+        checked(wrong, num_expected=1, calibrated=asked)

@@ -126,7 +126,9 @@ class Watching:
         self.futures: list[tuple[Future[Scores], int]] = []
         self.log: list[str] = []
 
-    def submit(self, model: str, *, prompts: Sequence[Content], completions: Sequence[Content]) -> Future[Scores]:
+    def submit(
+        self, model: str, *, prompts: Sequence[Content], completions: Sequence[Content], calibrated: bool = False
+    ) -> Future[Scores]:
         self.log.append("asked")
         future: Future[Scores] = Future()
         self.futures.append((future, len(completions)))
