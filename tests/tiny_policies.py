@@ -74,7 +74,10 @@ class FakeRewards:
     asked: list[tuple[Content, Content]] = field(default_factory=list)
     num_calls: int = 0
 
-    def submit(self, model: str, *, prompts: Sequence[Content], completions: Sequence[Content]) -> Future[Scores]:
+    def submit(
+        self, model: str, *, prompts: Sequence[Content], completions: Sequence[Content], calibrated: bool = False
+    ) -> Future[Scores]:
+        assert not calibrated
         self.num_calls += 1
         self.asked += zip(prompts, completions, strict=True)
         future: Future[Scores] = Future()
