@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 import torch
 from transformers import AutoModelForSequenceClassification, set_seed
 
-from rm_server.backends.checkpoint import check_weight_files, read_config, read_tokenizer
+from rm_server.backends.checkpoint import check_weight_files, position_limit, read_config, read_tokenizer
 from rm_server.backends.json_file import first_line
-from rm_server.errors import ArtifactUnreadable, UnsupportedArtifact, WeightsMismatch
+from rm_server.errors import ArtifactUnreadable, InvalidRequest, UnsupportedArtifact, WeightsMismatch
 
 # transformers carries no types; these names say which of its objects is meant.
 Model: TypeAlias = Any
@@ -81,6 +81,15 @@ def _refuse_fresh_backbone(folder: Path, model: Model, fresh: Iterable[str]) -> 
             f"{folder} lacks weights of the backbone ({', '.join(lost[:6])}{' …' if len(lost) > 6 else ''}): "
             f"it is no checkpoint of {type(model).__name__}."
         )
+
+
+def check_positions(model: Model, max_tokens: int) -> None:
+    """Raises InvalidRequest for items longer than a learnt position table; computed positions have no such end."""
+    rows = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    embeddings = (module for module in model.base_model.modules() if isinstance(module, torch.nn.Embedding))
+    limit = position_limit(model.config, model.base_model)
+    if limit is not None and max_tokens > limit and any(table.num_embeddings == rows for table in embeddings):
+        raise InvalidRequest(f"--max-tokens {max_tokens} is more than the {limit} positions of the base model.")
 
 
 def disable_dropout(model: Model) -> None:

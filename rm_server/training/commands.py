@@ -107,7 +107,12 @@ def _add_train(subparsers: Any) -> None:
     )
 
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: mixed (default fp32)")
+    machine.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "auto"),
+        default="fp32",
+        help="bf16: mixed; auto: bf16 where the device has instructions for it (default fp32)",
+    )
     machine.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: a GPU where there is one")
     machine.add_argument("--threads", type=_positive_int, help="CPU threads (default: the library's)")
     machine.add_argument("--gradient-checkpointing", action="store_true", help="less memory, slower")

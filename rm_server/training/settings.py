@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 from rm_server.registry.manifest import TruncationRule
 
-TrainingPrecision: TypeAlias = Literal["fp32", "bf16"]
+TrainingPrecision: TypeAlias = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,7 @@ class TrainSettings:
     the base model suggests (and over-long texts are refused).
     ``held_out_share``: of the prompts, kept from training; a ``split_file`` says it by name instead.
     ``subset``: train on this share of the training prompts.
+    ``precision``: bf16 is mixed, with weights in fp32; auto is bf16 where the device multiplies it itself.
     ``dropout``: as the model's config says, instead of none (TRL's default is none, and attention without dropout is
     about twice as fast on CPUs).
     ``center_coefficient``: weight of the squared sum of both scores (Eisenstein et al. 2023), which keeps scores

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import platform
 import shutil
 import tempfile
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import RewardConfig
 
 from rm_server.backends.loading import infer_manifest, load_encoder
-from rm_server.errors import NonFiniteScore
+from rm_server.errors import InvalidRequest, NonFiniteScore
 from rm_server.registry.digest import hash_file
 from rm_server.registry.manifest import Manifest, write_manifest
-from rm_server.training.base_model import choose_pad_id, disable_dropout, find_base, load_base
+from rm_server.training.base_model import check_positions, choose_pad_id, disable_dropout, find_base, load_base
 from rm_server.training.batching import PairBatchSampler, PairCollator
 from rm_server.training.encoding import EncodedPairs, encode_pairs
 from rm_server.training.pair_trainer import PairTrainer
+from rm_server.training.precision import resolve_precision
 from rm_server.training.preferences import (
     Preference,
     Split,
@@ -72,6 +74,7 @@ def train(
     ArtifactUnreadable, UnsupportedArtifact or WeightsMismatch for a base that cannot.
     """
     started, cpu_started = time.monotonic(), time.process_time()
+    settings = replace(settings, precision=resolve_precision(settings))
     pairs = read_preferences(data)
     split = _split(pairs, settings)
     training_pairs = select(pairs, subset_of_groups(split.train, settings.subset, settings.seed))
@@ -132,6 +135,7 @@ def _encode(
         manifest = infer_manifest(
             folder, template=settings.template, max_tokens=settings.max_tokens, truncation=settings.truncation
         )
+        check_positions(model, manifest.max_tokens)
         return manifest, encode_pairs(load_encoder(folder, manifest), pairs, shows_progress=shows_progress)
 
 
@@ -147,6 +151,9 @@ def _make_trainer(
         # RewardConfig itself still says gradient_checkpointing where newer transformers say activation_checkpointing.
         warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
         config = _reward_config(out / CHECKPOINTS, pairs_per_pass, settings)
+    if config.world_size > 1:
+        raise InvalidRequest(f"Training runs in one process, not in {config.world_size}; start it without a launcher.")
+    config._n_gpu = min(config.n_gpu, 1)  # of several GPUs the first: TRL refuses to spread over them in one process
     trainer = PairTrainer(
         model=model,
         args=config,
@@ -213,7 +220,11 @@ def _machine(trainer: PairTrainer) -> dict[str, Any]:
 
 def _history(log_history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
     kept = ("step", "epoch", "loss", "accuracy", "margin", "learning_rate", "grad_norm")
-    return [{name: entry[name] for name in kept if name in entry} for entry in log_history if "loss" in entry]
+    return [
+        {name: entry[name] for name in kept if math.isfinite(entry.get(name, math.nan))}
+        for entry in log_history
+        if "loss" in entry
+    ]
 
 
 def _write_version(

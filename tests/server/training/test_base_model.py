@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from rm_server.errors import ArtifactUnreadable, UnsupportedArtifact, WeightsMismatch
-from rm_server.training.base_model import choose_pad_id, disable_dropout, find_base, load_base
+from rm_server.errors import ArtifactUnreadable, InvalidRequest, UnsupportedArtifact, WeightsMismatch
+from rm_server.training.base_model import check_positions, choose_pad_id, disable_dropout, find_base, load_base
 
 
 def backbone(folder: Path, family: str) -> Path:
@@ -57,6 +57,18 @@ def test_a_backbone_with_holes_is_refused(tmp_path: Path) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(WeightsMismatch, match=r"lacks weights of the backbone \(bert\.encoder\.layer\.1\.output"):
         load_base(folder, seed=0)
+
+
+@pytest.mark.parametrize(("family", "limit"), [("bert", 128), ("roberta", 129), ("gpt2", 256)])
+def test_items_longer_than_the_position_table_are_refused(family: str, limit: int) -> None:
+    model = tiny_models.make_model(family)
+    check_positions(model, limit)
+    with pytest.raises(InvalidRequest, match=f"more than the {limit} positions"):
+        check_positions(model, limit + 1)
+
+
+def test_computed_positions_have_no_end() -> None:
+    check_positions(tiny_models.make_model("llama"), 100_000)
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:

@@ -36,7 +36,19 @@ def training(tmp_path_factory: pytest.TempPathFactory, pairs_file: Path) -> tupl
     """A version's folder made by the command, and what the command printed."""
     folder = tmp_path_factory.mktemp("training")
     base = tiny_models.make_checkpoint(folder / "base", "bert")
-    options = ("--epochs", 2, "--learning-rate", 3e-3, "--held-out-share", 0.2, "--device", "cpu", "--quiet")
+    options = (
+        "--epochs",
+        2,
+        "--learning-rate",
+        3e-3,
+        "--held-out-share",
+        0.2,
+        "--device",
+        "cpu",
+        "--quiet",
+        "--precision",
+        "auto",
+    )
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         assert run("train", "--data", pairs_file, "--base", base, "--out", folder / "v1", *options) == 0
@@ -56,6 +68,7 @@ def test_train_writes_a_version_with_its_evaluation(training: tuple[Path, str]) 
     assert (report["model"], report["num_pairs"]) == ("v1", 48)
     assert report["data"]["num_trained_prompts"] == 0
     assert report["verdict"]["level"] == "good"
+    assert json.loads((folder / "training.json").read_text())["settings"]["precision"] in ("fp32", "bf16")
     assert (folder / "evaluation.html").read_text().startswith("<!doctype html>")
 
 

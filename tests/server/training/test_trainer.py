@@ -12,8 +12,9 @@ import tiny_models
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification, TrainerCallback
+from trl import RewardConfig
 
-from rm_server.errors import AlreadyExists, NonFiniteScore
+from rm_server.errors import AlreadyExists, InvalidRequest, NonFiniteScore
 from rm_server.registry.manifest import read_manifest
 from rm_server.training.assessment import Subject, assess
 from rm_server.training.offline_scoring import offline_scorer
@@ -168,6 +169,21 @@ def test_what_fails_before_training_leaves_no_folder(tmp_path: Path, write_pairs
     with pytest.raises(BadData, match="too long"):
         train(write_pairs(), tmp_path / "v1", settings(base, max_tokens=8), shows_progress=False)
     assert not (tmp_path / "v1").exists()
+
+
+def test_more_tokens_than_positions_are_refused_before_training(tmp_path: Path, write_pairs: WritePairs) -> None:
+    base = tiny_models.make_checkpoint(tmp_path / "base", "bert")
+    with pytest.raises(InvalidRequest, match="--max-tokens 200 is more than the 128 positions"):
+        train(write_pairs(40), tmp_path / "v1", settings(base, max_tokens=200), shows_progress=False)
+
+
+def test_several_processes_are_refused(
+    tmp_path: Path, write_pairs: WritePairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RewardConfig, "world_size", property(lambda self: 2))
+    base = tiny_models.make_checkpoint(tmp_path / "base", "bert")
+    with pytest.raises(InvalidRequest, match="one process, not in 2"):
+        train(write_pairs(40), tmp_path / "v1", settings(base), shows_progress=False)
 
 
 def test_a_run_that_diverges_makes_no_version(tmp_path: Path, write_pairs: WritePairs) -> None:
