@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from live import MODEL, Places, Screen, latest_policy, play, rows_of, score_with
 from processes import Child, Failed, run
 from report import write_report
 from stages import Stages
-from texts import Text, read_texts
+from texts import PROMPT_TEMPLATE, Text, read_texts
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = Places(examples=ROOT / "examples", work=ROOT / "demo_work")
@@ -36,6 +37,8 @@ NUM_SAMPLES = 96
 
 def main() -> int:
     """Runs all stages; 0 when the report is written."""
+    # So that `finally` ends the child processes, too, when somebody ends us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     began = time.monotonic()
     screen = Screen(began)
     stages = Stages(PLACES.work / "stages")
@@ -65,8 +68,8 @@ def _prepare(stages: Stages, screen: Screen) -> None:
     stages.run(
         "samples_before",
         [PLACES.examples / "policy", DATA / "story_openings.jsonl.gz", str(NUM_SAMPLES)],
-        [PLACES.work / "before.jsonl"],
-        lambda: _sample(PLACES.examples / "policy", "before"),
+        [PLACES.work / "before.jsonl", PLACES.work / "reference.jsonl"],
+        _sample_before,
     )
 
 
@@ -167,7 +170,9 @@ def _register(version: int) -> None:
         [
             *("rm-server", "register", MODEL, str(PLACES.work / f"v{version}"), "--home", str(PLACES.home)),
             *("--evaluation", str(PLACES.work / f"evaluation_v{version}.json")),
-            *("--reference-data", str(HELD_OUT)),
+            # Scores of what the policy writes before training get mean 0 and standard deviation 1 by both versions, so
+            # that the reward keeps its scale when the label moves.
+            *("--reference-data", str(PLACES.work / "reference.jsonl")),
         ],
         PLACES.logs / f"register_v{version}.log",
     )
@@ -185,6 +190,16 @@ def _sample(policy: Path, name: str) -> None:
         ],
         PLACES.logs / f"sample_{name}.log",
     )
+
+
+def _sample_before() -> None:
+    """The policy as it starts; and its texts as the reward model is shown them, for the calibration."""
+    _sample(PLACES.examples / "policy", "before")
+    rows = [
+        {"prompt": PROMPT_TEMPLATE.format(prompt=text.prompt), "completion": text.completion}
+        for text in read_texts(PLACES.work / "before.jsonl")
+    ]
+    (PLACES.work / "reference.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _compare(target: str) -> None:

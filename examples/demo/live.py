@@ -56,7 +56,9 @@ def start_server(places: Places) -> Server:
         "rm-server serve",
         [
             *("rm-server", "serve", "--home", str(places.home)),
-            *("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--workers", "1"),
+            *("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"),
+            # Two cores are shared by the server, the runs and the training of version 2.
+            *("--workers", "1", "--set", "engine.threads_per_worker=1"),
         ],
         places.logs / "server.log",
     )
@@ -209,7 +211,7 @@ def score_with(target: str, selector: str, texts: Sequence[Text]) -> list[float]
     """Scores of texts through the service; all or an error."""
     from ppo_client import RewardClient
 
-    with RewardClient(target, run="demo-report") as client:
+    with RewardClient(target, run="demo-report", timeout_s=600) as client:
         return client.score(
             selector,
             prompts=[PROMPT_TEMPLATE.format(prompt=text.prompt) for text in texts],
