@@ -45,12 +45,12 @@ def load_text_encoder(folder: Path, manifest: Manifest) -> TextEncoder:
             f"The manifest's template is chat, and the tokenizer in {folder} has no chat template."
         )
     text_config = config.get_text_config()
-    model = empty_model(config)
+    max_tokens = manifest.max_tokens or position_limit(config, empty_model(config).base_model) or 0
     return TextEncoder(
         tokenizer,
         manifest,
         vocabulary_size=text_config.vocab_size,
-        max_tokens=manifest.max_tokens or position_limit(config, model.base_model) or 0,
+        max_tokens=max_tokens,
         uses_type_ids="token_type_ids" in tokenizer.model_input_names
         and getattr(text_config, "type_vocab_size", 0) > 1,
     )

@@ -142,6 +142,8 @@ class TextEncoder:
             type_ids = (
                 None if type_ids is None else np.append(type_ids, type_ids[-1:] if len(type_ids) else np.int32(0))
             )
+        if not len(ids):
+            raise EmptyItem("The item has no tokens: its text is nothing but what the tokenizer drops (white space).")
         completion_start = _first_token(encoding, *completion)
         if self.max_tokens and len(ids) > self.max_tokens:
             in_prompt, in_completion = self._cuttable(encoding, ids, prompt, completion)

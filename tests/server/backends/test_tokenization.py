@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -201,3 +202,15 @@ def test_many_threads_share_one_encoder(llama: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         together = [item.ids.tolist() for item in pool.map(lambda pair: shared.encode(*pair), texts * 3)]
     assert together == alone * 3
+
+
+def test_text_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "bert")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "Strip", "strip_left": True, "strip_right": True}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(EmptyItem, match="has no tokens"):
+        encoder(folder, JOINED, add_special_tokens=False).encode(" ", "\n")
+    # With its special tokens it is an item like another: a prompt with an answer of blanks.
+    item = encoder(folder, PAIR).encode("a", " ")
+    assert item.completion_start == item.num_tokens
