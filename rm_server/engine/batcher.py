@@ -45,11 +45,14 @@ class VersionQueue(Generic[W]):
 
         An item longer than ``max_tokens`` goes alone. A long item that does not fit into the rest lets shorter ones
         go first, once: its run opens one of the next batches, at the latest after as many batches as there are runs.
-        The items of a call lie side by side in the batch, in the call's order.
+        The items of a call lie side by side in the batch, in the call's order. A batch that is at least half full is
+        closed when the last item of a run is in it and what is left belongs to runs with whole batches of work: the
+        light run need not wait while theirs are computed along with it.
         """
         batch: list[W] = []
         left_tokens = max_tokens
         full: list[str] = []
+        is_run_done = False
         opener = self._opener()
         while left_tokens > 0 and len(batch) < max_items:
             run = opener or self._turns.next(skip=full)
@@ -66,8 +69,14 @@ class VersionQueue(Generic[W]):
             left_tokens -= waiting.num_tokens
             self._turns.charge(run, waiting.num_tokens)
             self._left(run, waiting)
+            is_run_done = is_run_done or run not in self.runs
+            if is_run_done and 2 * left_tokens <= max_tokens and self._has_heavy_run(max_tokens):
+                break
         batch.sort(key=_number_of_call)
         return batch
+
+    def _has_heavy_run(self, max_tokens: int) -> bool:
+        return any(run.num_tokens > max_tokens for run in self.runs.values())
 
     def _opener(self) -> str | None:
         while self._passed_over:

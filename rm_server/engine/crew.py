@@ -34,17 +34,24 @@ class SentBatch:
     num_deaths: int = 0
     sent_at: float = 0.0
 
+    @property
+    def num_tokens(self) -> int:
+        """Of all items."""
+        return sum(work.num_tokens for work in self.works)
+
 
 @dataclass(eq=False, slots=True)
 class Seat:
     """A place for a worker. ``worker`` None: it died and the next one is not ready yet.
 
-    ``keys``: the versions it holds. ``in_flight``: what it was sent, oldest first; it computes the first one.
+    ``keys``: the versions it holds. ``in_flight``: what it was sent, oldest first; it computes the first one, and
+    should be sent another from ``refill_at`` on (event loop's clock), shortly before it is done with it.
     """
 
     worker: Worker | None = None
     keys: set[VersionKey] = field(default_factory=set)
     in_flight: deque[SentBatch] = field(default_factory=deque)
+    refill_at: float = 0.0
 
 
 class CrewListener(Protocol):

@@ -28,6 +28,10 @@ GUESSED_TOKENS_PER_S = 10_000.0
 SMALLEST_PART_TOKENS = 512
 """Idle workers share what waits, but not in parts smaller than this: each batch has its fixed cost."""
 
+LEAD_SHARE = 0.2
+LEAD_S = 0.005
+"""The next batch is sent so long before the present one should be done: a share of its time, at least so many s."""
+
 MAX_DEATHS = 2
 """A batch that was being computed when so many workers died is not tried again."""
 
@@ -59,8 +63,9 @@ def batch_budget_tokens(waiting_tokens: int, num_idle: int, max_batch_tokens: in
 class Pool:
     """Keeps the workers of one device busy. Lives on the event loop; nothing is locked because nothing is shared.
 
-    No timer: a free worker gets at once whatever waits. A busy one gets a second batch into its pipe only if that is
-    full; anything less goes on filling until the worker is free.
+    Nothing waits for a timer: a free worker gets at once whatever waits. A busy one gets a second batch into its pipe
+    shortly before it is done with the first, and only a full one. Until then the queue is open to those who come
+    later and are to go first; anything less than full goes on filling until the worker is free.
     """
 
     def __init__(
@@ -74,6 +79,7 @@ class Pool:
         self._metrics = metrics
         self._on_lost = on_lost
         self._throughput = Throughput(GUESSED_TOKENS_PER_S)
+        self._throughput_of: dict[VersionKey, Throughput] = {}
         self._queue: FairQueue[Work] = FairQueue(
             max_items=settings.max_queued_items,
             max_tokens=settings.max_queued_tokens,
@@ -105,6 +111,7 @@ class Pool:
 
     async def unload(self, key: VersionKey) -> None:
         """Frees a version for which nothing is under way."""
+        self._throughput_of.pop(key, None)
         await self._crew.unload(key)
 
     @property
@@ -150,7 +157,7 @@ class Pool:
         num_idle = sum(not seat.in_flight for seat in seats)
         for depth in range(self._settings.batches_in_flight):
             for seat in seats:
-                if len(seat.in_flight) == depth and (depth == 0 or self._has_full_batch()):
+                if len(seat.in_flight) == depth and (depth == 0 or (now >= seat.refill_at and self._has_full_batch())):
                     sent = self._next_again(seat, now) or self._next_batch(seat, num_idle)
                     num_idle -= depth == 0
                     if sent is not None:
@@ -183,8 +190,18 @@ class Pool:
         assert seat.worker is not None
         sent.sent_at = now
         seat.in_flight.append(sent)
+        if len(seat.in_flight) == 1:
+            self._expect(seat, now)
         answer = seat.worker.compute(sent.key, Batch.of([work.item for work in sent.works]))
         answer.add_done_callback(partial(self._on_answer, seat, sent))
+
+    def _expect(self, seat: Seat, now: float) -> None:
+        """Sees to it that the worker gets its next batch in time, now that it begins with another one."""
+        batch = seat.in_flight[0]
+        seconds = batch.num_tokens / self._throughput_of.get(batch.key, self._throughput).tokens_per_s
+        seat.refill_at = now + seconds - max(LEAD_S, LEAD_SHARE * seconds)
+        if seat.refill_at > now:
+            self._loop.call_at(seat.refill_at, self._dispatch)
 
     # --- back ---
 
@@ -192,6 +209,8 @@ class Pool:
         if answer.cancelled() or isinstance(answer.exception(), WorkerDied) or sent not in seat.in_flight:
             return  # on_death takes care of it, or has done so; or the pool is stopped.
         seat.in_flight.remove(sent)
+        if seat.in_flight:
+            self._expect(seat, self._loop.time())
         # The worker first: it waits for its next batch, and the callers do not mind a tenth of a millisecond.
         self._dispatch()
         outcome = answer.result()
@@ -206,8 +225,9 @@ class Pool:
             self._dispatch()
 
     def _answer(self, sent: SentBatch, computed: Computed) -> None:
-        num_tokens = sum(work.num_tokens for work in sent.works)
+        num_tokens = sent.num_tokens
         self._throughput.add(num_tokens, computed.seconds)
+        self._throughput_of.setdefault(sent.key, Throughput(GUESSED_TOKENS_PER_S)).add(num_tokens, computed.seconds)
         self._queue.tokens_per_s = self._throughput.tokens_per_s * max(1, self._crew.num_ready)
         self._metrics.batch_computed(sent.key, len(sent.works), num_tokens, computed.seconds)
         last_call = None

@@ -80,6 +80,18 @@ def test_a_heavier_run_gets_more_of_a_batch() -> None:
     assert (batch.count("a"), batch.count("b")) == (8, 24)
 
 
+def test_a_light_run_does_not_wait_for_a_batch_full_of_a_heavy_ones_items() -> None:
+    queue = queue_of(("heavy", [100] * 100), ("light", [100] * 6))
+    batch = [item.call.run for item in queue.next_batch(2000, 100) if item.call is not None]
+    # Two turns of the light run, two of the heavy one; 800 more tokens would fit.
+    assert (batch.count("light"), batch.count("heavy")) == (6, 6)
+    # Where there is no heavy run, or the batch is not half full, it goes on.
+    queue = queue_of(("a", [100] * 10), ("light", [100] * 6))
+    assert len(queue.next_batch(2000, 100)) == 16
+    queue = queue_of(("heavy", [100] * 100), ("light", [100] * 2))
+    assert len(queue.next_batch(2000, 100)) == 20
+
+
 def test_a_call_lies_together_in_a_batch_though_turns_alternate() -> None:
     queue = queue_of(("a", [300, 301, 302]), ("b", [400, 401, 402]))
     assert batches(queue, 4096) == [[("a", 300), ("a", 301), ("a", 302), ("b", 400), ("b", 401), ("b", 402)]]

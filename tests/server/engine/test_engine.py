@@ -140,6 +140,22 @@ async def test_a_full_batch_waits_in_the_pipe_of_a_busy_worker(tmp_path: Path) -
         assert await outcomes(first + later) == [fake.WAIT / 2, 3, 6, 9]
 
 
+async def test_the_pipe_is_filled_shortly_before_the_worker_is_done(tmp_path: Path) -> None:
+    async with running_engine(max_batch_tokens=1000) as engine:
+        await load(engine, tmp_path)
+        # At the guessed rate of 10 000 tokens a second, this one should take a tenth.
+        first = engine.submit(KEY, items([fake.WAIT] * 1000))
+        await asyncio.sleep(0)
+        later = engine.submit(KEY, items([1] * 1000, [2] * 1000))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert engine.queue_stats.items == 2
+        await fake.until(lambda: engine.queue_stats.items == 1)
+        assert not first[0].done()
+        fake.open_gate(tmp_path)
+        assert await outcomes(later) == [500, 1000]
+
+
 @pytest.mark.parametrize(
     ("waiting_tokens", "num_idle", "expected"),
     [(100, 1, 512), (100, 2, 512), (3000, 1, 3000), (3000, 2, 1500), (9000, 2, 4096), (3001, 2, 1501), (3000, 0, 3000)],
