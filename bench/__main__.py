@@ -1,0 +1,53 @@
+"""`python -m bench`: asks the questions one after the other and writes down what came."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from bench import results
+from bench.measurement import Bench
+
+HERE = Path(__file__).parent
+QUESTIONS = ("throughput", "latency", "overhead")
+PEERS = "peers"
+
+
+def main() -> int:
+    """The exit status is 0 when everything could be measured, whatever the figures are."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--only", nargs="+", choices=(*QUESTIONS, PEERS), metavar="QUESTION", help=" ".join(QUESTIONS))
+    parser.add_argument("--peers", action="store_true", help="measure the other servers, too (installs them)")
+    parser.add_argument("--quick", action="store_true", help="a smoke test of seconds; its figures mean nothing")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: bench/results.json; bench/side/quick.json")
+    arguments = parser.parse_args()
+    # As Ctrl-C does: servers and other processes end with their blocks.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    out = arguments.out or (HERE / "side" / "quick.json" if arguments.quick else HERE / "results.json")
+    found = results.read(out, results.describe_machine())
+    load = os.getloadavg()[0]
+    if load > 0.5 and not arguments.quick:
+        print(f"This machine is not quiet (load {load:.1f}); believe the ratios only if it is.", file=sys.stderr)
+    for name in arguments.only or (*QUESTIONS, *((PEERS,) if arguments.peers else ())):
+        print(f"{name}:", flush=True)
+        started = time.perf_counter()
+        bench = Bench(quick=arguments.quick)
+        importlib.import_module(f"bench.questions.{name}").run(bench)
+        bench.row(what="took", seconds=round(time.perf_counter() - started, 1))
+        found.replace(name, bench.rows[:-1], bench.figures)
+        # After each, so that what was measured is kept if a later one fails.
+        found.write(out)
+    print(found.page())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

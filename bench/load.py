@@ -1,0 +1,163 @@
+"""Callers: closed loops that ask again when they are answered, open loops that ask by the clock. No figures here."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import TypeAlias
+
+import grpc
+
+from bench.service import CHANNEL_OPTIONS, scores_of
+
+SCORE_METHOD = "/rm_api.v1.ScoringService/Score"
+_GRACE_S = 120.0
+
+Send: TypeAlias = Callable[[bytes], Awaitable[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request, ready to be sent, and how much work it is."""
+
+    request: bytes
+    num_items: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A call that ended; times in seconds on one clock. ``due``: when it should have been sent.
+
+    ``failure`` empty: it was answered with scores; else the status code.
+    """
+
+    call: Call
+    caller: int
+    due: float
+    end: float
+    failure: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """From when it was due, so that a late caller hides nothing."""
+        return self.end - self.due
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """What was finished in the window. ``latencies_s``: of its calls."""
+
+    tokens_per_s: float
+    items_per_s: float
+    latencies_s: list[float]
+
+
+async def closed_loop(
+    send: Send, calls: Sequence[Sequence[Call]], *, warm_up_s: float, seconds: float, max_calls: int | None = None
+) -> list[Answer]:
+    """One caller for each sequence in ``calls``, which it repeats; the answers that came after the warm-up.
+
+    ``max_calls``: of each caller, then it stops. A call that fails ends the benchmark.
+    """
+    begin = time.perf_counter() + warm_up_s
+    answers: list[Answer] = []
+
+    async def caller(number: int) -> None:
+        for count, call in enumerate(cycle(calls[number])):
+            due = time.perf_counter()
+            if due >= begin + seconds or (max_calls is not None and count >= max_calls):
+                return
+            check_scores(await send(call.request), call)
+            end = time.perf_counter()
+            if begin <= end <= begin + seconds:
+                answers.append(Answer(call, number, due, end))
+
+    async with asyncio.timeout(warm_up_s + seconds + _GRACE_S):
+        await asyncio.gather(*(caller(number) for number in range(len(calls))))
+    return sorted(answers, key=lambda answer: answer.end)
+
+
+async def open_loop(send: Send, schedule: Sequence[tuple[float, int, Call]]) -> list[Answer]:
+    """Sends each call at its time (seconds from now, caller, call), answered or not; failures are answers, too."""
+    begin = time.perf_counter()
+
+    async def one(at: float, caller: int, call: Call) -> Answer:
+        failure = ""
+        try:
+            check_scores(await send(call.request), call)
+        except grpc.RpcError as error:
+            failure = error.code().name
+        return Answer(call, caller, begin + at, time.perf_counter(), failure)
+
+    tasks = []
+    for at, caller, call in sorted(schedule, key=lambda entry: entry[0]):
+        await asyncio.sleep(max(0.0, begin + at - time.perf_counter()))
+        tasks.append(asyncio.create_task(one(at, caller, call)))
+    async with asyncio.timeout(_GRACE_S):
+        return list(await asyncio.gather(*tasks))
+
+
+def check_scores(raw: bytes, call: Call) -> None:
+    """Raises unless the answer has a score for every item."""
+    if len(scores_of(raw)) != call.num_items:
+        raise RuntimeError(f"{call.num_items} items were sent, and {len(scores_of(raw))} scores came back.")
+
+
+def throughput(answers: Sequence[Answer]) -> Throughput:
+    """From the first answer to the last, the first not counted: answers come in lumps, a batch at a time."""
+    if len(answers) < 2:
+        raise RuntimeError("Fewer than two calls were answered; measure for longer.")
+    seconds = answers[-1].end - answers[0].end
+    counted = answers[1:]
+    return Throughput(
+        tokens_per_s=sum(answer.call.num_tokens for answer in counted) / seconds,
+        items_per_s=sum(answer.call.num_items for answer in counted) / seconds,
+        latencies_s=[answer.seconds for answer in answers],
+    )
+
+
+class GrpcCalls:
+    """Raw calls to a server, for ``async with``. ``timeout_s``: the deadline of each."""
+
+    def __init__(self, address: str, timeout_s: float = _GRACE_S) -> None:
+        self._address = address
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> Send:
+        self._channel = grpc.aio.insecure_channel(self._address, CHANNEL_OPTIONS)
+        method = self._channel.unary_unary(SCORE_METHOD)
+
+        async def send(request: bytes) -> bytes:
+            answer: bytes = await method(request, timeout=self._timeout_s)
+            return answer
+
+        return send
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._channel.close()
+
+
+def closed(
+    address: str, calls: Sequence[Sequence[Call]], *, warm_up_s: float, seconds: float, max_calls: int | None = None
+) -> list[Answer]:
+    """`closed_loop` on our service."""
+
+    async def run() -> list[Answer]:
+        async with GrpcCalls(address) as send:
+            return await closed_loop(send, calls, warm_up_s=warm_up_s, seconds=seconds, max_calls=max_calls)
+
+    return asyncio.run(run())
+
+
+def opened(address: str, schedule: Sequence[tuple[float, int, Call]], timeout_s: float = _GRACE_S) -> list[Answer]:
+    """`open_loop` on our service."""
+
+    async def run() -> list[Answer]:
+        async with GrpcCalls(address, timeout_s) as send:
+            return await open_loop(send, schedule)
+
+    return asyncio.run(run())

@@ -1,0 +1,1 @@
+"""One question a file: what it measures, its rows, and the figures that answer it."""

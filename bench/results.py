@@ -1,0 +1,139 @@
+"""What was measured: raw rows, the figures made of them, the machine; as JSON and as tables for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+TARGETS: Mapping[str, tuple[str, float]] = {
+    "service_over_ceiling": ("≥", 0.92),
+    "service_over_best_peer_fp32": ("≥", 3.0),
+    "service_over_best_peer_bf16": ("≥", 2.0),
+    "service_over_litserve_with_our_backend": ("≥", 1.0),
+    "single_item_p50_over_bare_forward": ("≤", 1.0),
+    "overhead_p50_ms": ("≤", 0.7),
+    "shared_prompt_speedup_over_token_ratio": ("≥", 0.9),
+    "shared_prompt_score_difference": ("≤", 1e-5),
+    "random_over_sorted": ("≥", 0.95),
+    "light_run_wait_batches": ("≤", 2.0),
+    "fifo_over_fair_p95": ("≥", 5.0),
+    "jain_index": ("≥", 0.95),
+    "overload_goodput": ("≥", 0.9),
+    "overload_refusal_p99_ms": ("≤", 50.0),
+    "health_p99_ms": ("≤", 20.0),
+    "memory_growth": ("≤", 0.05),
+}
+"""What each figure is wanted to be."""
+
+
+@dataclass
+class Results:
+    """Rows and figures by question. A question that is measured again replaces what it had said before."""
+
+    machine: dict[str, Any]
+    rows: list[Row] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, str] = field(default_factory=dict)
+
+    def replace(self, question: str, rows: Sequence[Row], figures: Mapping[str, float]) -> None:
+        """Takes what a question found now."""
+        self.rows = [row for row in self.rows if row["question"] != question]
+        self.rows += [{"question": question, **row} for row in rows]
+        self.figures.update(figures)
+        self.measured[question] = datetime.now(UTC).isoformat(timespec="seconds")
+
+    def write(self, path: Path) -> None:
+        """JSON, a row a line, and a page of tables beside it."""
+        rows = ",\n".join("  " + json.dumps(row) for row in self.rows)
+        figures = {name: self.figures[name] for name in TARGETS if name in self.figures}
+        head = {"machine": self.machine, "measured": self.measured, "figures": figures}
+        body = json.dumps(head, indent=1, ensure_ascii=False)[:-2]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'{body},\n "rows": [\n{rows}\n]\n}}\n', encoding="utf-8")
+        path.with_suffix(".md").write_text(self.page(), encoding="utf-8")
+
+    def page(self) -> str:
+        """The figures against what is wanted, then the rows of each question."""
+        parts = ["# What was measured", ", ".join(f"{name} {value}" for name, value in self.machine.items()) + "."]
+        figures = [
+            {
+                "figure": name,
+                "measured": self.figures[name],
+                "wanted": f"{sign} {bound:g}",
+                "": _met(name, self.figures),
+            }
+            for name, (sign, bound) in TARGETS.items()
+            if name in self.figures
+        ]
+        parts.append(table(figures))
+        for question in self.measured:
+            rows = [row for row in self.rows if row["question"] == question]
+            parts.append(f"## {question}\n\nMeasured {self.measured[question]}.\n\n" + table(_without_question(rows)))
+        return "\n\n".join(parts) + "\n"
+
+
+def read(path: Path, machine: dict[str, Any]) -> Results:
+    """What stands in the file; nothing where there is none, or where it comes from another kind of machine."""
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["machine"] == machine:
+            return Results(machine, found["rows"], found["figures"], found["measured"])
+    return Results(machine)
+
+
+def describe_machine() -> dict[str, Any]:
+    """What speed depends on, and nothing that tells which machine it was."""
+    cpu = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        lines = info.read_text().splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+        flags = next((line for line in lines if line.startswith("flags")), "").split()
+        wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+        cpu = " ".join([cpu, *(flag for flag in wanted if flag in flags)])
+    return {
+        "cores": num_cores(),
+        "cpu": cpu,
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+    }
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown; a column for each key that any row has."""
+    if not rows:
+        return "Nothing."
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(_cell(row.get(name)) for name in names) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _met(name: str, figures: Mapping[str, float]) -> str:
+    sign, bound = TARGETS[name]
+    is_met = figures[name] >= bound if sign == "≥" else figures[name] <= bound
+    return "" if is_met else "missed"
+
+
+def _without_question(rows: Sequence[Row]) -> list[Row]:
+    return [{name: value for name, value in row.items() if name != "question"} for row in rows]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
