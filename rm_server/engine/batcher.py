@@ -45,9 +45,9 @@ class VersionQueue(Generic[W]):
 
         An item longer than ``max_tokens`` goes alone. A long item that does not fit into the rest lets shorter ones
         go first, once: its run opens one of the next batches, at the latest after as many batches as there are runs.
-        The items of a call lie side by side in the batch, in the call's order. A batch that is at least half full is
-        closed when the last item of a run is in it and what is left belongs to runs with whole batches of work: the
-        light run need not wait while theirs are computed along with it.
+        The items of a call lie side by side in the batch, in the call's order. Where the batch holds the last items of
+        a run, and another one has whole batches of work, half full is enough: the light run need not wait while the
+        heavy one's items are computed along with its own.
         """
         batch: list[W] = []
         left_tokens = max_tokens

@@ -85,11 +85,11 @@ def test_a_light_run_does_not_wait_for_a_batch_full_of_a_heavy_ones_items() -> N
     batch = [item.call.run for item in queue.next_batch(2000, 100) if item.call is not None]
     # Two turns of the light run, two of the heavy one; 800 more tokens would fit.
     assert (batch.count("light"), batch.count("heavy")) == (6, 6)
-    # Where there is no heavy run, or the batch is not half full, it goes on.
-    queue = queue_of(("a", [100] * 10), ("light", [100] * 6))
-    assert len(queue.next_batch(2000, 100)) == 16
-    queue = queue_of(("heavy", [100] * 100), ("light", [100] * 2))
-    assert len(queue.next_batch(2000, 100)) == 20
+    # It is half full, however little the light run has.
+    assert len(queue_of(("heavy", [100] * 100), ("light", [100] * 2)).next_batch(2000, 100)) == 10
+    # Where nobody has batches of work, or nobody is done, it is filled.
+    assert len(queue_of(("a", [100] * 10), ("light", [100] * 6)).next_batch(2000, 100)) == 16
+    assert len(queue_of(("heavy", [100] * 100), ("other", [100] * 100)).next_batch(2000, 100)) == 20
 
 
 def test_a_call_lies_together_in_a_batch_though_turns_alternate() -> None:
