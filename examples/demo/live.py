@@ -17,7 +17,7 @@ from texts import PROMPT_TEMPLATE, Text
 MODEL = "story"
 STEPS_BEFORE_SWITCH = 30
 """The first run learns from version 1 for at least so long."""
-STEPS_AFTER_SWITCH = 25
+STEPS_AFTER_SWITCH = 40
 """And goes on for so long with version 2."""
 STOPPED_BY_SIGTERM = 143
 

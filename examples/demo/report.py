@@ -31,7 +31,10 @@ def write_report(work: Path, summary: dict[str, Any], metrics: str, page: Path) 
     page.write_text(
         environment.get_template("report.html.jinja").render(
             s=summary,
-            curves=[_run_curves(runs[name], rescored["rollouts"][name]) for name in ("first", "second")],
+            curves=[
+                _run_curves(runs[name], _standardised(rescored["rollouts"][name], summary["ppo"]))
+                for name in ("first", "second")
+            ],
             agreement=_agreement(json.loads((work / "compared.json").read_text())),
             latency=_latency(metrics),
             texts=_side_by_side(work, rescored["texts"]),
@@ -39,6 +42,12 @@ def write_report(work: Path, summary: dict[str, Any], metrics: str, page: Path) 
         ),
         encoding="utf-8",
     )
+
+
+def _standardised(rollouts: Sequence[Sequence[float]], figures: dict[str, Any]) -> list[tuple[float, float]]:
+    """(step, score), in standard deviations from the starting policy's mean, as the runs' calibrated scores are."""
+    mean, deviation = figures["reference_mean"], figures["reference_std"]
+    return [(step, (score - mean) / deviation) for step, score in rollouts]
 
 
 def _run_curves(rows: Sequence[dict[str, Any]], rollouts: Sequence[Sequence[float]]) -> dict[str, str]:
@@ -64,7 +73,7 @@ def _run_curves(rows: Sequence[dict[str, Any]], rollouts: Sequence[Sequence[floa
             by_step.setdefault(step, []).append(value)
         axes.plot(list(by_step), [sum(v) / len(v) for v in by_step.values()], color=NEUTRAL, linewidth=1,
                   label="the same texts, all by story@2")  # fmt: skip
-        axes.set_ylabel("mean score (logit)")
+        axes.set_ylabel("mean score (standard deviations)")
         axes.legend(frameon=False, fontsize=8)
         mark(axes)
 
