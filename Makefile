@@ -32,8 +32,8 @@ check: setup ## Format, lint, types, arrows, protos
 test: setup ## Tests with coverage (under 15 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=85
 
-demo: setup ## The whole idea on real human judgements (about 12 minutes on 2 cores)
-	$(BIN)/python examples/demo.py
+demo: setup ## The whole idea on real human judgements (about 10 minutes on 2 cores)
+	$(BIN)/python examples/demo
 
 demo-clean: ## Forgets the demo's cached stages
 	rm -rf demo_work demo_report
