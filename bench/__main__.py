@@ -14,7 +14,18 @@ from bench import results
 from bench.measurement import Bench
 
 HERE = Path(__file__).parent
-QUESTIONS = ("throughput", "latency", "overhead")
+QUESTIONS = (
+    "throughput",
+    "growth",
+    "latency",
+    "overhead",
+    "shared_prompts",
+    "order",
+    "fairness",
+    "overload",
+    "health",
+    "memory",
+)
 PEERS = "peers"
 
 

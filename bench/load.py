@@ -57,19 +57,19 @@ class Throughput:
 
 
 async def closed_loop(
-    send: Send, calls: Sequence[Sequence[Call]], *, warm_up_s: float, seconds: float, max_calls: int | None = None
+    send: Send, calls: Sequence[Sequence[Call]], *, warm_up_s: float, seconds: float, repeat: bool = True
 ) -> list[Answer]:
-    """One caller for each sequence in ``calls``, which it repeats; the answers that came after the warm-up.
+    """One caller for each sequence in ``calls``; the answers that came after the warm-up.
 
-    ``max_calls``: of each caller, then it stops. A call that fails ends the benchmark.
+    ``repeat``: a caller that has sent all of its calls begins anew. A call that fails ends the benchmark.
     """
     begin = time.perf_counter() + warm_up_s
     answers: list[Answer] = []
 
     async def caller(number: int) -> None:
-        for count, call in enumerate(cycle(calls[number])):
+        for call in cycle(calls[number]) if repeat else calls[number]:
             due = time.perf_counter()
-            if due >= begin + seconds or (max_calls is not None and count >= max_calls):
+            if due >= begin + seconds:
                 return
             check_scores(await send(call.request), call)
             end = time.perf_counter()
@@ -142,13 +142,13 @@ class GrpcCalls:
 
 
 def closed(
-    address: str, calls: Sequence[Sequence[Call]], *, warm_up_s: float, seconds: float, max_calls: int | None = None
+    address: str, calls: Sequence[Sequence[Call]], *, warm_up_s: float, seconds: float, repeat: bool = True
 ) -> list[Answer]:
     """`closed_loop` on our service."""
 
     async def run() -> list[Answer]:
         async with GrpcCalls(address) as send:
-            return await closed_loop(send, calls, warm_up_s=warm_up_s, seconds=seconds, max_calls=max_calls)
+            return await closed_loop(send, calls, warm_up_s=warm_up_s, seconds=seconds, repeat=repeat)
 
     return asyncio.run(run())
 

@@ -21,7 +21,7 @@ def run(bench: Bench) -> None:
     with Service(workers=1, threads=bench.cores) as service, Offline(workers=1, threads=bench.cores) as offline:
         calls = make_calls(service.deploy(model.name, model.folder, "fp32"), in_calls(pool, 1))
         offline.load("bare", model.folder, "bare", "fp32", pool)
-        closed(service.address, [calls], warm_up_s=0, seconds=60, max_calls=10)
+        closed(service.address, [calls[:10]], warm_up_s=0, seconds=60, repeat=False)
         for number in range(bench.rounds):
             bare = offline.step_seconds("bare", bench.seconds(6))
             answers = closed(service.address, [calls], warm_up_s=0, seconds=bench.seconds(6))
