@@ -96,11 +96,11 @@ def load_model(folder: Path, config: Config) -> Model:
             ignore_mismatched_sizes=True,  # collected and refused below, by name
             output_loading_info=True,
         )
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise OutOfMemory(f"Not enough memory for the weights of {folder}: {first_line(error)}") from error
     except (SafetensorError, OSError) as error:
         raise ArtifactUnreadable(f"The weights in {folder} cannot be read: {first_line(error)}") from error
-    except (ValueError, RuntimeError, ImportError) as error:
+    except (ValueError, RuntimeError, ImportError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(f"Not enough memory for the weights of {folder}: {first_line(error)}") from error
         raise UnsupportedArtifact(f"transformers cannot load {folder}: {first_line(error)}") from error
     finally:
         if bars_were_shown:
@@ -145,6 +145,11 @@ def check_weight_files(folder: Path) -> None:
             raise ArtifactUnreadable(
                 f"{path} ({size_bytes} bytes) is truncated or no safetensors file: {first_line(error)}"
             ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch failed for want of memory; its CPU allocator raises a bare RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def position_offset(backbone: torch.nn.Module) -> int:

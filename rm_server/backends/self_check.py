@@ -24,12 +24,11 @@ _LENGTHS = (5, 33, 1, 18)
 _NUM_SHARED = 48
 
 
-def choose_forward(model: Model, device: torch.device, *, max_tokens: int) -> Forward:
-    """The first of packed, padded and one by one that agrees with the model's own forward.
+def choose_forward(model: Model, device: torch.device, check: Batch) -> Forward:
+    """The first of packed, padded and one by one that agrees with the model's own forward on ``check``.
 
-    ``model`` is in fp32 on ``device``; the result owns it. ``max_tokens``: no item of the check is longer.
+    ``model`` is in fp32 on ``device``; the result owns it.
     """
-    check = check_batch(model, max_tokens)
     expected = OneByOneForward(model, device).logits(check)
     for way in (PackedForward, PaddedForward):
         forward: PackedForward | PaddedForward | None = None
@@ -49,7 +48,10 @@ def choose_forward(model: Model, device: torch.device, *, max_tokens: int) -> Fo
 
 
 def check_batch(model: Model, max_tokens: int) -> Batch:
-    """Random items of several lengths, two of which share a prefix, and one longer than a small sliding window."""
+    """Random items of several lengths, none above ``max_tokens``: two share a prefix, one exceeds a small window.
+
+    They hold no special tokens, from which some models' own forward would take an item's end.
+    """
     config = model.config.get_text_config()
     longest = min(max_tokens, position_limit(model.config, model.base_model) or max_tokens, _LONGEST_ITEM)
     lengths = [min(length, longest) for length in _LENGTHS]

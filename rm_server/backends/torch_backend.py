@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from rm_server.backends.checkpoint import Model, load_model, position_offset, read_config
+from rm_server.backends.checkpoint import Model, is_out_of_memory, load_model, position_offset, read_config
 from rm_server.backends.forward import Forward, OneByOneForward, take
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, Float64Array
@@ -50,7 +50,7 @@ class TorchBackend:
         try:
             logits = self._logits(batch)
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise OutOfMemory(
                 f"{batch.num_items} items with {int(batch.lengths.sum())} tokens do not fit into the memory of "
@@ -83,18 +83,19 @@ def load_torch_backend(folder: Path, manifest: Manifest, settings: ComputeSettin
     model = load_model(folder, config)
     _check_positions(model, manifest)
     try:
-        model.to(device)
-        forward = choose_forward(model, device, max_tokens=manifest.max_tokens or int(1e9))
-        backend = TorchBackend(_prepare(forward, settings, manifest), manifest, settings)
+        check = check_batch(model, manifest.max_tokens or int(1e9))
+        forward = choose_forward(model.to(device), device, check)
+        _prepare(forward, settings, check)
+        backend = TorchBackend(forward, manifest, settings)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemory(f"{folder} does not fit into the memory of {settings.device}: {first_line(error)}") from error
     logger.info("%s: %s, %s, %s", folder.name, type(model).__name__, backend.forward.name, settings.precision)
     return backend
 
 
-def _prepare(forward: Forward, settings: ComputeSettings, manifest: Manifest) -> Forward:
+def _prepare(forward: Forward, settings: ComputeSettings, check: Batch) -> None:
     """Brings a checked model into the form in which it serves: precision, prepacked weights, one item a forward."""
     forward.one_at_a_time = settings.deterministic
     # The head stays in fp32: rounding there would make ties between scores that differ.
@@ -104,11 +105,10 @@ def _prepare(forward: Forward, settings: ComputeSettings, manifest: Manifest) ->
     if settings.prepack and forward.device.type == "cpu":
         swapped = prepack(whole)
         try:
-            forward.logits(check_batch(forward.model, manifest.max_tokens or int(1e9)))
+            forward.logits(check)
         except (AttributeError, RuntimeError) as error:
             logger.warning("%s computes without prepacked weights: %s", type(forward.model).__name__, error)
             unpack(swapped)
-    return forward
 
 
 def _cast(module: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -150,8 +150,3 @@ def _memory_bytes(forward: Forward) -> int:
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
     }
     return num_bytes + sum(int(tensor.nbytes) for tensor in tensors.values())
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # The CPU allocator raises a bare RuntimeError.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rm_server.backends.checkpoint import load_model, read_config
-from rm_server.errors import ArtifactUnreadable, RmError, UnsupportedArtifact, WeightsMismatch
+from rm_server.errors import ArtifactUnreadable, OutOfMemory, RmError, UnsupportedArtifact, WeightsMismatch
 
 Weights = dict[str, torch.Tensor]
 
@@ -112,3 +112,14 @@ def test_remote_code_is_not_run(tmp_path: Path) -> None:
     configure(folder, model_type="evil", auto_map={"AutoConfig": "modeling_evil.Evil"})
     with pytest.raises(UnsupportedArtifact, match="code from elsewhere"):
         read_config(folder)
+
+
+def test_a_full_memory_is_no_fault_of_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "llama")
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setattr("rm_server.backends.checkpoint.AutoModelForSequenceClassification.from_pretrained", fail)
+    with pytest.raises(OutOfMemory, match="Not enough memory for the weights"):
+        load_model(folder, read_config(folder))

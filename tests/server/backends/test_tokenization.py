@@ -183,6 +183,11 @@ def test_truncation_of_ids_keeps_special_tokens_at_the_ends(llama: Path) -> None
         ids.encode((10, 11), (20, 21, 22, 23), "refuse")
 
 
+def test_truncation_keeps_special_tokens_that_the_text_brings(llama: Path) -> None:
+    item = encoder(llama, JOINED, max_tokens=5, truncation="keep_end").encode("<bos>pqrs", f"xy{EOS}")
+    assert AutoTokenizer.from_pretrained(llama).decode(item.ids) == f"<bos>sxy{EOS}"
+
+
 def test_a_request_s_truncation_wins_over_the_manifest_s(llama: Path) -> None:
     refusing = encoder(llama, JOINED, max_tokens=3)
     with pytest.raises(ItemTooLong):

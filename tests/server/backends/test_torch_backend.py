@@ -165,6 +165,13 @@ def test_half_precision_is_near(tmp_path: Path, family: str, precision: str) -> 
     assert backend.memory_bytes < 0.75 * load(folder).memory_bytes
 
 
+def test_positions_keep_their_precision(tmp_path: Path) -> None:
+    backend = load(tiny_models.make_checkpoint(tmp_path, "llama"), precision="bf16")
+    types = {name: buffer.dtype for name, buffer in backend.forward.backbone.named_buffers()}
+    assert types["rotary_emb.inv_freq"] == torch.float32
+    assert backend.forward.backbone.embed_tokens.weight.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("family", ["roberta", "mistral", "deberta_v2"])
 def test_deterministic_scores_are_bit_identical(tmp_path: Path, family: str) -> None:
     backend = load(tiny_models.make_checkpoint(tmp_path, family), deterministic=True)
