@@ -90,7 +90,7 @@ def make_prompt(value: Any, reward: RewardConfig, tokenizer: Any | None, place: 
         raise DataError(f"{place}: a text prompt needs a tokenizer: set policy.tokenizer")
     content: Content
     if isinstance(value, str) and value:
-        ids = tokenizer(value)["input_ids"]
+        ids = _without_eos(tokenizer(value)["input_ids"], tokenizer)
         text, content = value, reward.prompt_template.replace("{prompt}", value)
     elif _is_list_of(value, dict) and value and all({"role", "content"} <= set(message) for message in value):
         if tokenizer.chat_template is None:
@@ -102,6 +102,11 @@ def make_prompt(value: Any, reward: RewardConfig, tokenizer: Any | None, place: 
     if not ids:
         raise DataError(f"{place}: the tokenizer makes no tokens of {text!r:.80}")
     return Prompt(ids, ids if reward.input == "token_ids" else content, text)
+
+
+def _without_eos(ids: list[int], tokenizer: Any) -> list[int]:
+    """Some tokenizers end every text with EOS; a prompt is to be gone on with."""
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def _is_list_of(value: Any, kind: type) -> bool:

@@ -33,6 +33,7 @@ class RewardDesk:
     model: str
     patience_s: float
     calibrated: bool = False
+    """Whether calibrated scores are asked for, and raw ones refused"""
     away_errors: tuple[type[BaseException], ...] = ()
     """Errors of the source that mean "not now": worth asking again"""
     report: Callable[[str], None] = print
@@ -79,9 +80,9 @@ class PendingScores:
 
     def _submit(self) -> Future[Scores]:
         desk = self._desk
-        return desk.source.submit(
-            desk.model, prompts=self._prompts, completions=self._completions, calibrated=desk.calibrated
-        )
+        # Sources that know of no calibration are never asked for one.
+        options = {"calibrated": True} if desk.calibrated else {}
+        return desk.source.submit(desk.model, prompts=self._prompts, completions=self._completions, **options)
 
 
 def checked(scores: Scores, *, num_expected: int, calibrated: bool = False) -> Scores:

@@ -174,6 +174,9 @@ def _assemble(
             f"ppo.batch_size ({ppo.batch_size}) is not a multiple of ppo.num_minibatches ({ppo.num_minibatches}) "
             f"times the number of processes ({num_processes})"
         )
+    client = None
+    if rewards is None:
+        rewards = client = connect(config.reward, state.run)
     tokenizer = load_tokenizer(config.policy.tokenizer or config.policy.model)
     if tokenizer is None and config.policy.tokenizer:
         raise ConfigError(f"policy.tokenizer: there is none in {config.policy.tokenizer}")
@@ -207,9 +210,6 @@ def _assemble(
     )
     in_fp32 = dtype == "float32" and config.train.mixed_precision == "no"
     wanted = config.rollout.log_probs
-    client = None
-    if rewards is None:
-        rewards = client = connect(config.reward, state.run)
     desk = RewardDesk(
         source=rewards,
         model=config.reward.model,

@@ -114,6 +114,14 @@ def test_wrong_settings_have_their_own_status(
     assert not (config_path.parent / "run" / "config.toml").exists()
 
 
+def test_no_server_is_named(
+    config_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RM_TARGET", raising=False)
+    assert cli.main(["train", str(config_path)]) == cli.ExitStatus.USAGE
+    assert "RM_TARGET" in capsys.readouterr().err
+
+
 def test_resume_where_there_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["resume", str(tmp_path)]) == cli.ExitStatus.FAILED
     assert "config.toml is missing" in capsys.readouterr().err

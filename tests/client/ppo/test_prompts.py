@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import CHAT_TEMPLATE, make_tokenizer
+from tiny_models import CHAT_TEMPLATE, EOS, EOS_ID, make_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from ppo_client.ppo.config import DataConfig, RewardConfig
 from ppo_client.ppo.errors import DataError
@@ -35,6 +36,15 @@ def test_text(tmp_path: Path) -> None:
     assert [prompt.text for prompt in prompts] == ["the end", "zwölf"]
     assert [prompt.content for prompt in prompts] == ["Q: the end", "Q: zwölf"]
     assert prompts[0].token_ids == tokenizer("the end")["input_ids"]
+
+
+def test_an_eos_that_the_tokenizer_adds_is_taken_away(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    plain = tokenizer("the end")["input_ids"]
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, EOS_ID)])
+    assert tokenizer("the end")["input_ids"] == [*plain, EOS_ID]
+    (prompt,) = load(write(tmp_path / "p.jsonl", {"prompt": "the end"}), tokenizer=tokenizer)
+    assert prompt.token_ids == plain
 
 
 def test_token_ids_need_no_tokenizer(tmp_path: Path) -> None:

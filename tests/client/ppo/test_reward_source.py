@@ -65,6 +65,20 @@ def test_the_number_of_scores_is_checked(values: list[float]) -> None:
         checked(make_scores(values), num_expected=2)
 
 
+def test_calibration_is_asked_for_when_it_is_wanted() -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Noting(Flaky):
+        def submit(self, model: str, **request: Any) -> Future[Scores]:
+            asked.append(request)
+            return super().submit(model, prompts=request["prompts"], completions=request["completions"])
+
+    desk = make_desk(Noting(), Clock(), 1.0)
+    desk.ask(["p"], ["c"])
+    replace(desk, calibrated=True).ask(["p"], ["c"])
+    assert ["calibrated" in request for request in asked] == [False, True]
+
+
 def test_it_is_asked_again_while_the_service_is_away() -> None:
     source, clock, told = Flaky(Away("down"), Away("down"), Away("down")), Clock(), list[str]()
     scores = make_desk(source, clock, 60.0, told).ask(["p"], ["c"]).result()
