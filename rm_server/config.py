@@ -46,6 +46,15 @@ class EngineSettings:
     encode_threads: int = 2
     cache_items: int = 100_000
 
+    def __post_init__(self) -> None:
+        names = ("max_batch_tokens", "max_batch_items", "batches_in_flight", "encode_threads")
+        for name in (*names, "max_queued_items", "max_queued_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"engine.{name} is {getattr(self, name)}; it must be at least 1.")
+        for run, weight in self.run_weights.items():
+            if not weight > 0:
+                raise ConfigError(f"engine.run_weights: the weight of {run!r} is {weight}; it must be above 0.")
+
 
 @dataclass(frozen=True, slots=True)
 class LimitSettings:

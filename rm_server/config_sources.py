@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import tomllib
 import types
 import typing
@@ -16,6 +17,8 @@ from typing import Any, Literal, TypeVar, Union
 from rm_server.config import ConfigError
 
 ENVIRONMENT_PREFIX = "RM_SERVER_"
+# What Kubernetes and Docker put into the environment of every container beside a service named `rm-server`.
+_SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT(_\d+_\w+)?$")
 
 Settings = TypeVar("Settings")
 
@@ -118,7 +121,7 @@ def _from_environment(environment: Mapping[str, str], known: Mapping[str, Any]) 
     names = {ENVIRONMENT_PREFIX + name.upper().replace(".", "_"): name for name in known}
     given = {}
     for variable, text in environment.items():
-        if not variable.startswith(ENVIRONMENT_PREFIX):
+        if not variable.startswith(ENVIRONMENT_PREFIX) or _SERVICE_LINK.search(variable):
             continue
         if variable not in names:
             raise ConfigError(f"{variable} in the environment is no setting{_nearest(variable, names)}.")

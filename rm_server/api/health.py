@@ -33,14 +33,15 @@ class Missing:
 class Readiness:
     """Whether this server should get calls.
 
-    It is ready once everything that is wanted was loaded, and stays so until it drains: a version that is loaded later
-    is loaded beside the others, so nobody has to stay away meanwhile.
+    It is ready once nothing that is wanted has yet to be loaded, as long as everything that a label names serves. A
+    version that is loaded later is loaded beside the others, so nobody has to stay away meanwhile; a broken one that no
+    label names keeps nobody away.
     """
 
     def __init__(self, versions: VersionManager, calls: Calls) -> None:
         self._versions = versions
         self._calls = calls
-        self._was_complete = False
+        self._has_started = False
         self._changed = asyncio.Event()
 
     def changed(self) -> None:
@@ -69,9 +70,12 @@ class Readiness:
     @property
     def is_ready(self) -> bool:
         """True when callers are welcome."""
-        if self._calls.is_open and not self._was_complete:
-            self._was_complete = not self.missing()
-        return self._calls.is_open and self._was_complete
+        missing = self.missing()
+        if self._calls.is_open and not self._has_started:
+            self._has_started = all(part.state == "FAILED" for part in missing)
+        labelled = {(model, version) for (model, _), version in self._versions.snapshot.labels.items()}
+        is_whole = not any(part.state == "FAILED" and part.key in labelled for part in missing)
+        return self._calls.is_open and self._has_started and is_whole
 
     def can_score(self, selector: str) -> bool:
         """Whether a call with this selector and no lease would be scored. Raises RmError where it names nothing."""

@@ -123,13 +123,17 @@ class TextEncoder:
 
     def _of_text(self, joined: _Joined, rule: TruncationRule) -> EncodedItem:
         check_unicode(joined.text)
-        encoding = self._rust.encode(joined.text, add_special_tokens=joined.adds_special_tokens)
+        encoding = self._tokenized(joined.text, joined.adds_special_tokens)
         return self._finish(encoding, (joined.prompt, 0), (joined.completion, 0), rule)
 
     def _of_pair(self, prompt: str, completion: str, rule: TruncationRule) -> EncodedItem:
         check_unicode(prompt + completion)
-        encoding = self._rust.encode(prompt, completion, add_special_tokens=self.manifest.add_special_tokens)
+        encoding = self._tokenized((prompt, completion), self.manifest.add_special_tokens)
         return self._finish(encoding, ((0, len(prompt)), 0), ((0, len(completion)), 1), rule)
+
+    def _tokenized(self, text: str | tuple[str, str], adds_special_tokens: bool) -> Any:
+        # `encode` holds the GIL, so that a long text would stop the whole server; `encode_batch` lets go of it.
+        return self._rust.encode_batch([text], add_special_tokens=adds_special_tokens)[0]
 
     def _finish(
         self, encoding: Any, prompt: tuple[Span, int], completion: tuple[Span, int], rule: TruncationRule

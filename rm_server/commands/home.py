@@ -35,7 +35,8 @@ class HomeAdmin:
         self, model: str, label: str, version: int, *, load: bool, unload_previous: bool, comment: str = ""
     ) -> int | None:
         """Moves a label, and says that the version shall be loaded: servers move the label when they have done so."""
-        self._catalog.set_wanted(model, version, True, self._actor, comment)
+        if (model, version) not in self._catalog.snapshot().wanted:  # else its precision would be forgotten
+            self._catalog.set_wanted(model, version, True, self._actor, comment)
         previous = self._catalog.set_label(model, label, version, self._actor, comment)
         if unload_previous and previous not in (None, version):
             self._unwant(model, previous, comment)

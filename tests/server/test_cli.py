@@ -191,3 +191,13 @@ def test_the_module_runs_as_a_program() -> None:
     done = subprocess.run([sys.executable, "-m", "rm_server.cli", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "rm-server" in done.stdout
+
+
+def test_moving_a_label_in_a_home_keeps_the_version_s_precision(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    catalog, _ = open_home(home)
+    catalog.set_wanted("helpfulness", 2, True, "ann", precision="bf16")
+    assert run(capsys, "label", "helpfulness", "stable", "2", "--home", home)[0] == 0
+    snapshot = catalog.snapshot()
+    catalog.close()
+    assert snapshot.labels["helpfulness", "stable"] == 2
+    assert snapshot.wanted_precision["helpfulness", 2] == "bf16"

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from rm_server.config import ConfigError, LogSettings, ServeSettings, TlsSettings, TransportSettings, parse_address
+from rm_server.config import (
+    ConfigError,
+    EngineSettings,
+    LogSettings,
+    ServeSettings,
+    TlsSettings,
+    TransportSettings,
+    parse_address,
+)
 
 HOME = Path("home")
 TLS = TlsSettings(cert=Path("cert.pem"), key=Path("key.pem"))
@@ -73,3 +81,16 @@ def test_the_token_is_not_shown() -> None:
 
 def test_megabytes_are_binary() -> None:
     assert TransportSettings(max_message_mb=0.5).max_message_bytes == 512 * 1024
+
+
+@pytest.mark.parametrize(
+    "name", ["max_batch_tokens", "max_batch_items", "batches_in_flight", "encode_threads", "max_queued_items"]
+)
+def test_an_engine_that_could_never_compute_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"engine.{name} is 0"):
+        EngineSettings(**{name: 0})
+
+
+def test_a_run_without_weight_would_never_have_its_turn() -> None:
+    with pytest.raises(ConfigError, match="weight of 'a'"):
+        EngineSettings(run_weights={"a": 0.0})

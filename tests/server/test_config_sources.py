@@ -123,3 +123,12 @@ def test_the_settings_that_are_shown_give_the_same_settings(tmp_path: Path) -> N
     file = tmp_path / "shown.toml"
     file.write_text(shown)
     assert load_settings(ServeSettings, file=file, overrides={"token": "s3cret"}) == settings
+
+
+@pytest.mark.parametrize(
+    "variable",
+    ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_GRPC", "PORT", "PORT_50051_TCP", "PORT_50051_TCP_ADDR"],
+)
+def test_what_kubernetes_says_of_a_service_of_our_name_is_no_setting(tmp_path: Path, variable: str) -> None:
+    environment = {f"RM_SERVER_{variable}": "tcp://10.0.0.1:50051", "RM_SERVER_HOME": str(tmp_path)}
+    assert load_settings(ServeSettings, environment=environment).home == tmp_path

@@ -171,6 +171,22 @@ def test_readyz_says_what_is_missing(tmp_path: Path, versions: list[Path]) -> No
         assert check(server, "") == Status.SERVING
 
 
+def test_a_broken_version_that_no_label_names_keeps_nobody_away(tmp_path: Path, versions: list[Path]) -> None:
+    home = tmp_path / "home"
+    with running(home) as server:
+        (canary,) = server.deploy("helpfulness", versions[0], label=None)
+        server.deploy("helpfulness", versions[1], label=None)
+        server.models.SetLabel(models_pb2.SetLabelRequest(model="helpfulness", label="stable", version=2))
+    weights = home / "artifacts" / canary.digest / "model.safetensors"
+    weights.chmod(0o644)
+    weights.write_bytes(b"")
+    with running(home) as server:
+        status, body = get(server, "/readyz")
+        assert (status, json.loads(body)["missing"][0]["state"]) == (200, "FAILED")
+        assert check(server, "") == Status.SERVING
+        assert check(server, "helpfulness@1") == Status.NOT_SERVING
+
+
 def test_while_versions_load_probes_answer_and_scoring_is_sent_elsewhere(
     tmp_path: Path, versions: list[Path], gate: Gate
 ) -> None:

@@ -219,3 +219,16 @@ def test_text_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
     # With its special tokens it is an item like another: a prompt with an answer of blanks.
     item = encoder(folder, PAIR).encode("a", " ")
     assert item.completion_start == item.num_tokens
+
+
+@pytest.mark.parametrize("manifest", [JOINED, PAIR])
+def test_other_threads_run_while_a_long_text_is_tokenised(bert: Path, manifest: Manifest) -> None:
+    text_encoder = encoder(bert, manifest, truncation="keep_end")
+    text = "the line is on the line " * 20_000
+    turns = 0
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(text_encoder.encode, "on", text)
+        while not future.done():
+            turns += 1
+    # One or two turns are had at the beginning and the end by whoever keeps the others waiting meanwhile.
+    assert turns > 1000
