@@ -19,11 +19,6 @@ class Access:
         self._token_hash = _hash(token) if token else None
         self._user = operating_system_user()
 
-    @property
-    def needs_token(self) -> bool:
-        """Whether calls without a token are refused."""
-        return self._token_hash is not None
-
     def actor_of(self, authorization: str | bytes | None) -> str:
         """Who calls, by the value of ``authorization`` (``Bearer <token>``).
 

@@ -13,6 +13,8 @@ MIN_SAVED_TOKENS = 32
 MIN_SAVED_SHARE = 0.12
 # A common BOS or two words are no shared prompt.
 MIN_PREFIX_TOKENS = 4
+# Where a whole batch begins alike (a system prompt, say) every group could begin anywhere; larger ones save little more.
+MAX_GROUP_ITEMS = 64
 
 
 def find_shared_prefixes(ids: Int32Array, lengths: Int32Array, max_tokens: int | None = None) -> list[SharedPrefix]:
@@ -20,7 +22,8 @@ def find_shared_prefixes(ids: Int32Array, lengths: Int32Array, max_tokens: int |
 
     ``ids`` has shape (sum of lengths,). ``max_tokens``: longer items take no part. A prefix is shorter than each of its
     items, so that every item keeps a token of its own. Dynamic programming over where the last group begins: a step
-    looks back only as far as items go on sharing, so a batch of strangers costs one comparison an item.
+    looks back only as far as items go on sharing, so a batch of strangers costs one comparison an item, and over no
+    more than ``MAX_GROUP_ITEMS``.
     """
     common = _common_with_previous(ids, lengths, max_tokens)
     best = [0] * (len(lengths) + 1)  # tokens saved among the first i items
@@ -28,7 +31,7 @@ def find_shared_prefixes(ids: Int32Array, lengths: Int32Array, max_tokens: int |
     for end in range(1, len(lengths) + 1):
         best[end] = best[end - 1]
         length, total = int(np.iinfo(np.int32).max), int(lengths[end - 1])
-        for first in range(end - 2, -1, -1):
+        for first in range(end - 2, max(end - MAX_GROUP_ITEMS, 0) - 1, -1):
             length = min(length, common[first + 1])
             if length < MIN_PREFIX_TOKENS:
                 break
