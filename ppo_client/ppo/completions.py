@@ -23,8 +23,20 @@ def response_texts(samples: Samples, tokenizer: Any | None) -> list[str]:
     bodies = [ids[:-1] if ended else ids for ids, ended in zip(response_ids(samples), has_eos, strict=True)]
     if tokenizer is None:
         return [" ".join(map(str, ids)) for ids in bodies]
-    texts: list[str] = tokenizer.batch_decode(bodies, skip_special_tokens=True)
-    return texts
+    prompts = samples.sequences.prompts
+    prompt_ids = [ids[mask].tolist() for ids, mask in zip(prompts.ids, prompts.mask, strict=True)]
+
+    def decoded(rows: list[list[int]]) -> list[str]:
+        texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return texts
+
+    # Some decoders (Llama 2's, Mistral's) strip the space before a text's first word: a response is decoded in its
+    # place after the prompt. Where the prompt ends within a character, it is no prefix, and the response stands alone.
+    wholes = decoded([prompt + body for prompt, body in zip(prompt_ids, bodies, strict=True)])
+    return [
+        whole[len(prompt) :] if whole.startswith(prompt) else alone
+        for whole, prompt, alone in zip(wholes, decoded(prompt_ids), decoded(bodies), strict=True)
+    ]
 
 
 def completion_contents(prompts: Sequence[Prompt], ids: list[list[int]], texts: list[str]) -> list[Content]:
