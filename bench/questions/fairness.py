@@ -29,7 +29,7 @@ def run(bench: Bench) -> None:
     model = models.encoder()
     with Service(workers=1, threads=bench.cores) as service:
         selector = service.deploy(model.name, model.folder, "fp32")
-        calls = for_callers(model, selector, callers=16, items_per_call=ITEMS)
+        calls = for_callers(model, selector, callers=bench.callers(16), items_per_call=ITEMS)
         capacity = speed(closed(service.address, calls, warm_up_s=bench.warm_up_s, seconds=bench.seconds(8)))
         bench.row(what="capacity", **capacity)
         light_per_s = LIGHT_SHARE * capacity["items_per_s"] / ITEMS
@@ -73,6 +73,7 @@ def _equal_turns(bench: Bench, model: Model, service: Service, selector: str) ->
     calls: list[list[Call]] = []
     run_of: list[int] = []
     for number, callers in enumerate(GREED):
+        callers = bench.callers(callers)
         run = f"run-{number}"
         calls += for_callers(model, selector, callers=callers, items_per_call=ITEMS, seed=10 + number, run=run)
         run_of += [number] * callers

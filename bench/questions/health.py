@@ -23,7 +23,7 @@ def run(bench: Bench) -> None:
     worst = 0.0
     with Service(workers=1, threads=bench.cores) as service:
         selector = service.deploy(model.name, model.folder, "fp32")
-        for callers, items_per_call in ((CALLERS, ITEMS), (4, 64)):
+        for callers, items_per_call in ((bench.callers(CALLERS), ITEMS), (bench.callers(4), 64)):
             calls = for_callers(model, selector, callers=callers, items_per_call=items_per_call)
             with Prober(service) as prober:
                 answers = closed(service.address, calls, warm_up_s=bench.warm_up_s, seconds=bench.seconds(12))

@@ -25,7 +25,8 @@ def run(bench: Bench) -> None:
             for what, ordered in orders.items():
                 calls = make_calls(selector, in_calls(ordered, ITEMS))
                 # One after the other, so that callers are at the same place of the order at the same time.
-                callers = [calls[start::CALLERS] for start in range(CALLERS)]
+                num_callers = bench.callers(CALLERS)
+                callers = [calls[start::num_callers] for start in range(num_callers)]
                 answers = closed(service.address, callers, warm_up_s=bench.warm_up_s, seconds=bench.seconds(8))
                 cells = speed(answers)
                 bench.row(round=number, what=what, **cells)

@@ -26,9 +26,11 @@ def run(bench: Bench) -> None:
     """Capacity first, by closed loops; then calls by the clock; then one call more."""
     model = models.encoder()
     seconds = bench.seconds(60)
-    with Service(workers=1, threads=bench.cores, **{"engine.max_queued_items": QUEUE_ITEMS}) as service:
+    with Service(
+        workers=1, threads=bench.cores, **{"engine.max_queued_items": 4 * ITEMS if bench.quick else QUEUE_ITEMS}
+    ) as service:
         selector = service.deploy(model.name, model.folder, "fp32")
-        calls = for_callers(model, selector, callers=16, items_per_call=ITEMS)
+        calls = for_callers(model, selector, callers=bench.callers(16), items_per_call=ITEMS)
         capacity = speed(closed(service.address, calls, warm_up_s=bench.warm_up_s, seconds=bench.seconds(15)))
         bench.row(what="capacity", **capacity)
         before = service.resident_bytes()

@@ -23,7 +23,7 @@ def run(bench: Bench) -> None:
     speeds: dict[str, list[float]] = {"groups": [], "strangers": []}
     with Service(workers=1, threads=bench.cores) as service:
         selector = service.deploy(model.name, model.folder, "fp32")
-        arms = {"groups": _for_callers(selector, grouped), "strangers": _for_callers(selector, apart)}
+        arms = {"groups": _for_callers(bench, selector, grouped), "strangers": _for_callers(bench, selector, apart)}
         for number in range(bench.rounds):
             for what, calls in arms.items():
                 cells = speed(closed(service.address, calls, warm_up_s=bench.warm_up_s, seconds=seconds))
@@ -31,7 +31,8 @@ def run(bench: Bench) -> None:
                 speeds[what].append(cells["tokens_per_s"])
         difference = _difference(service, selector, grouped[:8], apart[:8])
     without = sum(item.num_tokens for group in grouped for item in group)
-    saved = sum(GROUP_PROMPT_TOKENS * (len(group) - 1) for group in grouped)
+    # The prompt and the special token before it.
+    saved = sum((1 + GROUP_PROMPT_TOKENS) * (len(group) - 1) for group in grouped)
     ratio = without / (without - saved)
     speed_up = median_ratio(speeds["groups"], speeds["strangers"])
     bench.row(
@@ -41,9 +42,10 @@ def run(bench: Bench) -> None:
     bench.figure("shared_prompt_score_difference", difference)
 
 
-def _for_callers(selector: str, call_items: Sequence[list[Item]]) -> list[list[Call]]:
+def _for_callers(bench: Bench, selector: str, call_items: Sequence[list[Item]]) -> list[list[Call]]:
     calls = make_calls(selector, list(call_items))
-    return [calls[number::CALLERS] for number in range(CALLERS)]
+    num_callers = bench.callers(CALLERS)
+    return [calls[number::num_callers] for number in range(num_callers)]
 
 
 def _difference(service: Service, selector: str, grouped: Sequence[list[Item]], apart: Sequence[list[Item]]) -> float:

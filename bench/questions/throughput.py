@@ -30,7 +30,7 @@ def run(bench: Bench) -> None:
             for precision in ("fp32", "bf16"):
                 selector = service.deploy(f"{model.name}-{precision}", model.folder, precision)
                 offline.load(precision, model.folder, "packed", precision, pool)
-                calls = for_callers(model, selector, callers=CALLERS, items_per_call=ITEMS)
+                calls = for_callers(model, selector, callers=bench.callers(CALLERS), items_per_call=ITEMS)
                 arms.append((workers, threads, precision, service, offline, calls))
         for number in range(bench.rounds):
             for workers, threads, precision, service, offline, calls in arms:
