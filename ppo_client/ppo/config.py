@@ -89,6 +89,9 @@ class RewardConfig:
     """Deadline of one scoring call, retries included."""
     patience_s: float = 600.0
     """How long to wait for a service that is away before checkpointing and leaving."""
+    empty_score: float | None = None
+    """Takes the place of the score of a response without text (EOS first, or special tokens alone), which the service
+    is not asked for. Absent: such a response ends the run."""
     normalize_samples: int = 0
     """Scores of this many responses of the starting policy fix a gain and a bias, so that they have mean 0 and
     standard deviation 1. 0: scores as they are."""

@@ -6,6 +6,7 @@ PPOError
 ├── CheckpointError        nothing to resume, or what is there cannot be read
 ├── NonFiniteUpdate        a gradient that is not finite; the parameters were left as they were
 └── RewardError            a score that could not be had or trusted
+    ├── EmptyResponse      a response without text, and no setting says what it is worth
     ├── InvalidScores      the reply has the wrong count, or a value that is not a finite number
     ├── RewardServiceAway  the service could not be reached for as long as the run is willing to wait
     └── VersionChanged     another version answered than the run was told to learn from
@@ -36,6 +37,10 @@ class NonFiniteUpdate(PPOError):
 
 class RewardError(PPOError):
     """A score could not be had or cannot be trusted; no number takes its place."""
+
+
+class EmptyResponse(RewardError):
+    """A response has no text, so nothing could be scored, and `reward.empty_score` is absent."""
 
 
 class InvalidScores(RewardError):

@@ -102,7 +102,7 @@ class DecoderPolicy(nn.Module):
                     kept = running.nonzero().squeeze(1)
                     cache.batch_select_indices(kept)
                     rows, drawn, positions = rows[kept], drawn[kept], positions[kept]
-                    inputs = {name: values[kept] for name, values in inputs.items()}
+                    inputs = {name: tensor[kept] for name, tensor in inputs.items()}
             inputs = _next_inputs(inputs, drawn, positions)
             positions = positions + 1
         return Samples(

@@ -125,9 +125,7 @@ def start_run(config: PPOConfig, rewards: RewardSource | None = None) -> Run:
     set_seed(config.train.seed, device_specific=True)
     state = RunState(run_id, 0, 0, config.kl.coefficient, ScoreNormalizer(), None)
     run = _assemble(config, accelerator, rewards, state, config.policy.model)
-    if accelerator.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    _write_config(run)
     return run
 
 
@@ -156,6 +154,7 @@ def resume_run(output: Path, rewards: RewardSource | None = None, overrides: Seq
     random_states = disk.load_tensors(place / "rng.pt")
     if accelerator.process_index < len(random_states):
         disk.set_random_state(random_states[accelerator.process_index])
+    _write_config(run)  # so that the next resume knows what this one was told
     run.tracker.say(f"resuming {state.run} after step {state.step}, from {place}")
     return run
 
@@ -229,6 +228,13 @@ def _assemble(
     )
     updater = Updater(model, optimizer, accelerator, config)
     return Run(config, accelerator, actor_critic, tokenizer, prompts, worker, updater, tracker, client, state)
+
+
+def _write_config(run: Run) -> None:
+    if run.accelerator.is_main_process:
+        beside = run.output / ".config.toml"
+        beside.write_text(to_toml(run.config), encoding="utf-8")
+        beside.replace(run.output / "config.toml")
 
 
 def _copy_directory(source: Path, place: Path) -> None:

@@ -77,6 +77,14 @@ def test_a_run_that_was_extended_goes_on_from_its_end(folder: Path) -> None:
     assert_same_run(folder / "run", folder / "two" / "run")
 
 
+def test_what_a_resume_was_told_holds_for_the_next(folder: Path) -> None:
+    PPOTrainer(make_config(folder), FakeRewards()).train()
+    extended = PPOTrainer.resume(folder / "run", FakeRewards(), ["train.num_steps=4"])
+    extended.stop_after_step()
+    assert extended.train().step == 3
+    assert PPOTrainer.resume(folder / "run", FakeRewards()).train().step == 4
+
+
 def test_a_run_that_was_moved_is_resumed_where_it_is(folder: Path) -> None:
     config = make_config(folder, train={"num_steps": 2})
     PPOTrainer(config, FakeRewards()).train()
