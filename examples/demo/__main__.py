@@ -27,6 +27,9 @@ REPORT = ROOT / "demo_report"
 DATA = PLACES.examples / "data"
 HELD_OUT, RATINGS = DATA / "hanna_held_out.jsonl.gz", DATA / "hanna_held_out_ratings.jsonl.gz"
 
+CODE = [ROOT / "rm_server", ROOT / "ppo_client"]
+"""Results of other code are no results."""
+
 BACKBONE_SHA256_BEGINS = "53aa5117"
 TRAINING_OPTIONS = [
     *("--template", "pair", "--max-tokens", "256", "--truncation", "keep_start", "--held-out-share", "0"),
@@ -60,7 +63,7 @@ def _prepare(stages: Stages, screen: Screen) -> None:
     screen.say("Version 1 of the reward model is trained on the stories of 14 prompts (420 human choices).")
     stages.run(
         "reward_model_v1",
-        [DATA / "hanna_v1_train.jsonl.gz", *TRAINING_OPTIONS],
+        [DATA / "hanna_v1_train.jsonl.gz", *TRAINING_OPTIONS, *CODE],
         [PLACES.work / "v1"],
         lambda: run("rm-server train (v1)", _train_command(1), PLACES.logs / "train_v1.log"),
     )
@@ -101,8 +104,8 @@ def _live(stages: Stages, screen: Screen) -> str:
         )
         (PLACES.work / "metrics.txt").write_text(metrics)
 
-    examples = [PLACES.examples / "policy", PLACES.examples / "demo", DATA]
-    stages.run("live", [*examples, PLACES.work / "v1", *TRAINING_OPTIONS], outputs, act)
+    inputs = [PLACES.examples / "policy", PLACES.examples / "demo", DATA, PLACES.work / "v1", *CODE]
+    stages.run("live", [*inputs, *TRAINING_OPTIONS], outputs, act)
     return (PLACES.work / "metrics.txt").read_text()
 
 

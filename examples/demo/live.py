@@ -19,6 +19,9 @@ STEPS_BEFORE_SWITCH = 30
 """The first run learns from version 1 for at least so long."""
 STEPS_AFTER_SWITCH = 40
 """And goes on for so long with version 2."""
+MOST_STEPS = 400
+"""Of the first run, were it not ended before."""
+STEPS_OF_SECOND_RUN = 35
 STOPPED_BY_SIGTERM = 143
 
 
@@ -66,13 +69,16 @@ def start_server(places: Places) -> Server:
     return Server(process, addresses["grpc"], addresses["http"])
 
 
-def start_run(places: Places, name: str, server: Server) -> Child:
+def start_run(places: Places, name: str, server: Server, selector: str, num_steps: int, seed: int) -> Child:
     """A training run in a process of its own."""
     return Child(
         f"ppo-client train ({name})",
         [
-            *("ppo-client", "train", str(places.examples / "demo" / f"{name}_run.toml")),
-            *("--reward-target", server.grpc, "--output", str(places.run(name))),
+            *("ppo-client", "train", str(places.examples / "demo" / "run.toml"), "--run", f"demo-{name}"),
+            *("--policy", str(places.examples / "policy")),
+            *("--prompts", str(places.examples / "data" / "story_openings.jsonl.gz")),
+            *("--reward-target", server.grpc, "--reward-model", selector, "--output", str(places.run(name))),
+            *("--steps", str(num_steps), "--seed", str(seed)),
         ],
         places.logs / f"run_{name}.log",
     )
@@ -82,7 +88,7 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
     """The complete lines of a JSON Lines file that may still be growing."""
     if not file.exists():
         return []
-    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 class Screen:
@@ -130,7 +136,7 @@ def play(
         screen.say(
             f"The server serves {MODEL}@1 as {MODEL}@stable on {server.grpc}; metrics on http://{server.http}/metrics"
         )
-        first = start_run(places, "first", server)
+        first = start_run(places, "first", server, f"{MODEL}@stable", MOST_STEPS, seed=1)
         children.append(first)
         trainer = train_v2()
         children.append(trainer)
@@ -150,7 +156,7 @@ def play(
         screen.say(
             f"{MODEL}@stable is version 2 now (first run: step {switched_at}). A second run starts on {MODEL}@2."
         )
-        second = start_run(places, "second", server)
+        second = start_run(places, "second", server, f"{MODEL}@2", STEPS_OF_SECOND_RUN, seed=2)
         children.append(second)
 
         def is_first_done() -> bool:

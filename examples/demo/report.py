@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
@@ -13,8 +14,9 @@ from live import rows_of
 from matplotlib.axes import Axes
 from prometheus_client.parser import text_string_to_metric_families
 from scipy.stats import pearsonr
-from texts import Text, read_texts
+from texts import read_texts
 
+from ppo_client.ppo.run_facts import distinct_share, repeated_share
 from rm_server.training.figures import CHOSEN, MODEL, NEUTRAL, REJECTED, draw
 
 V1, V2 = CHOSEN, MODEL
@@ -149,36 +151,18 @@ def _side_by_side(work: Path, scores: dict[str, list[float]]) -> list[dict[str, 
     ]
 
 
-def _suspicions(work: Path, rescored: dict[str, Any], summary: dict[str, Any]) -> dict[str, float]:
+def _suspicions(work: Path, rescored: dict[str, Any], summary: dict[str, Any]) -> dict[str, float | None]:
     """Signs of reward hacking, measured: repetition, sameness, length in characters."""
-    before, after = read_texts(work / "before.jsonl"), read_texts(work / "first.jsonl")
-    lengths = [len(text.completion) for text in after]
+    before, after = ([text.completion for text in read_texts(work / f"{name}.jsonl")] for name in ("before", "first"))
     return {
-        "distinct_before": _distinct_trigrams(before),
-        "distinct_after": _distinct_trigrams(after),
-        "repeated_before": _repeated_within(before),
-        "repeated_after": _repeated_within(after),
-        "characters_before": sum(len(text.completion) for text in before) / len(before),
-        "characters_after": sum(lengths) / len(lengths),
-        "length_correlation": float(pearsonr(lengths, rescored["texts"]["first"]).statistic),
+        "distinct_before": distinct_share(before, 3),
+        "distinct_after": distinct_share(after, 3),
+        "repeated_before": repeated_share(before, 3),
+        "repeated_after": repeated_share(after, 3),
+        "characters_before": fmean(map(len, before)),
+        "characters_after": fmean(map(len, after)),
+        "length_correlation": float(pearsonr([len(text) for text in after], rescored["texts"]["first"]).statistic),
         "kl": summary["ppo"]["kl_last"],
         "entropy_first": summary["ppo"]["entropy_first"],
         "entropy_last": summary["ppo"]["entropy_last"],
     }
-
-
-def _trigrams(text: Text) -> list[tuple[str, ...]]:
-    words = text.completion.lower().split()
-    return list(zip(words, words[1:], words[2:], strict=False))
-
-
-def _distinct_trigrams(texts: Sequence[Text]) -> float:
-    """Share of different three-word sequences among all of them: how unlike one another the stories are."""
-    trigrams = [trigram for text in texts for trigram in _trigrams(text)]
-    return len(set(trigrams)) / len(trigrams)
-
-
-def _repeated_within(texts: Sequence[Text]) -> float:
-    """Mean share of a story's three-word sequences that it has more than once."""
-    shares = [1 - len(set(t)) / len(t) for text in texts if (t := _trigrams(text))]
-    return sum(shares) / len(shares)

@@ -20,5 +20,6 @@ class Text:
 
 def read_texts(file: Path) -> list[Text]:
     """What `ppo-client sample --json` wrote."""
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    # Not splitlines: JSON leaves signs in a text that count as line ends there.
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
     return [Text(row["prompt"], row["completion"]) for row in rows]
