@@ -41,6 +41,12 @@ demo-clean: ## Forgets the demo's cached stages
 acceptance: setup ## Learning runs, storms in small, real peers (up to 80 minutes)
 	$(BIN)/python -m pytest tests/acceptance -rs
 
+bench: setup ## The service against the ceiling of this machine, into bench/results.json (under 15 minutes)
+	$(BIN)/python -m bench
+
+bench-peers: setup ## Other servers with the same model, each in an environment of its own (up to 80 minutes)
+	$(BIN)/python -m bench --only peers
+
 proto: ## Generates proto/rm_api anew; the only way to touch it
 	@test -x .venv-proto/bin/python || $(PYTHON) -m venv .venv-proto
 	.venv-proto/bin/python -m pip install --quiet --disable-pip-version-check 'grpcio-tools==1.66.2' 'setuptools<81'
@@ -49,4 +55,4 @@ proto: ## Generates proto/rm_api anew; the only way to touch it
 clean: ## Removes environments, caches and results
 	rm -rf .venv .venv-* demo_work demo_report .pytest_cache .mypy_cache .ruff_cache .coverage* bench/side
 
-.PHONY: help setup check test demo demo-clean acceptance proto clean
+.PHONY: help setup check test demo demo-clean acceptance bench bench-peers proto clean

@@ -32,8 +32,13 @@ PEERS = "peers"
 def main() -> int:
     """The exit status is 0 when everything could be measured, whatever the figures are."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--only", nargs="+", choices=(*QUESTIONS, PEERS), metavar="QUESTION", help=" ".join(QUESTIONS))
-    parser.add_argument("--peers", action="store_true", help="measure the other servers, too (installs them)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=(*QUESTIONS, PEERS),
+        metavar="QUESTION",
+        help=f"{' '.join(QUESTIONS)}; {PEERS}, which installs other servers",
+    )
     parser.add_argument("--quick", action="store_true", help="a smoke test of seconds; its figures mean nothing")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: bench/results.json; bench/side/quick.json")
     arguments = parser.parse_args()
@@ -47,7 +52,7 @@ def main() -> int:
     load = os.getloadavg()[0]
     if load > 0.5 and not arguments.quick:
         print(f"This machine is not quiet (load {load:.1f}); believe the ratios only if it is.", file=sys.stderr)
-    for name in arguments.only or (*QUESTIONS, *((PEERS,) if arguments.peers else ())):
+    for name in arguments.only or QUESTIONS:
         print(f"{name}:", flush=True)
         started = time.perf_counter()
         bench = Bench(quick=arguments.quick)
