@@ -123,3 +123,9 @@ def test_a_full_memory_is_no_fault_of_the_checkpoint(tmp_path: Path, monkeypatch
     monkeypatch.setattr("rm_server.backends.checkpoint.AutoModelForSequenceClassification.from_pretrained", fail)
     with pytest.raises(OutOfMemory, match="Not enough memory for the weights"):
         load_model(folder, read_config(folder))
+
+
+def test_a_constant_of_older_checkpoints_is_no_weight(tmp_path: Path) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "gpt2")
+    change(folder, lambda weights: {**weights, "transformer.h.0.attn.masked_bias": torch.tensor(-1e4)})
+    load_model(folder, read_config(folder))
