@@ -180,12 +180,17 @@ class Crew:
                         raise WorkerDied("it ended after its start")
                     seat.worker = worker
                 break
-            except (WorkerFailed, WorkerDied) as error:
+            except Exception as error:
+                # Of whatever kind: who gives up here leaves the seat empty for ever.
                 seat.keys.clear()
-                _log.error("No new worker yet: %s", error)
+                is_known = isinstance(error, (WorkerFailed, WorkerDied))
+                _log.error("No new worker yet: %s", error, exc_info=None if is_known else error)
+                if worker is not None and worker.is_alive:
+                    await worker.stop()
                 if self.num_ready == 0:
                     self.is_down = True
-                    self._listener.on_outage(WorkerFailed(f"No worker process is up: {error}.", retry_after_s=pause_s))
+                    reason = error if is_known else "the server's log says why"
+                    self._listener.on_outage(WorkerFailed(f"No worker process is up: {reason}.", retry_after_s=pause_s))
             except asyncio.CancelledError:
                 if worker is not None:
                     await worker.stop()

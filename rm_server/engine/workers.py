@@ -89,9 +89,10 @@ class ProcessWorker(asyncio.Protocol):
     async def start(self, on_death: DeathHandler) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_death = on_death
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.to_thread(self._spawn, theirs)
+        try:
+            ours = await asyncio.to_thread(self._spawn)
+        except OSError as error:
+            raise WorkerFailed(f"A worker process could not be started: {error}.") from error
         ready = self._waiting[READY] = self._loop.create_future()
         self._transport, _ = await self._loop.create_unix_connection(lambda: self, sock=ours)
         try:
@@ -158,7 +159,18 @@ class ProcessWorker(asyncio.Protocol):
             self._transport.write(frame((self._number, what, *arguments)))
         return future
 
-    def _spawn(self, connection: socket.socket) -> subprocess.Popen[bytes]:
+    def _spawn(self) -> socket.socket:
+        """Starts the process; returns our end of the connection to it."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._process = self._process_at(theirs)
+            except BaseException:
+                ours.close()
+                raise
+        return ours
+
+    def _process_at(self, connection: socket.socket) -> subprocess.Popen[bytes]:
         threads = str(self._threads)
         return subprocess.Popen(
             # -P: what may be imported is what this process may import, no more (PYTHONPATH below).

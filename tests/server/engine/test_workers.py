@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import fake_versions as fake
 import pytest
 from fake_versions import items, outcomes, running_engine
 
-from rm_server.engine import crew
+from rm_server.engine import crew, workers
 from rm_server.engine.engine import Engine
 from rm_server.errors import RmError, VersionNotLoaded, WorkerFailed
 
@@ -118,6 +119,42 @@ async def test_while_no_worker_can_be_started_work_is_refused(tmp_path: Path, mo
                 await load(engine, tmp_path, ("m", 2))
         await fake.until(lambda: len(engine.worker_pids) == 1)
         assert await outcomes(engine.submit(KEY, items([2]))) == [1.0]
+
+
+@pytest.mark.parametrize("error", [OSError(12, "Cannot allocate memory"), RuntimeError("a defect")])
+async def test_a_start_that_fails_unexpectedly_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(crew, "FIRST_PAUSE_S", 0.01)
+    popen = subprocess.Popen
+    failures = [error, error]
+
+    def fail_twice(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        if failures:
+            raise failures.pop()
+        return popen(*arguments, **options)
+
+    async with running_engine(workers=1) as engine:
+        await load(engine, tmp_path)
+        (pid,) = engine.worker_pids
+        monkeypatch.setattr(subprocess, "Popen", fail_twice)
+        os.kill(pid, signal.SIGKILL)
+        await fake.until(lambda: engine.worker_pids not in ([], [pid]))
+        assert not failures
+        assert await outcomes(engine.submit(KEY, items([2]))) == [1.0]
+
+
+async def test_a_process_that_cannot_be_made_leaves_no_socket_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(subprocess, "Popen", fail)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(WorkerFailed, match="Cannot allocate memory") as failed:
+        await workers.ProcessWorker("none:none", threads=1).start(lambda worker, reason: None)
+    # While the trace still holds all that was not closed.
+    assert failed.tb is not None
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 async def test_the_server_writes_the_log_of_its_workers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
