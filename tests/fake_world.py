@@ -29,7 +29,8 @@ class World:
         self.catalog, self.artifacts = open_home(home / "home")
         self._others: list[Catalog] = []
         self.engine = engine
-        self.versions = VersionManager(self.catalog, self.artifacts, engine, Metrics(), poll_s=0.005)
+        self.metrics = Metrics()
+        self.versions = VersionManager(self.catalog, self.artifacts, engine, self.metrics, poll_s=0.005)
 
     async def register(self, factor: float = 0.5, **options: Any) -> VersionKey:
         """Registers the next version of m; its scores are the sum of the ids times ``factor``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -21,6 +21,9 @@ Check = Callable[[LoadReport], None]
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
+
+MAX_RELOAD_DEATHS = 3
+"""A version at which so many new workers died is given up, so that the others can serve again."""
 
 _log = logging.getLogger(__name__)
 
@@ -170,15 +173,17 @@ class Crew:
 
     async def _refill(self, seat: Seat) -> None:
         pause_s = FIRST_PAUSE_S
+        num_deaths: Counter[VersionKey] = Counter()
         while True:
             worker: Worker | None = None
             try:
                 worker = await self._started()
                 async with self._changes:
-                    lost = await self._reload(seat, worker)
+                    lost = await self._reload(seat, worker, num_deaths)
                     if not worker.is_alive:
                         raise WorkerDied("it ended after its start")
                     seat.worker = worker
+                    self._give_up(lost)
                 break
             except Exception as error:
                 # Of whatever kind: who gives up here leaves the seat empty for ever.
@@ -199,19 +204,32 @@ class Crew:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         self.num_restarts += 1
         self.is_down = False
+        self._listener.on_ready()
+
+    def _give_up(self, lost: dict[VersionKey, RmError]) -> None:
         for key, why in lost.items():
             if not any(key in other.keys for other in self.seats):
                 self._orders.pop(key, None)
                 self._listener.on_lost(key, why)
-        self._listener.on_ready()
 
-    async def _reload(self, seat: Seat, worker: Worker) -> dict[VersionKey, RmError]:
-        """Loads into a new worker what the others hold; returns what could not be loaded, and why."""
+    async def _reload(self, seat: Seat, worker: Worker, num_deaths: Counter[VersionKey]) -> dict[VersionKey, RmError]:
+        """Loads into a new worker what the others hold; returns what could not be loaded, and why.
+
+        ``num_deaths``: of the workers before this one, by the version that they were loading; kept here.
+        """
         lost: dict[VersionKey, RmError] = {}
         for key, (order, check) in self._orders.items():
             try:
+                if num_deaths[key] >= MAX_RELOAD_DEATHS:
+                    raise WorkerFailed(
+                        f"{num_deaths[key]} worker processes died one after the other while they loaded it. "
+                        "Look for out-of-memory kills in the system's log."
+                    )
                 check(await worker.load(order))
                 seat.keys.add(key)
+            except WorkerDied:
+                num_deaths[key] += 1
+                raise
             except RmError as error:
                 _log.error("%s@%d cannot be loaded into a new worker: %s", *key, error)
                 lost[key] = error

@@ -33,7 +33,7 @@ LEAD_S = 0.005
 """The next batch is sent so long before the present one should be done: a share of its time, at least so many s."""
 
 MAX_DEATHS = 2
-"""A batch that was being computed when so many workers died is not tried again."""
+"""A batch that was being computed when so many workers died is not tried again as it is."""
 
 
 class PoolMetrics(Protocol):
@@ -220,8 +220,7 @@ class Pool:
             sent.works[0].fail(outcome)
         else:
             # Too large for the memory, or one item is bad: in halves, until the guilty one stands alone.
-            middle = len(sent.works) // 2
-            self._again += (SentBatch(sent.key, works) for works in (sent.works[:middle], sent.works[middle:]))
+            self._again += _halves(sent)
             self._dispatch()
 
     def _answer(self, sent: SentBatch, computed: Computed) -> None:
@@ -256,19 +255,26 @@ class Pool:
     # --- what the crew tells ---
 
     def on_death(self, seat: Seat, reason: str) -> None:
-        """The batch that was being computed is tried once more; the others had only been in the pipe."""
+        """The batch that was being computed is tried once more, then in halves; the others had only been in the pipe."""
         batches = list(seat.in_flight)
         seat.in_flight.clear()
         if batches:
             batches[0].num_deaths += 1
             if batches[0].num_deaths >= MAX_DEATHS:
-                error = WorkerFailed(
-                    f"The worker process died twice while it computed this batch; the last time, {reason}. "
-                    "Send fewer or shorter items at once, or look for out-of-memory kills in the system's log."
-                )
-                _fail(batches.pop(0).works, error)
+                self._suspect(batches.pop(0), reason)
         self._again.extendleft(reversed(batches))
         self._dispatch()
+
+    def _suspect(self, sent: SentBatch, reason: str) -> None:
+        """Halves a batch until the item that kills workers stands alone. Others need not wait for that."""
+        if len(sent.works) > 1:
+            self._again += _halves(sent, num_deaths=MAX_DEATHS - 1)
+            return
+        error = WorkerFailed(
+            f"The worker process died each time it computed this item; the last time, {reason}. "
+            "Send a shorter one, or look for out-of-memory kills in the system's log."
+        )
+        _fail(sent.works, error)
 
     def on_ready(self) -> None:
         """A new worker may take what waits."""
@@ -289,6 +295,11 @@ class Pool:
             _fail(sent.works, reason)
         _fail(self._queue.take_all(key), reason)
         self._on_lost(key, error)
+
+
+def _halves(sent: SentBatch, num_deaths: int = 0) -> list[SentBatch]:
+    middle = len(sent.works) // 2
+    return [SentBatch(sent.key, works, num_deaths) for works in (sent.works[:middle], sent.works[middle:])]
 
 
 def _fail(works: Iterable[Work], error: RmError) -> None:

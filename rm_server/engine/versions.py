@@ -364,6 +364,8 @@ class VersionManager:
             raise VersionInUse(f"{_name(key)} is needed: {need}")
 
     def _lock(self, key: VersionKey) -> asyncio.Lock:
+        if key not in self._deployment.states:
+            self._record(key)  # What never was gets no lock: callers can invent any number of versions.
         return self._locks.setdefault(key, asyncio.Lock())
 
 

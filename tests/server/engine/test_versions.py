@@ -71,6 +71,7 @@ async def test_what_does_not_exist_is_an_error_of_its_own(tmp_path: Path) -> Non
         with pytest.raises(InvalidRequest):
             await versions.set_label("m", "12", 1, load=True, **BY)
         assert world.state(key) == "REGISTERED"
+        assert set(versions._locks) == {key}
 
 
 async def test_a_version_that_fails_to_load_changes_nothing(tmp_path: Path) -> None:
@@ -89,6 +90,9 @@ async def test_a_version_that_fails_to_load_changes_nothing(tmp_path: Path) -> N
         assert world.catalog.snapshot() == before
         assert world.versions.snapshot.labels == {("m", "stable"): 1}
         assert await world.score(good, 10) == 5.0
+        exposition = world.metrics.exposition("")[0].decode()
+        for reason, number in (("ok", 1), ("weights_mismatch", 1), ("golden_mismatch", 1)):
+            assert f'rm_loads_total{{model="m",reason="{reason}"}} {number}.0' in exposition
 
 
 async def test_files_that_were_changed_are_not_loaded(tmp_path: Path) -> None:
@@ -319,6 +323,17 @@ async def test_loads_and_unloads_what_another_process_wants(tmp_path: Path) -> N
         assert world.versions.state_of(key).precision == "bf16"
         world.elsewhere.set_wanted("m", 1, False, "somebody")
         await until(lambda: world.state(key) == "REGISTERED")
+
+
+async def test_a_snapshot_that_was_overtaken_counts_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_world(tmp_path) as world:
+        await world.register()
+        old = world.catalog.snapshot()
+        await world.versions.set_label("m", "stable", 1, load=True, **BY)
+        with monkeypatch.context() as late:
+            late.setattr(world.catalog, "snapshot", lambda: old)
+            await world.versions.refresh()
+        assert world.versions.snapshot.labels == {("m", "stable"): 1}
 
 
 async def test_tells_those_who_watch(tmp_path: Path) -> None:

@@ -48,13 +48,31 @@ async def test_the_batch_of_a_killed_worker_is_computed_again(tmp_path: Path, wo
         assert await outcomes(futures) == [(n + fake.WAIT) / 2 for n in range(8)]
 
 
-async def test_a_batch_that_kills_twice_fails_and_the_next_in_the_pipe_does_not(tmp_path: Path) -> None:
+async def test_an_item_that_kills_fails_neither_its_neighbours_nor_the_next_in_the_pipe(tmp_path: Path) -> None:
     async with running_engine(workers=1, max_batch_tokens=8) as engine:
         await load(engine, tmp_path)
-        guilty = engine.submit(KEY, items([fake.ALWAYS_KILL] * 8))
+        guilty = engine.submit(KEY, items([1, 2], [fake.ALWAYS_KILL], [3, 4], [5, 6, 7]))
         innocent = engine.submit(KEY, items([1] * 8, [2] * 8))
-        assert await outcomes(guilty) == [WorkerFailed]
+        assert await outcomes(guilty) == [1.5, WorkerFailed, 3.5, 9.0]
         assert await outcomes(innocent) == [4.0, 8.0]
+
+
+async def test_a_version_that_kills_each_new_worker_is_given_up_and_the_others_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "FIRST_PAUSE_S", 0.01)
+    async with running_engine(workers=1) as engine:
+        lost: list[tuple[tuple[str, int], RmError]] = []
+        engine.on_lost = lambda key, error: lost.append((key, error))
+        await load(engine, tmp_path / "1")
+        await load(engine, tmp_path / "2", ("m", 2))
+        fake.make_version(tmp_path / "2", is_fatal=True)
+        (pid,) = engine.worker_pids
+        os.kill(pid, signal.SIGKILL)
+        await fake.until(lambda: bool(lost))
+        assert [(key, type(error)) for key, error in lost] == [(("m", 2), WorkerFailed)]
+        assert list(engine.loaded) == [KEY]
+        assert await outcomes(engine.submit(KEY, items([2]))) == [1.0]
 
 
 async def test_a_killed_worker_is_noticed_while_it_is_idle(tmp_path: Path) -> None:
