@@ -255,7 +255,7 @@ class Pool:
     # --- what the crew tells ---
 
     def on_death(self, seat: Seat, reason: str) -> None:
-        """The batch that was being computed is tried once more, then in halves; the others had only been in the pipe."""
+        """The batch that was being computed is tried once more, then in halves; the others were only in the pipe."""
         batches = list(seat.in_flight)
         seat.in_flight.clear()
         if batches:
