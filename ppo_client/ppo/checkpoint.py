@@ -62,8 +62,12 @@ def checkpoint_path(output: Path, step: int) -> Path:
     return output / "checkpoints" / f"step-{step:06d}"
 
 
-def has_checkpoint(output: Path) -> bool:
-    return bool(_checkpoints(output))
+def clear_unless_begun(output: Path) -> bool:
+    """Whether the run in `output` has learnt nothing yet; what it saved before its first step is then removed."""
+    if any(step > 0 for step, _ in _numbered(output)):
+        return False
+    shutil.rmtree(output / "checkpoints", ignore_errors=True)
+    return True
 
 
 def latest_checkpoint(output: Path) -> Path:
@@ -134,9 +138,12 @@ def load_tensors(path: Path) -> Any:
 
 def _checkpoints(output: Path) -> list[Path]:
     """Oldest first."""
+    return [place for _, place in _numbered(output)]
+
+
+def _numbered(output: Path) -> list[tuple[int, Path]]:
     places = (output / "checkpoints").glob("step-*")
-    numbered = [(int(match[1]), place) for place in places if (match := _NAME.fullmatch(place.name))]
-    return [place for _, place in sorted(numbered)]
+    return sorted((int(match[1]), place) for place in places if (match := _NAME.fullmatch(place.name)))
 
 
 def _sync(path: Path) -> None:

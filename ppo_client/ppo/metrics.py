@@ -45,6 +45,7 @@ def metrics_row(
         "entropy": float(entropy),
         "response_tokens_mean": float(mask.sum(1).float().mean()),
         "eos_rate": float(rollout.has_eos.float().mean()),
+        "empty_rate": sum(record.version is None for record in rollout.records) / len(rollout.records),
         "policy_loss": update.mean.policy_loss,
         "value_loss": update.mean.value_loss,
         "clip_fraction": update.mean.clip_fraction,
@@ -85,9 +86,9 @@ def sample_rows(step: int, rollout: Rollout, num_rows: int) -> list[dict[str, An
             "prompt": record.prompt,
             "completion": record.completion,
             "score": record.score,
-            "model": record.version.model,
-            "version": record.version.version,
-            "digest": record.version.digest,
+            "model": record.version.model if record.version else None,
+            "version": record.version.version if record.version else None,
+            "digest": record.version.digest if record.version else None,
         }
         for record in rollout.records[:num_rows]
     ]

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppo_client.ppo.completions import completion_contents, response_ids, response_texts
+from ppo_client.client.scores import Content
+from ppo_client.ppo.completions import completion_contents, is_empty, response_ids, response_texts
 from ppo_client.ppo.critic import ActorCritic, SharedCritic
 from ppo_client.ppo.distribution import token_log_probs
+from ppo_client.ppo.errors import EmptyResponse
 from ppo_client.ppo.policy import DecoderPolicy, Samples
 from ppo_client.ppo.prompts import Prompt
 from ppo_client.ppo.reward_source import PendingScores, RewardDesk
@@ -29,7 +31,8 @@ class Record:
     prompt: str
     completion: str
     score: float
-    version: RewardVersion
+    version: RewardVersion | None
+    """None: the response is empty, and the settings gave the score"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class Rollout:
     has_eos: Tensor
     """bool (B,)"""
     scores: Tensor
-    """float32 (B,), as the service gave them"""
+    """float32 (B,), as the service gave them; the settings' for empty responses"""
     log_probs: Tensor
     """float32 (B, R), of the policy that sampled"""
     reference_log_probs: Tensor
@@ -65,6 +68,8 @@ class RolloutWorker:
     micro_batch_size: int
     log_probs_from_sampling: bool
     device: torch.device
+    empty_score: float | None = None
+    """Of responses without text, which are not sent"""
 
     @torch.no_grad()
     def collect(self, prompts: Sequence[Prompt], uniforms: Tensor) -> Rollout:
@@ -74,7 +79,7 @@ class RolloutWorker:
         """
         seconds: dict[str, float] = defaultdict(float)
         size = self.micro_batch_size
-        under_way: list[tuple[Samples, list[str], PendingScores]] = []
+        under_way: list[tuple[Samples, list[str], _Request]] = []
         try:
             for first in range(0, len(prompts), size):
                 chunk = prompts[first : first + size]
@@ -82,8 +87,7 @@ class RolloutWorker:
                     samples = self._sample(chunk, uniforms[first : first + size])
                 texts = response_texts(samples, self.tokenizer)
                 contents = completion_contents(chunk, response_ids(samples), texts)
-                request = self.desk.ask([prompt.content for prompt in chunk], contents)
-                under_way.append((samples, texts, request))
+                under_way.append((samples, texts, self._ask(chunk, contents)))
             with _timed(seconds, "evaluate_s"):
                 evaluated = [self._evaluate(samples) for samples, _, _ in under_way]
             with _timed(seconds, "reward_wait_s"):
@@ -94,7 +98,7 @@ class RolloutWorker:
             raise
 
         texts = [text for _, chunk_texts, _ in under_way for text in chunk_texts]
-        given = [(value, RewardVersion.of(scores)) for scores in answers for value in scores.values]
+        given = [pair for pairs in answers for pair in pairs]
         log_probs, reference_log_probs, values = (torch.cat(parts) for parts in zip(*evaluated, strict=True))
         return Rollout(
             sequences=concatenate([samples.sequences for samples, _, _ in under_way], self.reference.pad_id),
@@ -116,6 +120,21 @@ class RolloutWorker:
         collated = Prompts.collate([prompt.token_ids for prompt in prompts], policy.pad_id, self.device)
         return policy.sample(collated, uniforms, critic.head if isinstance(critic, SharedCritic) else None)
 
+    def _ask(self, prompts: Sequence[Prompt], completions: Sequence[Content]) -> _Request:
+        """Raises EmptyResponse where the settings do not say what an empty response is worth."""
+        empty = [is_empty(completion) for completion in completions]
+        if any(empty) and self.empty_score is None:
+            raise EmptyResponse(
+                f"a response to {prompts[empty.index(True)].text!r:.80} has no text (EOS first, or special tokens "
+                "alone), so there is nothing to score: set reward.empty_score to what such a response is worth (on "
+                "resume, too); with rollout.min_response_tokens of 1 or more EOS cannot come first"
+            )
+        asked = [
+            pair for pair, nothing in zip(zip(prompts, completions, strict=True), empty, strict=True) if not nothing
+        ]
+        pending = self.desk.ask([prompt.content for prompt, _ in asked], [text for _, text in asked]) if asked else None
+        return _Request(pending, [self.empty_score if nothing else None for nothing in empty])
+
     def _evaluate(self, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities, the reference's, and values, all (B, R); no forward pass that can be spared."""
         sequences = samples.sequences.trimmed()
@@ -136,6 +155,27 @@ class RolloutWorker:
     def _widened(values: Tensor, samples: Samples) -> Tensor:
         mask = samples.sequences.response_mask
         return torch.where(mask, pad_columns(values, mask.shape[1]), 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What was asked for a micro-batch, and the scores that are known without asking."""
+
+    pending: PendingScores | None
+    """None: every response is empty"""
+    known: list[float | None]
+    """One per response; None: asked for"""
+
+    def result(self) -> list[tuple[float, RewardVersion | None]]:
+        """Score and version of each response."""
+        scores = self.pending.result() if self.pending else None
+        version = RewardVersion.of(scores) if scores else None
+        answers = iter(scores.values if scores else ())
+        return [(next(answers), version) if value is None else (value, None) for value in self.known]
+
+    def cancel(self) -> None:
+        if self.pending is not None:
+            self.pending.cancel()
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.config_file import changed_keys, load_config, to_toml
 from ppo_client.ppo.connect import AWAY_ERRORS, connect
 from ppo_client.ppo.critic import ActorCritic
+from ppo_client.ppo.distributed import is_true_anywhere
 from ppo_client.ppo.errors import CheckpointError, ConfigError
 from ppo_client.ppo.normalize import ScoreNormalizer
 from ppo_client.ppo.prompts import Prompt, load_prompts
@@ -40,6 +41,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "rollout.micro_batch_size",
         "reward.targets",
         "reward.model",
+        "reward.empty_score",
         "reward.on_version_change",
         "reward.timeout_s",
         "reward.patience_s",
@@ -115,12 +117,12 @@ def start_run(config: PPOConfig, rewards: RewardSource | None = None) -> Run:
     """A new run. Raises ConfigError where its output directory already holds one."""
     output = Path(config.train.output)
     accelerator = Accelerator(mixed_precision=config.train.mixed_precision)
-    if disk.has_checkpoint(output):
+    has_begun = accelerator.is_main_process and not disk.clear_unless_begun(output)
+    if is_true_anywhere(has_begun):
         raise ConfigError(
             f"{output} already holds a run: go on with `ppo-client resume {output}`, or choose another --output"
         )
     name = [config.train.run or f"ppo-{uuid.uuid4().hex[:12]}"]
-    accelerator.wait_for_everyone()
     run_id: str = broadcast_object_list(name)[0]
     set_seed(config.train.seed, device_specific=True)
     state = RunState(run_id, 0, 0, config.kl.coefficient, ScoreNormalizer(), None)
@@ -225,6 +227,7 @@ def _assemble(
         micro_batch_size=config.rollout.micro_batch_size,
         log_probs_from_sampling=wanted == "sampling" or (wanted == "auto" and in_fp32),
         device=accelerator.device,
+        empty_score=config.reward.empty_score,
     )
     updater = Updater(model, optimizer, accelerator, config)
     return Run(config, accelerator, actor_critic, tokenizer, prompts, worker, updater, tracker, client, state)

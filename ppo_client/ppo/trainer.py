@@ -11,6 +11,7 @@ from ppo_client.ppo.advantages import gae, whiten
 from ppo_client.ppo.checkpoint import RunState
 from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.distributed import gather_rollout, is_true_anywhere, own_rows, raise_together
+from ppo_client.ppo.errors import EmptyResponse
 from ppo_client.ppo.kl import kl_per_token, next_coefficient
 from ppo_client.ppo.metrics import metrics_row, sample_rows
 from ppo_client.ppo.normalize import ScoreNormalizer
@@ -147,10 +148,12 @@ class PPOTrainer:
             rollout = gather_rollout(run.accelerator, local, run.worker.reference.pad_id)
             expected, found = changes(
                 run.state.version,
-                (record.version for record in rollout.records),
+                (record.version for record in rollout.records if record.version),
                 selector=config.reward.model,
                 may_follow=follows(config.reward.model, config.reward.on_version_change),
             )
+            if expected is None:
+                raise EmptyResponse(f"all {num_episodes} responses are empty, so there is no score to learn from")
         except Exception:
             if not run.is_saved:
                 run.save()

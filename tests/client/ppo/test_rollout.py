@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -11,12 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import CHAT_TEMPLATE, EOS_ID, make_tokenizer
-from tiny_policies import FakeRewards, even_share, make_scores, save_policy
+from tiny_models import CHAT_TEMPLATE, EOS_ID, VOCAB_SIZE, make_tokenizer
+from tiny_policies import FakeRewards, even_share, make_config, make_scores, read_jsonl, save_policy
 
 from ppo_client.client.scores import Content, Scores
+from ppo_client.ppo import PPOTrainer
 from ppo_client.ppo.build import load_critic, load_policy
+from ppo_client.ppo.checkpoint import latest_checkpoint
 from ppo_client.ppo.config import CriticConfig, RewardConfig, RolloutConfig
+from ppo_client.ppo.errors import EmptyResponse
 from ppo_client.ppo.prompts import make_prompt
 from ppo_client.ppo.reward_source import RewardDesk, RewardSource
 from ppo_client.ppo.rollout import Rollout, RolloutWorker
@@ -178,3 +182,55 @@ def test_the_shared_critic_costs_no_forward_pass(policy_folder: Path) -> None:
     worker.actor_critic.policy.register_forward_hook(lambda *_: calls.append("policy"))
     collect(worker)
     assert calls == []
+
+
+def with_text_prompts(folder: Path) -> None:
+    """Text prompts, and a policy of which every third token or so ends the response."""
+    rows = [{"prompt": f"number {row}"} for row in range(20)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    ids = [EOS_ID, *range(100, 180)]
+    (folder / "policy" / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}), encoding="utf-8")
+
+
+EMPTY: dict[str, Any] = {"rollout": {"min_response_tokens": 0}, "reward": {"input": "text"}}
+
+
+def test_an_empty_response_is_not_sent_and_gets_the_score_of_the_settings(folder: Path) -> None:
+    with_text_prompts(folder)
+    rewards = FakeRewards(score=lambda prompt, completion: 0.5)
+    settings: dict[str, Any] = {**EMPTY, "reward": {"input": "text", "empty_score": -1.0}}
+    config = make_config(folder, **settings, train={"samples_every_steps": 1, "samples_per_step": 8})
+    trainer = PPOTrainer(config, rewards)
+    trainer.train_step()
+    samples = read_jsonl(folder / "run" / "samples.jsonl")
+    empty = [sample for sample in samples if not sample["completion"]]
+    assert 0 < len(empty) < len(samples) == 8
+    assert all(completion for _, completion in rewards.asked)
+    assert len(rewards.asked) == 8 - len(empty)
+    assert all((sample["score"], sample["version"]) == (-1.0, None) for sample in empty)
+    assert all((s["score"], s["version"]) == (0.5, 1) for s in samples if s not in empty)
+    (row,) = read_jsonl(folder / "run" / "metrics.jsonl")
+    assert row["empty_rate"] == len(empty) / 8
+    assert row["score_mean"] == pytest.approx(0.5 - 1.5 * len(empty) / 8)
+
+
+def test_an_empty_response_without_a_score_names_the_settings_and_leaves_two_ways_on(folder: Path) -> None:
+    with_text_prompts(folder)
+    with pytest.raises(EmptyResponse, match=r"reward\.empty_score .* rollout\.min_response_tokens"):
+        PPOTrainer(make_config(folder, **EMPTY), FakeRewards()).train()
+    assert latest_checkpoint(folder / "run").name == "step-000000"
+    PPOTrainer.resume(folder / "run", FakeRewards(), ["reward.empty_score=0", "train.num_steps=2"]).train()
+    shutil.rmtree(folder / "run")
+    with pytest.raises(EmptyResponse):
+        PPOTrainer(make_config(folder, **EMPTY), FakeRewards()).train()
+    # Nothing has been learnt there, so a run with other settings may start in its place.
+    PPOTrainer(make_config(folder, reward={"input": "text"}), FakeRewards())
+    assert not (folder / "run" / "checkpoints").exists()
+
+
+def test_a_first_step_without_any_text_is_an_error(folder: Path) -> None:
+    with_text_prompts(folder)
+    (folder / "policy" / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(VOCAB_SIZE))}))
+    settings: dict[str, Any] = {**EMPTY, "reward": {"input": "text", "empty_score": -1.0}}
+    with pytest.raises(EmptyResponse, match="all 8 responses are empty"):
+        PPOTrainer(make_config(folder, **settings), FakeRewards()).train()

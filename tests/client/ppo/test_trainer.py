@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,10 @@ def test_a_service_that_stays_away_ends_the_run_after_a_checkpoint(folder: Path)
     with pytest.raises(RewardServiceAway, match="nobody answers"):
         PPOTrainer(config, Failing(0, ServerUnreachable("nobody answers"))).train()
     assert latest_checkpoint(folder / "run").name == "step-000000"
+    # Nothing was learnt, so it can be resumed or started again, as one likes.
+    assert PPOTrainer.resume(folder / "run", FakeRewards(), ["train.num_steps=1"]).train().step == 1
+    shutil.rmtree(folder / "run" / "checkpoints" / "step-000001")
+    assert PPOTrainer(config, FakeRewards()).train().step == 2
 
 
 class Promoted(FakeRewards):
