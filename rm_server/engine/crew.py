@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from rm_server.engine.host import LoadOrder, LoadReport
+from rm_server.engine.host import LoadOrder, LoadReport, attempt
 from rm_server.engine.tasks import Tasks
 from rm_server.engine.work import Work
 from rm_server.engine.workers import Worker, WorkerDied
@@ -18,6 +18,9 @@ from rm_server.registry.records import VersionKey
 
 Check = Callable[[LoadReport], None]
 """Raises what is wrong with a version, judging by what a worker reports."""
+
+Verify = Callable[[], None]
+"""Raises an RmError where a version's files are not what they were when it was loaded first. Called in a thread."""
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
@@ -83,7 +86,7 @@ class Crew:
         self.num_restarts = 0
         self.is_down = False
         """No worker is up and the last attempt to start one failed."""
-        self._orders: dict[VersionKey, tuple[LoadOrder, Check]] = {}
+        self._orders: dict[VersionKey, tuple[LoadOrder, Check, Verify]] = {}
         # One change of what the workers hold at a time, so that a new worker cannot miss one.
         self._changes = asyncio.Lock()
         self._refills = Tasks()
@@ -117,10 +120,11 @@ class Crew:
             seat.keys.clear()
         await asyncio.gather(*(worker.stop() for worker in workers))
 
-    async def load(self, order: LoadOrder, check: Check) -> list[LoadReport]:
+    async def load(self, order: LoadOrder, check: Check, verify: Verify) -> list[LoadReport]:
         """Loads and checks a version in all workers, or in none.
 
-        One worker tries first, so that a broken version costs the others nothing. Must not be cancelled.
+        One worker tries first, so that a broken version costs the others nothing. A worker that comes later loads it
+        when ``verify`` has found nothing wrong. Must not be cancelled.
         """
         async with self._changes:
             seats = [(seat, seat.worker) for seat in self.seats if seat.worker is not None]
@@ -140,7 +144,7 @@ class Crew:
                         "Perhaps the version does not fit into memory."
                     ) from None
                 raise
-            self._orders[order.key] = (order, check)
+            self._orders[order.key] = (order, check, verify)
             for seat, worker in seats:
                 # Unless it died just now: then its successor loads what was ordered.
                 if seat.worker is worker:
@@ -218,13 +222,15 @@ class Crew:
         ``num_deaths``: of the workers before this one, by the version that they were loading; kept here.
         """
         lost: dict[VersionKey, RmError] = {}
-        for key, (order, check) in self._orders.items():
+        for key, (order, check, verify) in self._orders.items():
             try:
                 if num_deaths[key] >= MAX_RELOAD_DEATHS:
                     raise WorkerFailed(
                         f"{num_deaths[key]} worker processes died one after the other while they loaded it. "
                         "Look for out-of-memory kills in the system's log."
                     )
+                if (wrong := await asyncio.to_thread(attempt, "Verifying {}@{}".format(*key), verify)) is not None:
+                    raise wrong
                 check(await worker.load(order))
                 seat.keys.add(key)
             except WorkerDied:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from rm_server.engine.engine import Engine
@@ -100,10 +101,12 @@ class Deployment:
         self._enter(key, "LOADING")
         started = time.perf_counter()
         try:
-            await asyncio.to_thread(self._artifacts.verify, record.digest)
+            verify = partial(self._artifacts.verify, record.digest)
+            await asyncio.to_thread(verify)
             folder = self._artifacts.path(record.digest)
             manifest = await asyncio.to_thread(read_manifest, folder)
-            loaded = await self._engine.load(key, folder, manifest, precision or self._engine.settings.precision)
+            precision = precision or self._engine.settings.precision
+            loaded = await self._engine.load(key, folder, manifest, precision, verify)
             self._failed.pop(key, None)
             self._metrics.version_loaded(
                 key,

@@ -16,6 +16,7 @@ from rm_server.backends.items import Batch, EncodedItem
 from rm_server.config import EngineSettings
 from rm_server.engine.batcher import in_batches
 from rm_server.engine.checks import check, probes_of
+from rm_server.engine.crew import Verify
 from rm_server.engine.encoding import Encoding, Pair
 from rm_server.engine.host import LoadOrder, LoadReport, attempt, imported
 from rm_server.engine.pool import Pool, PoolMetrics, QueueStats
@@ -128,15 +129,23 @@ class Engine:
 
     # --- versions ---
 
-    async def load(self, key: VersionKey, folder: Path, manifest: Manifest, precision: Precision) -> LoadedVersion:
+    async def load(
+        self,
+        key: VersionKey,
+        folder: Path,
+        manifest: Manifest,
+        precision: Precision,
+        verify: Verify = lambda: None,
+    ) -> LoadedVersion:
         """Loads beside what serves, warms up and checks. Works, or changes nothing.
 
         A version that is loaded in this precision already is left as it is. Goes on when the caller is cancelled.
+        ``verify`` is asked again before a worker that takes the place of a dead one loads the same files.
 
         Raises BrokenVersion's members, OutOfMemory, WorkerFailed, Draining; VersionInUse where it is being unloaded, or
         is loaded in another precision.
         """
-        return await self._tasks.to_the_end(self._load(key, folder, manifest, precision))
+        return await self._tasks.to_the_end(self._load(key, folder, manifest, precision, verify))
 
     async def unload(self, key: VersionKey) -> None:
         """Takes no new requests, finishes those under way, frees the memory. Goes on when the caller is cancelled.
@@ -242,7 +251,9 @@ class Engine:
 
     # --- inside ---
 
-    async def _load(self, key: VersionKey, folder: Path, manifest: Manifest, precision: Precision) -> LoadedVersion:
+    async def _load(
+        self, key: VersionKey, folder: Path, manifest: Manifest, precision: Precision, verify: Verify
+    ) -> LoadedVersion:
         async with self._load_turn:
             if self._is_draining:
                 raise Draining("The server is shutting down and loads nothing.")
@@ -261,7 +272,7 @@ class Engine:
                 check(key, manifest, report.precision, probes, report.probe_scores)
 
             order = LoadOrder(key, folder, manifest, self._compute_settings(precision), self._batches(probes.items))
-            reports = await self._pool.load(order, check_report)
+            reports = await self._pool.load(order, check_report, verify)
             self._num_loads += 1
             version = LoadedVersion(
                 key=key,

@@ -13,7 +13,7 @@ import numpy as np
 
 from rm_server.backends.items import Batch
 from rm_server.config import EngineSettings
-from rm_server.engine.crew import Check, Crew, Seat, SentBatch
+from rm_server.engine.crew import Check, Crew, Seat, SentBatch, Verify
 from rm_server.engine.fair_queue import FairQueue
 from rm_server.engine.host import Computed, LoadOrder, LoadReport
 from rm_server.engine.throughput import Throughput
@@ -105,9 +105,9 @@ class Pool:
             seat.in_flight.clear()
         await self._crew.stop()
 
-    async def load(self, order: LoadOrder, check: Check) -> list[LoadReport]:
-        """Loads and checks a version in all workers, or in none. Must not be cancelled."""
-        return await self._crew.load(order, check)
+    async def load(self, order: LoadOrder, check: Check, verify: Verify) -> list[LoadReport]:
+        """Loads and checks a version in all workers, or in none; see `Crew.load`. Must not be cancelled."""
+        return await self._crew.load(order, check, verify)
 
     async def unload(self, key: VersionKey) -> None:
         """Frees a version for which nothing is under way."""

@@ -273,6 +273,21 @@ async def test_a_version_that_no_worker_can_load_again_has_failed(tmp_path: Path
         await until(lambda: world.state(key) == "FAILED")
 
 
+async def test_a_new_worker_loads_no_files_that_were_changed(tmp_path: Path) -> None:
+    async with running_world(tmp_path, workers=1) as world:
+        key = await world.register()
+        await world.versions.set_label("m", "stable", 1, load=True, **BY)
+        # By so little that the golden scores do not show it.
+        file = world.files(key) / "rules.json"
+        file.chmod(0o644)
+        file.write_text('{"factor": 0.5000001}')
+        (pid,) = world.engine.worker_pids
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: world.engine.worker_pids not in ([], [pid]))
+        assert world.state(key) == "FAILED"
+        assert isinstance(world.versions.state_of(key).error, DigestMismatch)
+
+
 # --- following the catalog ---
 
 
