@@ -130,3 +130,24 @@ def make_rollout_entropy(run: Run) -> torch.Tensor:
 
     rollout = run.worker.collect(run.prompts[:8], uniforms(0, Purpose.SAMPLING, 1, range(8), 6))
     return rollout.entropies[rollout.sequences.response_mask].mean()
+
+
+def test_the_value_loss_is_clipped_by_its_own_range(folder: Path) -> None:
+    run = make_run(folder, num_epochs=1, num_minibatches=1, clip_range=0.2, value_clip_range=0.3)
+    batch = make_batch(run)
+    mask = batch.sequences.response_mask
+    assert not bool(batch.values.any()), "a new critic says 0"
+    far = replace(batch, values=(batch.values - 1) * mask)
+    targets = batch.returns[mask]
+    expected = 0.5 * torch.maximum(targets.square(), (-0.7 - targets).square()).mean()
+    assert update(run, far).first.value_loss == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_value_loss_has_its_weight(folder: Path) -> None:
+    norms = []
+    for name, coefficient in (("one", 0.1), ("five", 0.5)):
+        run = make_run(folder, name, num_epochs=1, num_minibatches=1, value_coefficient=coefficient)
+        batch = make_batch(run)
+        norms.append(update(run, replace(batch, advantages=torch.zeros_like(batch.advantages))).gradient_norm)
+    assert norms[1] == pytest.approx(5 * norms[0], rel=1e-4)
+    assert norms[0] > 0
