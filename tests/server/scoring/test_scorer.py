@@ -255,7 +255,7 @@ async def test_a_caller_who_goes_takes_his_items_along(tmp_path: Path) -> None:
 async def test_a_call_that_no_worker_could_compute_fails_as_a_whole(tmp_path: Path) -> None:
     async with running_service(tmp_path, workers=1) as service:
         with pytest.raises(WorkerFailed):
-            await service.score("m", ((), [(fake.ALWAYS_KILL,), (2,), ()]))
+            await service.score("m", ((), [(fake.ALWAYS_KILL,), ()]))
         assert values(await service.score("m", ((), [(2,)]))) == [1.0]
 
 
