@@ -13,7 +13,7 @@ from rm_server.registry.records import VersionKey
 class Lease:
     """A run's hold on a version, until ``lease_s`` after ``last_seen`` or the run says so; times since the epoch, in s.
 
-    ``arm``: of the split that chose the version; None: no split did.
+    ``arm``: of the split that chose the version; None: no split did. ``has_ended``: the run said so.
     """
 
     run: str
@@ -24,6 +24,7 @@ class Lease:
     lease_s: float
     last_seen: float
     expires_at: float
+    has_ended: bool = False
 
     @property
     def key(self) -> VersionKey:
@@ -31,15 +32,18 @@ class Lease:
         return (self.model, self.version)
 
     def is_active(self, now: float) -> bool:
-        """Whether it holds its version still."""
+        """Whether it keeps its version from being unloaded."""
         return now < self.expires_at
 
 
 class Leases:
-    """The last lease of each run and model. One that has ended is remembered: the run gets that version again."""
+    """The last lease of each run and model. One that is over is remembered: the run gets that version again.
+
+    They are in memory alone: a server that starts anew knows none.
+    """
 
     def __init__(self, max_known: int) -> None:
-        """``max_known``: beyond it, leases that have ended are forgotten, those that were taken first first."""
+        """``max_known``: beyond it, leases that are over are forgotten, those that were taken first first."""
         self._max_known = max_known
         self._leases: dict[tuple[str, str], Lease] = {}
 
@@ -78,10 +82,10 @@ class Leases:
         known = [lease for lease in self._leases.values() if lease.run == run and model in (None, lease.model)]
         if not known:
             raise RunNotFound(f"The run {run!r} has no lease" + (f" on {model!r}." if model is not None else "."))
-        active = [lease for lease in known if lease.is_active(now)]
-        for lease in active:
-            self._leases[run, lease.model] = replace(lease, expires_at=now)
-        return len(active)
+        for lease in known:
+            ended = replace(lease, expires_at=min(now, lease.expires_at), has_ended=True)
+            self._leases[run, lease.model] = ended
+        return sum(lease.is_active(now) for lease in known)
 
     def holders(self, key: VersionKey, now: float) -> list[str]:
         """The runs that hold a version, sorted."""
@@ -92,6 +96,6 @@ class Leases:
 
     def _forget_some(self, now: float) -> None:
         if len(self._leases) > self._max_known:
-            ended = [key for key, lease in self._leases.items() if not lease.is_active(now)]
-            for key in ended[: len(self._leases) - self._max_known]:
+            over = [key for key, lease in self._leases.items() if not lease.is_active(now)]
+            for key in over[: len(self._leases) - self._max_known]:
                 del self._leases[key]

@@ -98,22 +98,36 @@ class Runs:
         self._leases.end(run, model, self._clock())
 
     def route(self, selector: Selector, run: str) -> Route:
-        """Which version a call of this run means now. Raises InvalidRequest, and what `resolve` raises."""
+        """Which version a call of this run means now.
+
+        By the bare name a run means the version that it was given, until it ends or asks to move: after a pause longer
+        than its lease, too. This server remembers that only until it is started anew.
+
+        Raises InvalidRequest, what `resolve` raises, and VersionNotLoaded where the run's version is away.
+        """
         if run:
             check_run(run)
-        lease = self._leases.active(run, selector.model, self._clock()) if run and selector.is_bare else None
-        route = resolve(selector, self._versions.snapshot, None if lease is None else lease.version)
-        return route if lease is None else replace(route, arm=lease.arm)
+        lease = self._given(selector, run)
+        if lease is None:
+            return resolve(selector, self._versions.snapshot, None)
+        route = resolve(selector, self._versions.snapshot, lease.version)
+        if self._versions.state_of(route.key).state != "READY":
+            raise VersionNotLoaded(
+                f"The run {run!r} was given {_name(route.key)}, which is not loaded. Load it, or register the run with "
+                "`move` to get what the bare name means now."
+            )
+        return replace(route, arm=lease.arm)
 
     def keep(self, selector: Selector, run: str, route: Route) -> None:
         """A call of this run is scored by this version: with the bare name, the run has a lease from now on."""
         if not run or not selector.is_bare:
             return
+        given = self._given(selector, run)
         now = self._clock()
-        if self._leases.active(run, selector.model, now) is None:
-            self._take(run, route, route.arm, 0.0)
-        else:
+        if given is not None and given.is_active(now):
             self._leases.renew(run, selector.model, now)
+        else:
+            self._take(run, route, route.arm, 0.0 if given is None else given.lease_s)
 
     def scored(self, run: str, route: Route, scores: Sequence[float], tokens: int) -> None:
         """A call of this run was answered with these raw scores. The anonymous run is not kept."""
@@ -144,6 +158,11 @@ class Runs:
             )
         statuses = [status for status in statuses if model in (None, status.model)]
         return sorted(statuses, key=lambda status: (-status.last_seen, status.run, status.model))
+
+    def _given(self, selector: Selector, run: str) -> Lease | None:
+        """What the run was given last by the bare name, unless it has ended."""
+        lease = self._leases.last(run, selector.model) if run and selector.is_bare else None
+        return None if lease is None or lease.has_ended else lease
 
     def _take(self, run: str, route: Route, arm: str | None, lease_s: float) -> Lease:
         model, version = route.key

@@ -77,7 +77,23 @@ async def test_scoring_by_the_bare_name_takes_a_lease_and_renews_it(tmp_path: Pa
         for _ in range(5):
             clock.now += 800
             assert call(runs, "m", "r").key == ("m", 1)
-        clock.now += 900
+
+
+async def test_a_run_has_its_version_after_a_pause_longer_than_its_lease(tmp_path: Path) -> None:
+    async with running_runs(tmp_path) as (world, runs, clock):
+        runs.register("r", "m", lease_s=60.0)
+        await world.versions.set_label("m", "stable", 2, **BY)
+        clock.now += 1000
+        assert call(runs, "m", "r").key == ("m", 1)
+        # With a lease as long as it had.
+        with pytest.raises(VersionInUse):
+            await world.versions.unload(("m", 1), True, **BY)
+        clock.now += 60
+        await world.versions.unload(("m", 1), False, **BY)
+        with pytest.raises(VersionNotLoaded, match="'r' was given m@1, which is not loaded"):
+            runs.route(parse("m"), "r")
+        assert call(runs, "m@stable", "r").key == ("m", 2)
+        runs.end("r", "m")
         assert call(runs, "m", "r").key == ("m", 2)
 
 
