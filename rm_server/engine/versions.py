@@ -211,12 +211,21 @@ class VersionManager:
                     f"{_name(key)} is named by the label {', '.join(labels)}. Move that first, or force the unload: "
                     "then calls by the label fail."
                 )
+            was_wanted, precision = key in self._in_catalog.wanted, self._wanted_precision(key)
             await asyncio.to_thread(self._catalog.set_wanted, *key, False, actor)
+            # A run may have been given it meanwhile. From here to the engine no await: then none is given it any more.
+            try:
+                self._check_not_needed(key)
+            except VersionInUse:
+                if was_wanted:
+                    await asyncio.to_thread(self._catalog.set_wanted, *key, True, actor, precision=precision or "")
+                await self._refresh()
+                raise
             self._retiring.pop(key, None)
             self._deployment.forget_failure(key)
             if labels:
                 self._forced_out.add(key)
-            if is_loaded:
+            if self._deployment.is_loaded(key):
                 await self._deployment.unload(key)
             await self._refresh()
 

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 from pathlib import Path
+from typing import Any
 
 import fake_versions as fake
 import pytest
@@ -125,6 +126,26 @@ async def test_a_version_that_something_needs_is_not_unloaded(tmp_path: Path) ->
         needs.clear()
         await world.versions.unload(key, True, **BY)
         assert world.state(key) == "REGISTERED"
+
+
+async def test_an_unload_is_undone_where_a_run_was_quicker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_world(tmp_path) as world:
+        needs: dict[VersionKey, str] = {}
+        world.versions.add_guard(needs.get)
+        key = await world.register()
+        await world.versions.load(key, "bf16", **BY)
+        set_wanted = world.catalog.set_wanted
+
+        def set_wanted_slowly(model: str, version: int, *arguments: Any, **options: Any) -> None:
+            set_wanted(model, version, *arguments, **options)
+            needs[model, version] = "the run r has a lease"
+
+        monkeypatch.setattr(world.catalog, "set_wanted", set_wanted_slowly)
+        with pytest.raises(VersionInUse, match="the run r has a lease"):
+            await world.versions.unload(key, False, **BY)
+        assert await world.score(key, 10) == 5.0
+        assert world.catalog.snapshot().wanted_precision == {key: "bf16"}
+        assert world.versions.snapshot.wanted == {key}
 
 
 async def test_a_forced_unload_lasts_though_a_label_names_the_version(tmp_path: Path) -> None:
