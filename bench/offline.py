@@ -65,10 +65,8 @@ class Offline:
 
     def tokens_per_s(self, name: str, seconds: float) -> float:
         """Of all processes together, while all of them are busy. Ends after the batch in which the time is over."""
-        return sum(
-            sum(tokens for tokens, _ in steps) / sum(took for _, took in steps)
-            for steps in self._ask([("run", name, seconds)] * len(self._links))
-        )
+        runs: list[list[tuple[int, float]]] = self._ask([("run", name, seconds)] * len(self._links))
+        return sum(sum(tokens for tokens, _ in steps) / sum(took for _, took in steps) for steps in runs)
 
     def step_seconds(self, name: str, seconds: float) -> list[float]:
         """How long each step took, in all processes."""
