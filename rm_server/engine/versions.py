@@ -282,22 +282,36 @@ class VersionManager:
     # --- following the catalog ---
 
     async def _follow(self) -> None:
-        """Looks whether another process changed the catalog, and retires what is needed no longer."""
         while True:
             await asyncio.sleep(self._poll_s)
             try:
-                revision = await asyncio.to_thread(self._catalog.revision)
-                if revision != self._in_catalog.revision:
-                    await self._refresh()
-                self._metrics.catalog_reachable(True)
-            except CatalogUnavailable as error:
-                self._metrics.catalog_reachable(False)
-                _log.warning("The catalog cannot be read; what is loaded goes on serving: %s", error)
-                continue
-            self._begin_steps()
-            for key, actor in list(self._retiring.items()):
-                if not self._labels_naming(key) and self._need_of(key) is None:
-                    await self._retire(key, actor)
+                await self._look()
+            except Exception:
+                # Whatever it is: who gives up here never sees a change again.
+                _log.exception("The catalog could not be followed; the next try comes in %g s.", self._poll_s)
+
+    async def _look(self) -> None:
+        """Looks whether another process changed the catalog, and begins to retire what is needed no longer."""
+        try:
+            revision = await asyncio.to_thread(self._catalog.revision)
+            if revision != self._in_catalog.revision:
+                await self._refresh()
+            self._metrics.catalog_reachable(True)
+        except CatalogUnavailable as error:
+            self._metrics.catalog_reachable(False)
+            _log.warning("The catalog cannot be read; what is loaded goes on serving: %s", error)
+            return
+        self._begin_steps()
+        for key, actor in self._retiring.items():
+            if key not in self._steps and not self._labels_naming(key) and self._need_of(key) is None:
+                self._steps[key] = self._tasks.spawn(self._retire_beside(key, actor))
+
+    async def _retire_beside(self, key: VersionKey, actor: str) -> None:
+        try:
+            await self._retire(key, actor)
+        finally:
+            del self._steps[key]
+        self._begin_steps()
 
     def _begin_steps(self) -> None:
         for step in self._next_steps():

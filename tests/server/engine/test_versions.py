@@ -197,6 +197,40 @@ async def test_the_previous_version_stays_until_nothing_needs_it(tmp_path: Path)
         await until(lambda: world.state(one) == "REGISTERED")
 
 
+async def test_the_catalog_is_followed_while_a_version_drains(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        needs: dict[VersionKey, str] = {}
+        world.versions.add_guard(needs.get)
+        one, _ = await world.register(0.5), await world.register(2.0)
+        needs[one] = "a lease"
+        await world.versions.set_label("m", "stable", 1, load=True, **BY)
+        await world.versions.set_label("m", "stable", 2, load=True, unload_previous=True, **BY)
+        with world.engine.use(one):
+            needs.clear()
+            await until(lambda: world.state(one) == "DRAINING")
+            world.elsewhere.set_label("m", "canary", 2, actor="somebody")
+            await until(lambda: ("m", "canary") in world.versions.snapshot.labels)
+            assert world.state(one) == "DRAINING"
+        await until(lambda: world.state(one) == "REGISTERED")
+
+
+async def test_an_error_of_any_kind_does_not_end_the_following(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fail() -> int:
+        asked.append(1)
+        raise RuntimeError("a defect")
+
+    async with running_world(tmp_path) as world:
+        await world.register()
+        await world.versions.set_label("m", "stable", 1, load=True, **BY)
+        with monkeypatch.context() as broken:
+            broken.setattr(world.catalog, "revision", fail)
+            await until(lambda: bool(asked))
+        world.elsewhere.set_label("m", "canary", 1, actor="somebody")
+        await until(lambda: ("m", "canary") in world.versions.snapshot.labels)
+
+
 async def test_a_version_that_is_wanted_again_is_not_retired(tmp_path: Path) -> None:
     async with running_world(tmp_path) as world:
         one, _ = await world.register(0.5), await world.register(2.0)
