@@ -19,7 +19,7 @@ class PolicyConfig:
     reference: str = ""
     """Directory of the reference model of the KL penalty; empty: `model`, as it was before training."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights."""
+    """Of the weights. Only float32 can be trained; computing in bfloat16 is `train.mixed_precision`."""
     gradient_checkpointing: bool = False
     """Recomputes activations in the backward pass: less memory, about a third more time."""
 
@@ -213,6 +213,11 @@ def _broken_rules(config: PPOConfig) -> list[str]:
     fixed_length = rollout.min_response_tokens == rollout.max_response_tokens
     rules = [
         (bool(policy.model), "policy.model is missing: give the directory of the starting policy"),
+        (
+            policy.dtype == "float32",
+            f"policy.dtype is {policy.dtype}: most of Adam's steps are too small to change a weight of that precision, "
+            'so next to nothing would be learnt: set train.mixed_precision = "bf16" instead',
+        ),
         (bool(config.data.prompts), "data.prompts is missing: give a JSON Lines file"),
         (bool(reward.model), 'reward.model is missing: give a selector, for example "helpfulness@stable"'),
         (bool(train.output), "train.output is missing: give a directory for logs and checkpoints"),

@@ -39,6 +39,7 @@ def test_what_is_required_is_named_together() -> None:
         ("reward", {"prompt_template": "Q: {prompt}"}, 'set reward.input = "text"'),
         ("critic", {"model": "elsewhere"}, 'set critic.kind = "separate"'),
         ("kl", {"controller": "adaptive", "coefficient": 0.0}, "the adaptive controller multiplies"),
+        ("policy", {"dtype": "bfloat16"}, 'set train.mixed_precision = "bf16" instead'),
         ("data", {"where": "train"}, "field=value"),
         ("train", {"num_steps": 0}, "num_steps must be at least 1"),
         ("train", {"keep_checkpoints": 0}, "keep_checkpoints must be at least 1"),
