@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from enum import IntEnum
 
-from ppo_client.client.errors import InvalidSettings, RewardClientError, Unavailable
+from ppo_client.client.errors import InvalidFile, InvalidSelector, InvalidSettings, RewardClientError, Unavailable
 from ppo_client.ppo.errors import ConfigError, DataError, PPOError, RewardServiceAway, VersionChanged
 
 # Each offers `add_parser(subparsers)`, which sets `run`: a function of the parsed arguments that returns the exit
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def exit_status(error: PPOError | RewardClientError) -> ExitStatus:
-    if isinstance(error, (ConfigError, DataError, InvalidSettings)):
+    if isinstance(error, (ConfigError, DataError, InvalidFile, InvalidSelector, InvalidSettings)):
         return ExitStatus.USAGE
     if isinstance(error, (RewardServiceAway, Unavailable)):
         return ExitStatus.REWARD_SERVICE_AWAY

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
 
-from ppo_client.ppo.errors import ConfigError
+from ppo_client.ppo.errors import ConfigError, PPOError
 from ppo_client.ppo.sequences import Prompts, Sequences
 
 if TYPE_CHECKING:
@@ -56,13 +56,22 @@ def gather_rollout(accelerator: Accelerator, rollout: Rollout, pad_id: int) -> R
 
 
 def raise_together(accelerator: Accelerator, error: Exception | None) -> None:
-    """Raises in every process if there is an error in any, so that none waits for one that has left."""
-    errors: Sequence[Exception | None] = gather_object([error])
+    """Raises in every process if there is an error in any, so that none waits for one that has left.
+
+    Where the error is, it is raised as it is; elsewhere as the PPOError it is, or else as a plain PPOError.
+    """
+    told = None if error is None else (type(error) if isinstance(error, PPOError) else PPOError, _in_words(error))
+    errors: Sequence[tuple[type[PPOError], str] | None] = gather_object([told])
     if error is not None:
         raise error
     for rank, other in enumerate(errors):
         if other is not None:
-            raise type(other)(f"process {rank}: {other}")
+            kind, text = other
+            raise kind(f"process {rank}: {text}")
+
+
+def _in_words(error: Exception) -> str:
+    return str(error) if isinstance(error, PPOError) else f"{type(error).__name__}: {error}"
 
 
 def is_true_anywhere(flag: bool) -> bool:

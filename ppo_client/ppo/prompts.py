@@ -93,6 +93,8 @@ def make_prompt(value: Any, reward: RewardConfig, tokenizer: Any | None, place: 
         ids = _without_eos(tokenizer(value)["input_ids"], tokenizer)
         text, content = value, reward.prompt_template.replace("{prompt}", value)
     elif _is_list_of(value, dict) and value and all({"role", "content"} <= set(message) for message in value):
+        if reward.prompt_template != "{prompt}":
+            raise DataError(f"{place}: chat messages, and reward.prompt_template is for text: remove it")
         if tokenizer.chat_template is None:
             raise DataError(f"{place}: chat messages, and the policy's tokenizer has no chat template")
         ids = tokenizer.apply_chat_template(value, add_generation_prompt=True, return_dict=True)["input_ids"]

@@ -13,7 +13,7 @@ import pytest
 from tiny_policies import FakeRewards, make_config, read_jsonl, save_policy
 
 from ppo_client import cli
-from ppo_client.client.errors import ModelNotFound, ServerUnreachable
+from ppo_client.client.errors import InvalidFile, InvalidSelector, ModelNotFound, ServerUnreachable
 from ppo_client.ppo import run as run_module
 from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.config_file import load_config, to_toml
@@ -75,6 +75,8 @@ def test_show_config_prints_what_would_be_used(config_path: Path, capsys: pytest
     [
         (ServerUnreachable("nobody answers"), cli.ExitStatus.REWARD_SERVICE_AWAY),
         (ModelNotFound("no model `even`"), cli.ExitStatus.FAILED),
+        (InvalidSelector("`even@` names no version"), cli.ExitStatus.USAGE),
+        (InvalidFile("line 3 is not JSON"), cli.ExitStatus.USAGE),
     ],
 )
 def test_exit_status_when_scores_cannot_be_had(

@@ -71,6 +71,8 @@ def test_chat_messages(tmp_path: Path) -> None:
     assert prompt.content == [{"role": "user", "content": "hi"}]
     assert tokenizer.decode(prompt.token_ids) == "[user] hi<eos>[assistant] "
     assert prompt.text == "user: hi"
+    with pytest.raises(DataError, match=r"row 1: .* reward\.prompt_template is for text"):
+        load(path, tokenizer=tokenizer, reward=RewardConfig(prompt_template="Q: {prompt}"))
 
 
 def test_rows_can_be_chosen(tmp_path: Path) -> None:
