@@ -13,7 +13,7 @@ MIN_SAVED_TOKENS = 32
 MIN_SAVED_SHARE = 0.12
 # A common BOS or two words are no shared prompt.
 MIN_PREFIX_TOKENS = 4
-# Where a whole batch begins alike (a system prompt, say) every group could begin anywhere; larger ones save little more.
+# Where a whole batch begins alike (a system prompt, say) a group could begin anywhere; larger ones save little more.
 MAX_GROUP_ITEMS = 64
 
 
