@@ -74,7 +74,8 @@ class Engine:
         self._pool = Pool(settings, self._make_worker, metrics, self._lost)
         self._encoding = Encoding(settings.encode_threads)
         self._cache = ResultCache(settings.cache_items)
-        self._under_way: dict[bytes, Work] = {}
+        # By what they compute: one of each run that waits for it, so that no run waits for its turn in another's queue.
+        self._under_way: dict[bytes, list[Work]] = {}
         self._entries: dict[VersionKey, _Entry] = {}
         # One load at a time: libraries change what belongs to the whole process while they build a model.
         self._load_turn = asyncio.Lock()
@@ -210,7 +211,7 @@ class Engine:
                 if (known := self._cache.get(item_key)) is not None:
                     future.set_result(ItemScore(known, 0.0, 0.0))
                     continue
-                work = new_by_key.get(item_key) or self._joinable(item_key, deadline)
+                work = new_by_key.get(item_key) or self._joinable(item_key, run, priority, deadline)
             if work is None:
                 work = Work(item, now, item_key)
                 new.append(work)
@@ -221,7 +222,8 @@ class Engine:
             self._pool.submit(key, new, run=run, priority=priority, deadline=deadline)
         if use_cache:
             self._metrics.cache_asked(key, len(items) - len(new), len(new))
-            self._under_way.update(new_by_key)
+            for item_key, work in new_by_key.items():
+                self._under_way.setdefault(item_key, []).append(work)
             self.num_scored_items += len(items) - len(waiting)
         for work, future in waiting:
             work.futures.append(future)
@@ -229,25 +231,36 @@ class Engine:
         entry.num_pending += len(waiting)
         return futures
 
-    def _joinable(self, item_key: bytes, deadline: float | None) -> Work | None:
-        """Work under way for the same item that will not be dropped before this deadline."""
-        work = self._under_way.get(item_key)
-        if work is None or not work.is_wanted or work.call is None:
-            return None
-        other = work.call.deadline
-        return work if other is None or (deadline is not None and deadline <= other) else None
+    def _joinable(self, item_key: bytes, run: str, priority: int, deadline: float | None) -> Work | None:
+        """Work for the same item that is at a worker, or waits as this run's; not dropped before this deadline."""
+        for work in self._under_way.get(item_key, ()):
+            call = work.call
+            if call is None or not work.is_wanted:
+                continue
+            if work.is_waiting and (call.run != run or call.priority < priority):
+                continue
+            if call.deadline is None or (deadline is not None and deadline <= call.deadline):
+                return work
+        return None
 
     def _on_done(self, entry: _Entry, work: Work, future: asyncio.Future[ItemScore]) -> None:
         if not future.cancelled() and future.exception() is None:
             self.num_scored_items += 1
             if work.cache_key is not None:
                 self._cache.put(work.cache_key, future.result().value)
+                for same in self._under_way.get(work.cache_key, ()):
+                    same.succeed(future.result())
         if not work.is_wanted:
             self._pool.drop(work)
-            if work.cache_key is not None and self._under_way.get(work.cache_key) is work:
-                del self._under_way[work.cache_key]
+            self._forget(work)
         entry.num_pending -= 1
         entry.tell_if_idle()
+
+    def _forget(self, work: Work) -> None:
+        if work.cache_key is not None and work in (same := self._under_way.get(work.cache_key, [])):
+            same.remove(work)
+            if not same:
+                del self._under_way[work.cache_key]
 
     # --- inside ---
 

@@ -69,6 +69,7 @@ class FairQueue(Generic[W]):
             rank=now + min(num_tokens / self.tokens_per_s, self._max_yield_s) - priority * PRIORITY_STEP_S,
             number=self._num_calls,
             deadline=deadline,
+            priority=priority,
         )
         for item in items:
             item.call = call

@@ -140,10 +140,11 @@ class Pool:
             self._loop.call_soon(self._dispatch)
 
     def drop(self, work: Work) -> None:
-        """Nobody wants this one any more. If it still waits, it is never computed."""
+        """Nobody wants this one any more, or it was answered already. If it still waits, it is never computed."""
         if work.is_waiting:
             assert work.call is not None
-            self._metrics.item_dropped(work.call.key, "cancelled")
+            if any(future.cancelled() for future in work.futures):
+                self._metrics.item_dropped(work.call.key, "cancelled")
             self._queue.drop(work)
 
     # --- out ---

@@ -33,7 +33,8 @@ W = TypeVar("W", bound=Waiting)
 class Call(Generic[W]):
     """Items that came together and stay in their order, so that a group's prompt can be shared.
 
-    ``rank``: smaller goes first within the run. ``number`` counts the calls. ``deadline`` on the queue's clock.
+    ``rank``: smaller goes first within the run; it contains the ``priority``. ``number`` counts the calls.
+    ``deadline`` on the queue's clock.
     """
 
     key: VersionKey
@@ -41,6 +42,7 @@ class Call(Generic[W]):
     rank: float
     number: int
     deadline: float | None
+    priority: int = 0
     waiting: deque[W] = field(default_factory=deque)
 
     def __lt__(self, other: Call[W]) -> bool:

@@ -228,6 +228,43 @@ async def test_the_same_item_is_computed_once(tmp_path: Path, workers: int) -> N
         assert engine.num_scored_items == 6
 
 
+@pytest.mark.parametrize(("run", "priority"), [("light", 0), ("heavy", 1)])
+async def test_the_same_item_far_back_in_a_queue_is_not_waited_for(tmp_path: Path, run: str, priority: int) -> None:
+    async with running_engine(max_batch_tokens=400) as engine:
+        await load(engine, tmp_path)
+        loaded = len(fake.noted(tmp_path))
+        first = engine.submit(KEY, items([fake.WAIT]), run="heavy")
+        await asyncio.sleep(0)
+        heavy = engine.submit(KEY, items(*([number] * 400 for number in range(1, 41))), run="heavy")
+        (light,) = engine.submit(KEY, items([40] * 400), run=run, priority=priority)
+        (other,) = engine.submit(KEY, items([40] * 400), run=run, priority=priority)
+        answered: list[asyncio.Future[Any]] = []
+        for future in (*heavy, light, other):
+            future.add_done_callback(answered.append)
+        fake.open_gate(tmp_path)
+        assert await outcomes([*first, *heavy, light, other]) == [
+            *(fake.WAIT / 2, *(200.0 * number for number in range(1, 41))),
+            *(8000.0, 8000.0),
+        ]
+        # Whose turn comes first answers for all, and nothing is computed twice.
+        assert {answered.index(light), answered.index(other), answered.index(heavy[-1])} < set(range(12))
+        assert sum(fake.noted(tmp_path)[loaded:]) == 1 + 40
+        assert engine.queue_stats.items == 0
+
+
+async def test_the_same_item_at_a_worker_is_waited_for(tmp_path: Path) -> None:
+    async with running_engine() as engine:
+        await load(engine, tmp_path)
+        loaded = len(fake.noted(tmp_path))
+        heavy = engine.submit(KEY, items([fake.WAIT]), run="heavy")
+        await fake.until(lambda: len(fake.noted(tmp_path)) > loaded)
+        light = engine.submit(KEY, items([fake.WAIT]), run="light")
+        assert engine.queue_stats.items == 0
+        fake.open_gate(tmp_path)
+        assert await outcomes([*heavy, *light]) == [fake.WAIT / 2] * 2
+        assert fake.noted(tmp_path)[loaded:] == [1]
+
+
 async def test_the_cache_can_be_bypassed(tmp_path: Path) -> None:
     async with running_engine() as engine:
         await load(engine, tmp_path)
