@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
 from rm_server.backends.interface import Encoder
 from rm_server.backends.items import Content, EncodedItem
-from rm_server.errors import InternalError, RmError
+from rm_server.engine.turns import Turns
+from rm_server.errors import DeadlineExceeded, Draining, InternalError, RmError
 from rm_server.registry.manifest import TruncationRule
 
 Pair: TypeAlias = tuple[Content, Content]
@@ -22,33 +26,111 @@ INLINE_CHARACTERS = 1000
 CHARACTERS_PER_ID = 0.1
 """A token id costs as much as so many characters: it is only copied."""
 
+CHUNK_ITEMS = 32
+CHUNK_CHARACTERS = 50_000
+"""A thread is given so much at once, some 25 ms of work, but at least one item; then it is another one's turn."""
+
 _log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False, slots=True)
+class _Job:
+    """A call whose items become tokens. ``next``: the first pair that no thread was given yet."""
+
+    encoder: Encoder
+    pairs: Sequence[Pair]
+    truncation: TruncationRule | None
+    done: asyncio.Future[list[EncodedItem | RmError]]
+    items: dict[int, list[EncodedItem | RmError]] = field(default_factory=dict)
+    next: int = 0
+    num_encoded: int = 0
+
+    def next_end(self) -> tuple[int, float]:
+        """Where the next chunk ends, and what it costs."""
+        cost = 0.0
+        for end in range(self.next, min(self.next + CHUNK_ITEMS, len(self.pairs))):
+            cost += sum(map(_cost, self.pairs[end]))
+            if cost >= CHUNK_CHARACTERS:
+                return end + 1, cost
+        return min(self.next + CHUNK_ITEMS, len(self.pairs)), cost
+
+
 class Encoding:
-    """A few threads for tokenizers, which let go of the GIL while they work."""
+    """A few threads for tokenizers, which let go of the GIL while they work. Lives on the event loop.
+
+    Calls are encoded in chunks: runs take turns by characters, and so do the calls of a run, chunk by chunk. What
+    nobody waits for any more is left where it is.
+    """
 
     def __init__(self, num_threads: int) -> None:
-        self._num_threads = max(1, num_threads)
-        self._threads = ThreadPoolExecutor(self._num_threads, thread_name_prefix="encode")
+        self._num_idle = max(1, num_threads)
+        self._threads = ThreadPoolExecutor(self._num_idle, thread_name_prefix="encode")
+        self._turns: Turns[str] = Turns(CHUNK_CHARACTERS)
+        self._jobs: dict[str, deque[_Job]] = {}
 
     async def encode(
-        self, encoder: Encoder, pairs: Sequence[Pair], truncation: TruncationRule | None
+        self,
+        encoder: Encoder,
+        pairs: Sequence[Pair],
+        truncation: TruncationRule | None,
+        *,
+        run: str = "",
+        deadline: float | None = None,
     ) -> list[EncodedItem | RmError]:
-        """One item or error for each pair, in order. ``truncation`` None: the version's own rule."""
+        """One item or error for each pair, in order. ``truncation`` None: the version's own rule.
+
+        ``deadline`` on the event loop's clock; raises DeadlineExceeded when it passes before all is done.
+        """
         if sum(_cost(prompt) + _cost(completion) for prompt, completion in pairs) <= INLINE_CHARACTERS:
             return _encode(encoder, pairs, truncation)
-        loop = asyncio.get_running_loop()
-        size = -(-len(pairs) // self._num_threads)
-        parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
-        done = await asyncio.gather(
-            *(loop.run_in_executor(self._threads, _encode, encoder, part, truncation) for part in parts)
-        )
-        return [item for part in done for item in part]
+        job = _Job(encoder, pairs, truncation, asyncio.get_running_loop().create_future())
+        self._jobs.setdefault(run, deque()).append(job)
+        self._turns.join(run)
+        self._dispatch()
+        try:
+            # Both the deadline and a caller who goes away cancel the future, and with it the job.
+            async with asyncio.timeout_at(deadline):
+                return await job.done
+        except TimeoutError:
+            raise DeadlineExceeded("The deadline passed before all items were tokens; nothing was computed.") from None
 
     def close(self) -> None:
-        """Ends the threads when they have done what they are doing."""
+        """Ends the threads when they have done what they are doing, and fails what waits for them."""
+        for run, jobs in self._jobs.items():
+            self._turns.leave(run)
+            for job in jobs:
+                if not job.done.done():
+                    job.done.set_exception(Draining("The server stopped before the items were tokens."))
+        self._jobs.clear()
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _dispatch(self) -> None:
+        while self._num_idle and (run := self._turns.next()) is not None:
+            jobs = self._jobs[run]
+            job = jobs.popleft()
+            if not job.done.done():
+                start = job.next
+                job.next, cost = job.next_end()
+                self._turns.charge(run, 1 + round(cost))
+                self._num_idle -= 1
+                chunk = asyncio.get_running_loop().run_in_executor(
+                    self._threads, _encode, job.encoder, job.pairs[start : job.next], job.truncation
+                )
+                chunk.add_done_callback(partial(self._on_chunk, job, start))
+                if job.next < len(job.pairs):
+                    jobs.append(job)
+            if not jobs:
+                del self._jobs[run]
+                self._turns.leave(run)
+
+    def _on_chunk(self, job: _Job, start: int, chunk: asyncio.Future[list[EncodedItem | RmError]]) -> None:
+        self._num_idle += 1
+        if not chunk.cancelled():
+            job.items[start] = chunk.result()
+            job.num_encoded += len(job.items[start])
+            if job.num_encoded == len(job.pairs) and not job.done.done():
+                job.done.set_result([item for start in sorted(job.items) for item in job.items[start]])
+        self._dispatch()
 
 
 def _encode(encoder: Encoder, pairs: Sequence[Pair], truncation: TruncationRule | None) -> list[EncodedItem | RmError]:
@@ -62,9 +144,9 @@ def _encode_one(
         return encoder.encode(prompt, completion, truncation)
     except RmError as error:
         return error
-    except Exception as error:
+    except Exception:
         _log.exception("An item could not be encoded.")
-        return InternalError(f"The item could not be encoded: {type(error).__name__}: {error}")
+        return InternalError("The item could not be encoded; the server's log says why.")
 
 
 def _cost(content: Content) -> float:

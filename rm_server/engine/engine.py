@@ -173,10 +173,20 @@ class Engine:
     # --- items ---
 
     async def encode(
-        self, key: VersionKey, pairs: Sequence[Pair], truncation: TruncationRule | None = None
+        self,
+        key: VersionKey,
+        pairs: Sequence[Pair],
+        truncation: TruncationRule | None = None,
+        *,
+        run: str = "",
+        deadline: float | None = None,
     ) -> list[EncodedItem | RmError]:
-        """Turns pairs of prompt and completion into items, or into what is wrong with them; off the event loop."""
-        return await self._encoding.encode(self._entry(key).version.encoder, pairs, truncation)
+        """Turns pairs of prompt and completion into items, or into what is wrong with them; off the event loop.
+
+        Runs take turns. ``deadline`` on the event loop's clock. Raises DeadlineExceeded.
+        """
+        encoder = self._entry(key).version.encoder
+        return await self._encoding.encode(encoder, pairs, truncation, run=run, deadline=deadline)
 
     def submit(
         self,

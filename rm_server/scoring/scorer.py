@@ -144,6 +144,8 @@ class Scorer:
                 route.key,
                 [(prompt, completion) for prompt, completions in call.groups for completion in completions],
                 call.truncation,
+                run=call.run,
+                deadline=deadline,
             )
             tokenized = loop.time()
             if deadline is not None and tokenized >= deadline:
