@@ -115,16 +115,20 @@ def free_memory() -> None:
 
 
 def attempt(doing: str, function: Callable[[], T]) -> T | RmError:
-    """The function's value, or its failure as a fresh error of ours, with the trace of what is not ours in the log."""
+    """The function's value, or its failure as a fresh error of ours.
+
+    An error that is not ours goes to the log with its trace; callers need not read its text, which may name paths and
+    other people's content.
+    """
     try:
         return function()
     except RmError as error:
         return copy.copy(error)
     except MemoryError:
         return OutOfMemory(f"{doing}: not enough memory.")
-    except Exception as error:
+    except Exception:
         _log.exception("%s failed.", doing)
-        return InternalError(f"{doing} failed: {type(error).__name__}: {error}")
+        return InternalError(f"{doing} failed; the server's log says why.")
 
 
 def _name(key: VersionKey) -> str:

@@ -85,7 +85,7 @@ def test_loads_computes_and_unloads(connection: Connection, tmp_path: Path) -> N
     assert (number, type(error)) == (5, VersionNotLoaded)
 
 
-def test_failures_are_answers(connection: Connection, tmp_path: Path) -> None:
+def test_failures_are_answers(connection: Connection, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     connection.send(1, "load", order(tmp_path, lacks_head=True))
     assert type(connection.answer()[1]) is WeightsMismatch
     connection.send(2, "load", order(tmp_path))
@@ -93,7 +93,9 @@ def test_failures_are_answers(connection: Connection, tmp_path: Path) -> None:
     connection.send(3, "compute", KEY, batch([fake.BAD]))
     _, error = connection.answer()
     assert isinstance(error, InternalError)
-    assert error.message == "Scoring with m@1 failed: ValueError: a bad item"
+    # What the foreign error says is for the operator alone.
+    assert error.message == "Scoring with m@1 failed; the server's log says why."
+    assert "ValueError: a bad item" in caplog.text
 
 
 def test_loads_and_batches_do_not_wait_for_one_another(connection: Connection, tmp_path: Path) -> None:
