@@ -42,8 +42,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a smoke test of seconds; its figures mean nothing")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: bench/results.json; bench/side/quick.json")
     arguments = parser.parse_args()
-    # As Ctrl-C does: servers and other processes end with their blocks.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    # As Ctrl-C does, which asyncio understands: servers and other processes end with their blocks.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -40,7 +40,8 @@ _LITSERVE_COMMAND = ("-m", "bench.peers.serve_litserve")
 
 INFINITY = Peer(
     "infinity",
-    ("infinity-emb[server,torch]==0.0.78",),
+    # It wants numpy 1; our pandas, which its sentence-transformers would import, does not.
+    ("infinity-emb[server,torch]==0.0.78", "pandas==2.2.3"),
     (
         *("-m", "infinity_emb.cli", "v2", "--model-id", "{folder}", "--served-model-name", "reward"),
         *("--host", "127.0.0.1", "--port", "{port}", "--device", "cpu", "--dtype", "{dtype}"),

@@ -1,7 +1,6 @@
 """LitServe: each request brings some texts; several requests make a batch."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: LitServe reads the annotation of `decode_request` itself.
 import os
 from typing import Any
 
