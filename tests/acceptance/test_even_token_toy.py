@@ -8,6 +8,7 @@ even token ids: 0.5 for a random policy, 1 at best. What is not said there has t
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def make_toy(folder: Path, seed: int, *, num_steps: int = 40, critic: str = "sha
             "num_minibatches": 4,
             "learning_rate": 2e-3,
             "adam_epsilon": 1e-8,
+            "max_grad_norm": math.inf,
         },
         "train": {
             "output": str(folder / "run"),
