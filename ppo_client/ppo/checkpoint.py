@@ -4,7 +4,7 @@ OUTPUT/config.toml                      settings of the run
 OUTPUT/checkpoints/step-000040/
     policy/                             loads with plain `from_pretrained`; its tokenizer; critic.safetensors
     optimizer.pt  rng.pt                tensors and plain values, read with weights_only
-    state.json                          counters, β, gain and bias, the reward's version
+    state.json                          counters, β, gain and bias, the reward's version, what the inputs were
 OUTPUT/policy/                          the same as the last checkpoint's, once the run has ended
 """
 
@@ -16,7 +16,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError  # nothing is unpickled; it is what torch.load raises
 from typing import Any
@@ -42,6 +42,8 @@ class RunState:
     normalizer: ScoreNormalizer
     version: RewardVersion | None
     """The version the run learns from; None before the first score"""
+    inputs: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of what the run reads beside its checkpoint, by setting"""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"

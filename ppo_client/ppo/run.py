@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from ppo_client.ppo.connect import AWAY_ERRORS, connect
 from ppo_client.ppo.critic import ActorCritic
 from ppo_client.ppo.distributed import is_true_anywhere
 from ppo_client.ppo.errors import CheckpointError, ConfigError
+from ppo_client.ppo.inputs import check_unchanged, input_digests, with_absolute_paths
 from ppo_client.ppo.normalize import ScoreNormalizer
 from ppo_client.ppo.prompts import Prompt, load_prompts
 from ppo_client.ppo.reward_source import RewardDesk, RewardSource
@@ -115,6 +116,7 @@ class Run:
 
 def start_run(config: PPOConfig, rewards: RewardSource | None = None) -> Run:
     """A new run. Raises ConfigError where its output directory already holds one."""
+    config = with_absolute_paths(config)
     output = Path(config.train.output)
     accelerator = Accelerator(mixed_precision=config.train.mixed_precision)
     has_begun = accelerator.is_main_process and not disk.clear_unless_begun(output)
@@ -144,6 +146,7 @@ def resume_run(output: Path, rewards: RewardSource | None = None, overrides: Seq
             f"{', '.join(fixed)} cannot change in a run under way. Start a new run, with policy.model set to "
             f"a checkpoint's policy directory; on resume these may change: {', '.join(sorted(CHANGEABLE_ON_RESUME))}"
         )
+    config = with_absolute_paths(config)
     place = disk.latest_checkpoint(output)
     accelerator = Accelerator(mixed_precision=config.train.mixed_precision)
     try:
@@ -184,6 +187,9 @@ def _assemble(
     prompts = load_prompts(config.data, config.reward, tokenizer)
     dtype, reference_place = config.policy.dtype, config.policy.reference or config.policy.model
     reference = frozen(load_policy(reference_place, dtype, config.rollout, tokenizer))
+    inputs = input_digests(config, reference)
+    check_unchanged(state.inputs, inputs)
+    state = replace(state, inputs=inputs)
     policy = load_policy(policy_place, dtype, config.rollout, tokenizer)
     check_fits(policy, prompts, config.rollout.max_response_tokens)
     actor_critic = load_critic(config.critic, policy, config.policy.model, dtype)

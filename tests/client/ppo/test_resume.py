@@ -12,10 +12,11 @@ import pytest
 import torch
 from client.ppo.killed_run import MOMENTS, SETTINGS
 from safetensors.torch import load_file
-from tiny_policies import FakeRewards, make_config, read_jsonl, without_times
+from tiny_policies import FakeRewards, make_config, read_jsonl, save_id_prompts, save_policy, without_times
 
 from ppo_client.ppo import PPOTrainer
 from ppo_client.ppo.checkpoint import latest_checkpoint, load_tensors
+from ppo_client.ppo.errors import CheckpointError
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +93,26 @@ def test_a_run_that_was_moved_is_resumed_where_it_is(folder: Path) -> None:
     assert PPOTrainer.resume(folder / "elsewhere", FakeRewards(), ["train.num_steps=3"]).train().step == 3
     assert not (folder / "run").exists()
     assert len(read_jsonl(folder / "elsewhere" / "metrics.jsonl")) == 3
+
+
+@pytest.mark.parametrize("changed", ["data.prompts", "policy.model"])
+def test_a_run_does_not_go_on_with_other_inputs(folder: Path, changed: str) -> None:
+    PPOTrainer(make_config(folder, train={"num_steps": 1}), FakeRewards()).train()
+    if changed == "data.prompts":
+        save_id_prompts(folder / "prompts.jsonl", seed=5)
+    else:
+        save_policy(folder / "policy", "llama", seed=9)
+    with pytest.raises(CheckpointError, match=rf"what {changed} names is not what it was"):
+        PPOTrainer.resume(folder / "run", FakeRewards())
+
+
+def test_a_run_that_began_with_relative_paths_is_resumed_from_anywhere(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    PPOTrainer(make_config(Path()), FakeRewards()).train()
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    config = PPOTrainer.resume(Path("..") / "run", FakeRewards()).run.config
+    assert config.policy.model == str(folder / "policy")
+    assert config.data.prompts == str(folder / "prompts.jsonl")

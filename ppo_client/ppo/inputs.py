@@ -1,0 +1,61 @@
+"""What a run reads from disk beside its checkpoint: where that lies, and whether it is still the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ppo_client.ppo.config import PPOConfig
+from ppo_client.ppo.errors import CheckpointError
+
+
+def with_absolute_paths(config: PPOConfig) -> PPOConfig:
+    """The same places, wherever one stands. What is no path here (a model's name on a hub) stays as it is."""
+
+    def absolute(place: str) -> str:
+        return str(Path(place).absolute()) if place and Path(place).exists() else place
+
+    policy = config.policy
+    return replace(
+        config,
+        policy=replace(
+            policy,
+            model=absolute(policy.model),
+            tokenizer=absolute(policy.tokenizer),
+            reference=absolute(policy.reference),
+        ),
+        critic=replace(config.critic, model=absolute(config.critic.model)),
+        data=replace(config.data, prompts=absolute(config.data.prompts)),
+        train=replace(config.train, output=str(Path(config.train.output).absolute())),
+    )
+
+
+def input_digests(config: PPOConfig, reference: nn.Module) -> dict[str, str]:
+    """SHA-256 of each input, by its setting; of the weights as they were loaded.
+
+    The reference's weights are the starting policy's, where no other was named.
+    """
+    with Path(config.data.prompts).open("rb") as file:
+        prompts = hashlib.file_digest(file, "sha256").hexdigest()
+    weights = hashlib.sha256()
+    for name, parameter in reference.named_parameters():
+        weights.update(name.encode())
+        weights.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return {
+        "data.prompts": prompts,
+        "policy.reference" if config.policy.reference else "policy.model": weights.hexdigest(),
+    }
+
+
+def check_unchanged(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raises CheckpointError, which names what is no longer what the run began with."""
+    if changed := [name for name, digest in before.items() if now[name] != digest]:
+        raise CheckpointError(
+            f"what {' and '.join(changed)} names is not what it was when the run began (SHA-256), so this would be "
+            "another run: put back what was there, or start anew with policy.model set to a checkpoint's policy"
+        )
