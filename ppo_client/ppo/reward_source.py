@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ppo_client.client.scores import Content, Scores
 from ppo_client.ppo.errors import InvalidScores, RewardServiceAway
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_LONGEST_SLEEP_S = 0.5
 
 
 class RewardSource(Protocol):
@@ -23,6 +24,13 @@ class RewardSource(Protocol):
     ) -> Future[Scores]:
         """Starts scoring and returns at once; the result has one score per completion, in order."""
         ...
+
+
+@dataclass(slots=True)
+class Stop:
+    """Whether the run is to end. A plain flag, since a signal handler may wait for no lock."""
+
+    is_wanted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,8 @@ class RewardDesk:
     report: Callable[[str], None] = print
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    stop: Stop = field(default_factory=Stop)
+    """Once it is wanted, a service that is away is not waited for"""
 
     def ask(self, prompts: Sequence[Content], completions: Sequence[Content]) -> PendingScores:
         return PendingScores(self, prompts, completions)
@@ -70,13 +80,21 @@ class PendingScores:
                         f"no scores from {desk.model!r} for {desk.patience_s:g} s (reward.patience_s): {error}"
                     ) from error
                 desk.report(f"the reward service is away ({error}); asking again, for {left_s:.0f} s at most")
-                desk.sleep(min(pause_s, left_s))
+                self._pause(min(pause_s, left_s))
+                if desk.stop.is_wanted:
+                    raise RewardServiceAway(f"stopped while the reward service was away ({error})") from error
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 self._future = self._submit()
 
     def cancel(self) -> None:
         """The scores are not wanted any more."""
         self._future.cancel()
+
+    def _pause(self, seconds: float) -> None:
+        """In short pieces, for a signal does not end a sleep."""
+        while seconds > 0 and not self._desk.stop.is_wanted:
+            self._desk.sleep(piece := min(seconds, _LONGEST_SLEEP_S))
+            seconds -= piece
 
     def _submit(self) -> Future[Scores]:
         desk = self._desk

@@ -35,7 +35,6 @@ class PPOTrainer:
 
     def __init__(self, config: PPOConfig, rewards: RewardSource | None = None) -> None:
         self.run = start_run(config, rewards)
-        self._stop_is_wanted = False
 
     @classmethod
     def resume(
@@ -44,7 +43,6 @@ class PPOTrainer:
         """Goes on after the latest checkpoint in `output`; `overrides` are like "train.num_steps=200"."""
         trainer = cls.__new__(cls)
         trainer.run = resume_run(Path(output), rewards, overrides)
-        trainer._stop_is_wanted = False
         return trainer
 
     @property
@@ -52,8 +50,11 @@ class PPOTrainer:
         return self.run.state
 
     def stop_after_step(self) -> None:
-        """Lets `train` return after the step under way, with a checkpoint. Safe in a signal handler."""
-        self._stop_is_wanted = True
+        """Lets `train` return after the step under way, with a checkpoint. Safe in a signal handler.
+
+        Where the step waits for a service that is away, it is given up: RewardServiceAway, after a checkpoint.
+        """
+        self.run.worker.desk.stop.is_wanted = True
 
     def train(self) -> RunState:
         """Runs until `train.num_steps`; a checkpoint is there when it returns, or when scores cannot be had."""
@@ -66,7 +67,7 @@ class PPOTrainer:
 
                 # 7. Save.
                 is_due = train.checkpoint_every_steps and run.state.step % train.checkpoint_every_steps == 0
-                stops = is_true_anywhere(self._stop_is_wanted)
+                stops = is_true_anywhere(run.worker.desk.stop.is_wanted)
                 if is_due or stops or run.state.step == train.num_steps:
                     run.save()
                 if stops:

@@ -83,7 +83,7 @@ def test_it_is_asked_again_while_the_service_is_away() -> None:
     source, clock, told = Flaky(Away("down"), Away("down"), Away("down")), Clock(), list[str]()
     scores = make_desk(source, clock, 60.0, told).ask(["p"], ["c"]).result()
     assert scores.values == [1.0]
-    assert clock.pauses == [0.5, 1.0, 2.0]
+    assert clock.now_s == 0.5 + 1.0 + 2.0
     assert len(source.futures) == 4
     assert len(told) == 3
     assert "down" in told[0]
@@ -94,6 +94,19 @@ def test_patience_ends() -> None:
     with pytest.raises(RewardServiceAway, match=r"for 10 s \(reward.patience_s\): gone"):
         make_desk(source, clock, 10.0).ask(["p"], ["c"]).result()
     assert clock.now_s == pytest.approx(10.0)
+
+
+def test_a_run_that_is_to_stop_waits_no_longer() -> None:
+    clock = Clock()
+    desk = make_desk(Flaky(*[Away("gone")] * 99), clock, 600.0)
+
+    def signalled(seconds: float) -> None:
+        clock.sleep(seconds)
+        desk.stop.is_wanted = clock.now_s > 20
+
+    with pytest.raises(RewardServiceAway, match=r"stopped while the reward service was away \(gone\)"):
+        replace(desk, sleep=signalled).ask(["p"], ["c"]).result()
+    assert clock.now_s <= 21
 
 
 def test_other_errors_are_not_repeated() -> None:

@@ -230,6 +230,18 @@ def test_a_run_can_be_asked_to_stop(folder: Path) -> None:
     assert PPOTrainer.resume(folder / "run", FakeRewards()).train().step == 5
 
 
+def test_a_run_asked_to_stop_while_the_service_is_away_saves_and_leaves(folder: Path) -> None:
+    from ppo_client.client.errors import ServerUnreachable
+
+    config = make_config(folder, train={"num_steps": 5, "checkpoint_every_steps": 0})
+    trainer = PPOTrainer(config, Failing(1, ServerUnreachable("nobody answers")))
+    trainer.train_step()
+    trainer.stop_after_step()
+    with pytest.raises(RewardServiceAway, match="stopped while"):
+        trainer.train()
+    assert latest_checkpoint(folder / "run").name == "step-000001"
+
+
 def test_an_output_that_holds_a_run_is_not_overwritten(folder: Path) -> None:
     PPOTrainer(make_config(folder), FakeRewards()).train()
     with pytest.raises(ConfigError, match="ppo-client resume"):
