@@ -90,7 +90,7 @@ def _run_curves(rows: Sequence[dict[str, Any]], rollouts: Sequence[Sequence[floa
 
     return {
         "score": draw(WIDTH, HEIGHT, score),
-        "kl": plain("kl", "KL from the reference (nats per story)", MODEL),
+        "kl": plain("kl", "KL (nats per story)", MODEL),
         "length": plain("response_tokens_mean", "tokens per story", NEUTRAL),
         "entropy": plain("entropy", "entropy (nats per token)", CHOSEN),
     }
