@@ -120,7 +120,8 @@ def _pair_scores(pairs: Sequence[Preference], scores: dict[str, Scored]) -> tupl
         logger.warning("Left out %d pairs without scores, the first: %s", len(pairs) - len(kept), reasons[0])
     if not kept:
         raise BadData(f"None of the {len(pairs)} pairs could be scored, the first: {reasons[0].message}")
-    lengths = np.array([pair.lengths for pair in kept], np.float64)
+    # A message may say nothing; a length of 0 would have no logarithm.
+    lengths = np.maximum(np.array([pair.lengths for pair in kept], np.float64), 1)
     return kept, PairScores(
         chosen=np.array(chosen),
         rejected=np.array(rejected),
@@ -134,6 +135,8 @@ def _pair_scores(pairs: Sequence[Preference], scores: dict[str, Scored]) -> tupl
 def _rated_scores(ratings: Sequence[RatedText], scores: dict[str, Scored]) -> RatedScores | None:
     values = [scores[_key(text.prompt, text.completion)].score for text in ratings]
     kept = [(text, value) for text, value in zip(ratings, values, strict=True) if not isinstance(value, RmError)]
+    if len(kept) < len(ratings):
+        logger.warning("Left out %d of %d rated texts, which got no score.", len(ratings) - len(kept), len(ratings))
     if not kept:
         return None
     return RatedScores(

@@ -6,9 +6,10 @@ import json
 import logging
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
-from rm_server.backends.items import Content
+from rm_server.backends.items import ChatMessage, Content
 from rm_server.errors import ItemTooLong
 from rm_server.training.assessment import Subject, assess
 from rm_server.training.offline_scoring import Scored
@@ -62,6 +63,22 @@ def test_pairs_without_a_score_are_left_out_and_counted(caplog: pytest.LogCaptur
     assert report.circumstances.num_unscored == 30 - len(left)
     assert any(f"{30 - len(left)} pairs could not be scored" in caution for caution in report.verdict.cautions)
     assert "too long" in caplog.text
+
+
+def test_rated_texts_without_a_score_are_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        report = assess(LengthScorer(), SUBJECT, PAIRS, [*RATINGS, RatedText("p0", "x" * 200, 5.0, "g0")])
+    assert report.evaluation.ratings is not None
+    assert report.evaluation.ratings.num_texts == len(RATINGS)
+    assert "Left out 1 of 31 rated texts" in caplog.text
+    unscored = [RatedText("p0", "x" * 200, 5.0, "g0")]
+    assert assess(LengthScorer(), SUBJECT, PAIRS, unscored).evaluation.ratings is None
+
+
+def test_a_message_that_says_nothing_has_no_endless_length_ratio() -> None:
+    silent = Preference("p", (ChatMessage("assistant", ""),), (ChatMessage("assistant", "so"),), "g")
+    report = assess(LengthScorer(), SUBJECT, [*PAIRS, silent])
+    assert np.isfinite(report.pairs.log_length_ratios).all()
 
 
 def test_nothing_scored_is_an_error() -> None:
