@@ -146,6 +146,12 @@ def resume_run(output: Path, rewards: RewardSource | None = None, overrides: Seq
             f"{', '.join(fixed)} cannot change in a run under way. Start a new run, with policy.model set to "
             f"a checkpoint's policy directory; on resume these may change: {', '.join(sorted(CHANGEABLE_ON_RESUME))}"
         )
+    if config.train.num_steps != before.train.num_steps and config.ppo.schedule != "constant":
+        raise ConfigError(
+            f"train.num_steps cannot change from {before.train.num_steps} to {config.train.num_steps}: the "
+            f"{config.ppo.schedule} schedule ends the learning rate at the last step, so other steps before it would "
+            'have learnt at other rates. Runs with ppo.schedule = "constant" can be extended'
+        )
     config = with_absolute_paths(config)
     place = disk.latest_checkpoint(output)
     accelerator = Accelerator(mixed_precision=config.train.mixed_precision)

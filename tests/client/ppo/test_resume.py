@@ -16,7 +16,7 @@ from tiny_policies import FakeRewards, make_config, read_jsonl, save_id_prompts,
 
 from ppo_client.ppo import PPOTrainer
 from ppo_client.ppo.checkpoint import latest_checkpoint, load_tensors
-from ppo_client.ppo.errors import CheckpointError
+from ppo_client.ppo.errors import CheckpointError, ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +68,10 @@ def test_killed_and_resumed_is_the_same_bit_by_bit(folder: Path, uninterrupted: 
 
 
 def test_a_run_that_was_extended_goes_on_from_its_end(folder: Path) -> None:
-    settings = {**SETTINGS, "ppo": {"schedule": "constant"}}
-    PPOTrainer(make_config(folder, **settings), FakeRewards()).train()
+    PPOTrainer(make_config(folder, **SETTINGS), FakeRewards()).train()
     shutil.copytree(folder / "policy", folder / "two" / "policy")
     shutil.copy(folder / "prompts.jsonl", folder / "two")
-    short = {**settings, "train": {**SETTINGS["train"], "num_steps": 3}}
+    short = {**SETTINGS, "train": {**SETTINGS["train"], "num_steps": 3}}
     PPOTrainer(make_config(folder / "two", **short), FakeRewards()).train()
     assert PPOTrainer.resume(folder / "two" / "run", FakeRewards(), ["train.num_steps=5"]).train().step == 5
     assert_same_run(folder / "run", folder / "two" / "run")
@@ -116,3 +115,9 @@ def test_a_run_that_began_with_relative_paths_is_resumed_from_anywhere(
     config = PPOTrainer.resume(Path("..") / "run", FakeRewards()).run.config
     assert config.policy.model == str(folder / "policy")
     assert config.data.prompts == str(folder / "prompts.jsonl")
+
+
+def test_a_run_whose_learning_rate_ends_with_its_last_step_is_not_extended(folder: Path) -> None:
+    PPOTrainer(make_config(folder, ppo={"schedule": "linear"}), FakeRewards()).train()
+    with pytest.raises(ConfigError, match="linear schedule ends the learning rate"):
+        PPOTrainer.resume(folder / "run", FakeRewards(), ["train.num_steps=4"])
