@@ -33,7 +33,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False, slots=True)
 class SentBatch:
-    """A batch on its way to a worker, in its pipe, or being computed. ``num_deaths``: of workers computing it."""
+    """A batch on its way to a worker, in its pipe, or being computed. ``num_deaths``: of workers computing it.
+
+    ``sent_at`` on `time.perf_counter`.
+    """
 
     key: VersionKey
     works: list[Work]

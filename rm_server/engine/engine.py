@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -207,7 +208,7 @@ class Engine:
         if self._is_stopped:
             raise Draining("The server has stopped; go to another one.")
         entry = self._entry(key)
-        now = self._loop.time()
+        arrived = time.perf_counter()
         futures: list[asyncio.Future[ItemScore]] = []
         new: list[Work] = []
         new_by_key: dict[bytes, Work] = {}
@@ -223,7 +224,7 @@ class Engine:
                     continue
                 work = new_by_key.get(item_key) or self._joinable(item_key, run, priority, deadline)
             if work is None:
-                work = Work(item, now, item_key)
+                work = Work(item, arrived, item_key)
                 new.append(work)
                 if item_key is not None:
                     new_by_key[item_key] = work

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -189,7 +190,7 @@ class Pool:
 
     def _send(self, seat: Seat, sent: SentBatch, now: float) -> None:
         assert seat.worker is not None
-        sent.sent_at = now
+        sent.sent_at = time.perf_counter()
         seat.in_flight.append(sent)
         if len(seat.in_flight) == 1:
             self._expect(seat, now)

@@ -23,7 +23,10 @@ class ItemScore:
 
 
 class Work(Waiting):
-    """One item, computed once for all ``futures``: several where the same item was asked for while it was under way."""
+    """One item, computed once for all ``futures``: several where the same item was asked for while it was under way.
+
+    ``arrived`` on `time.perf_counter`: the event loop's clock, which deadlines are on, may move in whole milliseconds.
+    """
 
     __slots__ = ("arrived", "cache_key", "futures", "item")
 

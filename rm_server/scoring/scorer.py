@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -131,8 +132,7 @@ class Scorer:
         nothing could be tried: InvalidSelector, InvalidRequest, RequestTooLarge, NotFound's members, VersionChanged,
         NotCalibrated, QueueFull, Draining, WorkerFailed, DeadlineExceeded.
         """
-        loop = asyncio.get_running_loop()
-        started = loop.time()
+        started = time.perf_counter()
         self._check_size(call)
         selector = parse(call.selector)
         route = self._runs.route(selector, call.run)
@@ -147,8 +147,8 @@ class Scorer:
                 run=call.run,
                 deadline=deadline,
             )
-            tokenized = loop.time()
-            if deadline is not None and tokenized >= deadline:
+            tokenized = time.perf_counter()
+            if deadline is not None and asyncio.get_running_loop().time() >= deadline:
                 raise DeadlineExceeded("The deadline passed before the items had their turn; nothing was computed.")
             futures = self._engine.submit(
                 route.key,
@@ -175,7 +175,7 @@ class Scorer:
                 tokenize_s=tokenized - started,
                 queue_s=max((score.queue_s for score in scores), default=0.0),
                 compute_s=max((score.compute_s for score in scores), default=0.0),
-                total_s=loop.time() - started,
+                total_s=time.perf_counter() - started,
             ),
             arm=route.arm,
         )
