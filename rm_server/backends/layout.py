@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -104,4 +104,21 @@ def lay_out(
         segments=tuple(segments),
         shared=tuple(shared),
         items=tuple(items),
+    )
+
+
+def filled_up(layout: FlatLayout, multiple: int) -> FlatLayout:
+    """The layout with a last segment that no item reads, so that its tokens are a multiple of ``multiple``.
+
+    The segment is the last token over again, at position 0: nothing that an embedding or a position table lacks.
+    """
+    missing = -layout.num_tokens % multiple
+    if not missing:
+        return layout
+    return replace(
+        layout,
+        ids=np.pad(layout.ids, (0, missing), mode="edge"),
+        positions=np.pad(layout.positions, (0, missing)),
+        type_ids=None if layout.type_ids is None else np.pad(layout.type_ids, (0, missing), mode="edge"),
+        segments=(*layout.segments, (layout.num_tokens, layout.num_tokens + missing)),
     )

@@ -85,6 +85,24 @@ def test_scores_are_transformers_own(tmp_path: Path, family: str, prepack: bool)
         np.testing.assert_allclose(scores, expected[members], atol=1e-5, rtol=0)
 
 
+def rows_computed(backend: TorchBackend) -> list[int]:
+    """Tokens of the forward of one item, for items of several lengths."""
+    rows = []
+    for item in make_items((1, 31, 32, 33, 120)):
+        backend.score(Batch.of([item]))
+        assert isinstance(backend.forward, PackedForward)
+        assert backend.forward.last is not None
+        rows.append(backend.forward.last.layout.num_tokens)
+    return rows
+
+
+def test_prepacked_layers_get_few_numbers_of_rows(tmp_path: Path) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "bert")
+    assert rows_computed(load(folder)) == [32, 32, 32, 64, 128]
+    assert rows_computed(load(folder, prepack=False)) == [1, 31, 32, 33, 120]
+    assert rows_computed(load(folder, deterministic=True)) == [1, 31, 32, 33, 120]
+
+
 @pytest.mark.parametrize("family", ["bert", "electra"])
 def test_segments_of_a_pair_are_seen(tmp_path: Path, family: str) -> None:
     folder = tiny_models.make_checkpoint(tmp_path, family)
