@@ -17,11 +17,11 @@ from texts import PROMPT_TEMPLATE, Text
 MODEL = "story"
 STEPS_BEFORE_SWITCH = 30
 """The first run learns from version 1 for at least so long."""
-STEPS_AFTER_SWITCH = 60
+STEPS_AFTER_SWITCH = 40
 """And goes on for so long with version 2."""
 MOST_STEPS = 400
 """Of the first run, were it not ended before."""
-STEPS_OF_SECOND_RUN = 45
+STEPS_OF_SECOND_RUN = 35
 STOPPED_BY_SIGTERM = 143
 
 
