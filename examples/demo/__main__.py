@@ -33,7 +33,7 @@ CODE = [ROOT / "rm_server", ROOT / "ppo_client"]
 BACKBONE_SHA256_BEGINS = "53aa5117"
 TRAINING_OPTIONS = [
     *("--template", "pair", "--max-tokens", "256", "--truncation", "keep_start", "--held-out-share", "0"),
-    *("--epochs", "2", "--learning-rate", "1e-4", "--batch-size", "32", "--precision", "bf16", "--seed", "1"),
+    *("--epochs", "2", "--learning-rate", "1e-4", "--batch-size", "32", "--precision", "auto", "--seed", "1"),
 ]
 NUM_SAMPLES = 96
 
