@@ -67,6 +67,7 @@ class Edge:
             {
                 method.name: self._method(method, getattr(servicer, method.name), method.name in reads, is_public)
                 for method in service.methods
+                if hasattr(servicer, method.name)
             },
         )
 

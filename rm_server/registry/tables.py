@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     DateTime,
@@ -128,4 +129,128 @@ history = Table(
     Column("detail", Text, nullable=False),
     Column("comment", Text, nullable=False),
     Index(None, "model", "label"),
+)
+
+# A run's version of a model, for the bare name. Not in the history, and no new revision: runs come and go.
+runs = Table(
+    "runs",
+    metadata,
+    Column("run", String(128), primary_key=True),
+    Column("model", String(200), primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("digest", String(64), nullable=False),
+    # Of the split that chose the version. Empty: no split did.
+    Column("arm", String(64), nullable=False),
+    Column("lease_s", Double, nullable=False),
+    Column("register_time", UtcDateTime, nullable=False),
+    # Written now and then, not with every call: the lease may last longer than this says, never shorter.
+    Column("last_seen", UtcDateTime, nullable=False),
+    Column("lease_expires_at", UtcDateTime, nullable=False),
+    Column("has_ended", Boolean, nullable=False),
+    Index(None, "last_seen"),
+    Index(None, "model", "version"),
+)
+
+# Raw scores of a run by one version, summed over servers. `squares`: sum of squared deviations from the mean.
+run_statistics = Table(
+    "run_statistics",
+    metadata,
+    Column("run", String(128), primary_key=True),
+    Column("model", String(200), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("num_items", BigInteger, nullable=False),
+    Column("num_tokens", BigInteger, nullable=False),
+    Column("score_mean", Double, nullable=False),
+    Column("score_squares", Double, nullable=False),
+)
+
+splits = Table(
+    "splits",
+    metadata,
+    Column("model", String(200), primary_key=True),
+    Column("salt", String(200), nullable=False),
+    Column("update_time", UtcDateTime, nullable=False),
+    ForeignKeyConstraint(["model"], ["models.name"]),
+)
+
+split_arms = Table(
+    "split_arms",
+    metadata,
+    Column("model", String(200), primary_key=True),
+    Column("arm", String(64), primary_key=True),
+    Column("position", Integer, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("weight", Double, nullable=False),
+    # A list of [seconds since the epoch, weight], ascending in time.
+    Column("ramp_json", Text, nullable=False),
+    ForeignKeyConstraint(["model"], ["splits.model"]),
+    ForeignKeyConstraint(["model", "version"], ["versions.model", "versions.version"]),
+)
+
+pins = Table(
+    "pins",
+    metadata,
+    Column("model", String(200), primary_key=True),
+    Column("run", String(128), primary_key=True),
+    Column("version", Integer, nullable=False),
+    ForeignKeyConstraint(["model", "version"], ["versions.model", "versions.version"]),
+)
+
+shadows = Table(
+    "shadows",
+    metadata,
+    Column("model", String(200), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("share", Double, nullable=False),
+    Column("create_time", UtcDateTime, nullable=False),
+    ForeignKeyConstraint(["model", "version"], ["versions.model", "versions.version"]),
+)
+
+# A bounded sample of items that a shadow scored, too. No foreign keys: the comparison outlives the shadow.
+shadow_pairs = Table(
+    "shadow_pairs",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("model", String(200), nullable=False),
+    Column("shadow_version", Integer, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("time", UtcDateTime, nullable=False),
+    Column("run", String(128), nullable=False),
+    # Names the group (one prompt with its completions) within the call, so that flips of the best can be counted.
+    Column("group_key", String(64), nullable=False),
+    Column("score", Double, nullable=False),
+    Column("shadow_score", Double, nullable=False),
+    # Empty unless text logging is allowed.
+    Column("prompt", Text, nullable=False),
+    Column("completion", Text, nullable=False),
+    Index(None, "model", "shadow_version", "version"),
+)
+
+outcomes = Table(
+    "outcomes",
+    metadata,
+    Column("run", String(128), primary_key=True),
+    Column("model", String(200), primary_key=True),
+    Column("metric", String(64), primary_key=True),
+    Column("step", BigInteger, primary_key=True, autoincrement=False),
+    Column("version", Integer, nullable=False),
+    Column("arm", String(64), nullable=False),
+    Column("value", Double, nullable=False),
+    Column("num_samples", Integer, nullable=False),
+    Column("time", UtcDateTime, nullable=False),
+    Index(None, "model", "metric"),
+)
+
+# What a composite version is made of, so that its parts are neither deleted nor unloaded under it.
+components = Table(
+    "components",
+    metadata,
+    Column("model", String(200), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("part_model", String(200), primary_key=True),
+    Column("part_version", Integer, primary_key=True, autoincrement=False),
+    ForeignKeyConstraint(["model", "version"], ["versions.model", "versions.version"]),
+    ForeignKeyConstraint(
+        ["part_model", "part_version"], ["versions.model", "versions.version"], name="fk_components_parts"
+    ),
 )

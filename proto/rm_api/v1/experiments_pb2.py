@@ -26,13 +26,17 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from rm_api.v1 import scoring_pb2 as rm__api_dot_v1_dot_scoring__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1brm_api/v1/experiments.proto\x12\trm_api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17rm_api/v1/scoring.proto\"\xaf\x01\n\x05Lease\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x0b\n\x03\x61rm\x18\x05 \x01(\t\x12+\n\x0b\x63\x61libration\x18\x06 \x01(\x0b\x32\x16.rm_api.v1.Calibration\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"n\n\x12RegisterRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rlease_seconds\x18\x03 \x01(\x01\x12\x17\n\x0f\x65xpected_digest\x18\x04 \x01(\t\x12\x0c\n\x04move\x18\x05 \x01(\x08\"G\n\x13RegisterRunResponse\x12\x1f\n\x05lease\x18\x01 \x01(\x0b\x32\x10.rm_api.v1.Lease\x12\x0f\n\x07resumed\x18\x02 \x01(\x08\"/\n\x11RenewLeaseRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\"5\n\x12RenewLeaseResponse\x12\x1f\n\x05lease\x18\x01 \x01(\x0b\x32\x10.rm_api.v1.Lease\"+\n\rEndRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\"\x10\n\x0e\x45ndRunResponse\" \n\x0fListRunsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"6\n\x10ListRunsResponse\x12\"\n\x04runs\x18\x01 \x03(\x0b\x32\x14.rm_api.v1.RunStatus\"\xf6\x01\n\tRunStatus\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x0b\n\x03\x61rm\x18\x04 \x01(\t\x12\r\n\x05items\x18\x05 \x01(\x04\x12\x0e\n\x06tokens\x18\x06 \x01(\x04\x12\x12\n\nscore_mean\x18\x07 \x01(\x01\x12\x11\n\tscore_std\x18\x08 \x01(\x01\x12\x32\n\x0elast_seen_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11lease_expire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xb0\x02\n\x11\x45xperimentService\x12L\n\x0bRegisterRun\x12\x1d.rm_api.v1.RegisterRunRequest\x1a\x1e.rm_api.v1.RegisterRunResponse\x12I\n\nRenewLease\x12\x1c.rm_api.v1.RenewLeaseRequest\x1a\x1d.rm_api.v1.RenewLeaseResponse\x12=\n\x06\x45ndRun\x12\x18.rm_api.v1.EndRunRequest\x1a\x19.rm_api.v1.EndRunResponse\x12\x43\n\x08ListRuns\x12\x1a.rm_api.v1.ListRunsRequest\x1a\x1b.rm_api.v1.ListRunsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1brm_api/v1/experiments.proto\x12\trm_api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17rm_api/v1/scoring.proto\"\xaf\x01\n\x05Lease\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x0b\n\x03\x61rm\x18\x05 \x01(\t\x12+\n\x0b\x63\x61libration\x18\x06 \x01(\x0b\x32\x16.rm_api.v1.Calibration\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"n\n\x12RegisterRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rlease_seconds\x18\x03 \x01(\x01\x12\x17\n\x0f\x65xpected_digest\x18\x04 \x01(\t\x12\x0c\n\x04move\x18\x05 \x01(\x08\"G\n\x13RegisterRunResponse\x12\x1f\n\x05lease\x18\x01 \x01(\x0b\x32\x10.rm_api.v1.Lease\x12\x0f\n\x07resumed\x18\x02 \x01(\x08\"/\n\x11RenewLeaseRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\"5\n\x12RenewLeaseResponse\x12\x1f\n\x05lease\x18\x01 \x01(\x0b\x32\x10.rm_api.v1.Lease\"+\n\rEndRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\"\x10\n\x0e\x45ndRunResponse\" \n\x0fListRunsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"6\n\x10ListRunsResponse\x12\"\n\x04runs\x18\x01 \x03(\x0b\x32\x14.rm_api.v1.RunStatus\"\xf6\x01\n\tRunStatus\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x0b\n\x03\x61rm\x18\x04 \x01(\t\x12\r\n\x05items\x18\x05 \x01(\x04\x12\x0e\n\x06tokens\x18\x06 \x01(\x04\x12\x12\n\nscore_mean\x18\x07 \x01(\x01\x12\x11\n\tscore_std\x18\x08 \x01(\x01\x12\x32\n\x0elast_seen_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11lease_expire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"X\n\x03\x41rm\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12\"\n\x04ramp\x18\x04 \x03(\x0b\x32\x14.rm_api.v1.RampPoint\"E\n\tRampPoint\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06weight\x18\x02 \x01(\x01\"\xb1\x02\n\x05Split\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1c\n\x04\x61rms\x18\x02 \x03(\x0b\x32\x0e.rm_api.v1.Arm\x12\x0c\n\x04salt\x18\x03 \x01(\t\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x06shares\x18\x05 \x03(\x0b\x32\x1c.rm_api.v1.Split.SharesEntry\x12/\n\x08num_runs\x18\x06 \x03(\x0b\x32\x1d.rm_api.v1.Split.NumRunsEntry\x1a-\n\x0bSharesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a.\n\x0cNumRunsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"Q\n\x0fSetSplitRequest\x12\x1f\n\x05split\x18\x01 \x01(\x0b\x32\x10.rm_api.v1.Split\x12\x0c\n\x04load\x18\x02 \x01(\x08\x12\x0f\n\x07\x63omment\x18\x03 \x01(\t\"3\n\x10SetSplitResponse\x12\x1f\n\x05split\x18\x01 \x01(\x0b\x32\x10.rm_api.v1.Split\"\"\n\x11ListSplitsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"T\n\x12ListSplitsResponse\x12 \n\x06splits\x18\x01 \x03(\x0b\x32\x10.rm_api.v1.Split\x12\x1c\n\x04pins\x18\x02 \x03(\x0b\x32\x0e.rm_api.v1.Pin\"4\n\x12RemoveSplitRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x63omment\x18\x02 \x01(\t\"\x15\n\x13RemoveSplitResponse\"2\n\x03Pin\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\"=\n\rSetPinRequest\x12\x1b\n\x03pin\x18\x01 \x01(\x0b\x32\x0e.rm_api.v1.Pin\x12\x0f\n\x07\x63omment\x18\x02 \x01(\t\"\x10\n\x0eSetPinResponse\"?\n\x10RemovePinRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x63omment\x18\x03 \x01(\t\"\x13\n\x11RemovePinResponse\"h\n\x06Shadow\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\r\n\x05share\x18\x03 \x01(\x01\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"T\n\x10SetShadowRequest\x12!\n\x06shadow\x18\x01 \x01(\x0b\x32\x11.rm_api.v1.Shadow\x12\x0c\n\x04load\x18\x02 \x01(\x08\x12\x0f\n\x07\x63omment\x18\x03 \x01(\t\"6\n\x11SetShadowResponse\x12!\n\x06shadow\x18\x01 \x01(\x0b\x32\x11.rm_api.v1.Shadow\"#\n\x12ListShadowsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"9\n\x13ListShadowsResponse\x12\"\n\x07shadows\x18\x01 \x03(\x0b\x32\x11.rm_api.v1.Shadow\"F\n\x13RemoveShadowRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0f\n\x07\x63omment\x18\x03 \x01(\t\"\x16\n\x14RemoveShadowResponse\"Q\n\x16GetShadowReportRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x17\n\x0f\x61gainst_version\x18\x03 \x01(\r\".\n\x17GetShadowReportResponse\x12\x13\n\x0breport_json\x18\x01 \x01(\t\"t\n\x14ReportOutcomeRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06metric\x18\x03 \x01(\t\x12\r\n\x05value\x18\x04 \x01(\x01\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x13\n\x0bnum_samples\x18\x06 \x01(\r\"5\n\x15ReportOutcomeResponse\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0b\n\x03\x61rm\x18\x02 \x01(\t\"Q\n\x1aGetExperimentReportRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06metric\x18\x02 \x01(\t\x12\x14\n\x0c\x62\x61seline_arm\x18\x03 \x01(\t\"2\n\x1bGetExperimentReportResponse\x12\x13\n\x0breport_json\x18\x01 \x01(\t2\x90\t\n\x11\x45xperimentService\x12L\n\x0bRegisterRun\x12\x1d.rm_api.v1.RegisterRunRequest\x1a\x1e.rm_api.v1.RegisterRunResponse\x12I\n\nRenewLease\x12\x1c.rm_api.v1.RenewLeaseRequest\x1a\x1d.rm_api.v1.RenewLeaseResponse\x12=\n\x06\x45ndRun\x12\x18.rm_api.v1.EndRunRequest\x1a\x19.rm_api.v1.EndRunResponse\x12\x43\n\x08ListRuns\x12\x1a.rm_api.v1.ListRunsRequest\x1a\x1b.rm_api.v1.ListRunsResponse\x12\x43\n\x08SetSplit\x12\x1a.rm_api.v1.SetSplitRequest\x1a\x1b.rm_api.v1.SetSplitResponse\x12I\n\nListSplits\x12\x1c.rm_api.v1.ListSplitsRequest\x1a\x1d.rm_api.v1.ListSplitsResponse\x12L\n\x0bRemoveSplit\x12\x1d.rm_api.v1.RemoveSplitRequest\x1a\x1e.rm_api.v1.RemoveSplitResponse\x12=\n\x06SetPin\x12\x18.rm_api.v1.SetPinRequest\x1a\x19.rm_api.v1.SetPinResponse\x12\x46\n\tRemovePin\x12\x1b.rm_api.v1.RemovePinRequest\x1a\x1c.rm_api.v1.RemovePinResponse\x12\x46\n\tSetShadow\x12\x1b.rm_api.v1.SetShadowRequest\x1a\x1c.rm_api.v1.SetShadowResponse\x12L\n\x0bListShadows\x12\x1d.rm_api.v1.ListShadowsRequest\x1a\x1e.rm_api.v1.ListShadowsResponse\x12O\n\x0cRemoveShadow\x12\x1e.rm_api.v1.RemoveShadowRequest\x1a\x1f.rm_api.v1.RemoveShadowResponse\x12X\n\x0fGetShadowReport\x12!.rm_api.v1.GetShadowReportRequest\x1a\".rm_api.v1.GetShadowReportResponse\x12R\n\rReportOutcome\x12\x1f.rm_api.v1.ReportOutcomeRequest\x1a .rm_api.v1.ReportOutcomeResponse\x12\x64\n\x13GetExperimentReport\x12%.rm_api.v1.GetExperimentReportRequest\x1a&.rm_api.v1.GetExperimentReportResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rm_api.v1.experiments_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_SPLIT_SHARESENTRY']._loaded_options = None
+  _globals['_SPLIT_SHARESENTRY']._serialized_options = b'8\001'
+  _globals['_SPLIT_NUMRUNSENTRY']._loaded_options = None
+  _globals['_SPLIT_NUMRUNSENTRY']._serialized_options = b'8\001'
   _globals['_LEASE']._serialized_start=101
   _globals['_LEASE']._serialized_end=276
   _globals['_REGISTERRUNREQUEST']._serialized_start=278
@@ -53,6 +57,64 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTRUNSRESPONSE']._serialized_end=718
   _globals['_RUNSTATUS']._serialized_start=721
   _globals['_RUNSTATUS']._serialized_end=967
-  _globals['_EXPERIMENTSERVICE']._serialized_start=970
-  _globals['_EXPERIMENTSERVICE']._serialized_end=1274
+  _globals['_ARM']._serialized_start=969
+  _globals['_ARM']._serialized_end=1057
+  _globals['_RAMPPOINT']._serialized_start=1059
+  _globals['_RAMPPOINT']._serialized_end=1128
+  _globals['_SPLIT']._serialized_start=1131
+  _globals['_SPLIT']._serialized_end=1436
+  _globals['_SPLIT_SHARESENTRY']._serialized_start=1343
+  _globals['_SPLIT_SHARESENTRY']._serialized_end=1388
+  _globals['_SPLIT_NUMRUNSENTRY']._serialized_start=1390
+  _globals['_SPLIT_NUMRUNSENTRY']._serialized_end=1436
+  _globals['_SETSPLITREQUEST']._serialized_start=1438
+  _globals['_SETSPLITREQUEST']._serialized_end=1519
+  _globals['_SETSPLITRESPONSE']._serialized_start=1521
+  _globals['_SETSPLITRESPONSE']._serialized_end=1572
+  _globals['_LISTSPLITSREQUEST']._serialized_start=1574
+  _globals['_LISTSPLITSREQUEST']._serialized_end=1608
+  _globals['_LISTSPLITSRESPONSE']._serialized_start=1610
+  _globals['_LISTSPLITSRESPONSE']._serialized_end=1694
+  _globals['_REMOVESPLITREQUEST']._serialized_start=1696
+  _globals['_REMOVESPLITREQUEST']._serialized_end=1748
+  _globals['_REMOVESPLITRESPONSE']._serialized_start=1750
+  _globals['_REMOVESPLITRESPONSE']._serialized_end=1771
+  _globals['_PIN']._serialized_start=1773
+  _globals['_PIN']._serialized_end=1823
+  _globals['_SETPINREQUEST']._serialized_start=1825
+  _globals['_SETPINREQUEST']._serialized_end=1886
+  _globals['_SETPINRESPONSE']._serialized_start=1888
+  _globals['_SETPINRESPONSE']._serialized_end=1904
+  _globals['_REMOVEPINREQUEST']._serialized_start=1906
+  _globals['_REMOVEPINREQUEST']._serialized_end=1969
+  _globals['_REMOVEPINRESPONSE']._serialized_start=1971
+  _globals['_REMOVEPINRESPONSE']._serialized_end=1990
+  _globals['_SHADOW']._serialized_start=1992
+  _globals['_SHADOW']._serialized_end=2096
+  _globals['_SETSHADOWREQUEST']._serialized_start=2098
+  _globals['_SETSHADOWREQUEST']._serialized_end=2182
+  _globals['_SETSHADOWRESPONSE']._serialized_start=2184
+  _globals['_SETSHADOWRESPONSE']._serialized_end=2238
+  _globals['_LISTSHADOWSREQUEST']._serialized_start=2240
+  _globals['_LISTSHADOWSREQUEST']._serialized_end=2275
+  _globals['_LISTSHADOWSRESPONSE']._serialized_start=2277
+  _globals['_LISTSHADOWSRESPONSE']._serialized_end=2334
+  _globals['_REMOVESHADOWREQUEST']._serialized_start=2336
+  _globals['_REMOVESHADOWREQUEST']._serialized_end=2406
+  _globals['_REMOVESHADOWRESPONSE']._serialized_start=2408
+  _globals['_REMOVESHADOWRESPONSE']._serialized_end=2430
+  _globals['_GETSHADOWREPORTREQUEST']._serialized_start=2432
+  _globals['_GETSHADOWREPORTREQUEST']._serialized_end=2513
+  _globals['_GETSHADOWREPORTRESPONSE']._serialized_start=2515
+  _globals['_GETSHADOWREPORTRESPONSE']._serialized_end=2561
+  _globals['_REPORTOUTCOMEREQUEST']._serialized_start=2563
+  _globals['_REPORTOUTCOMEREQUEST']._serialized_end=2679
+  _globals['_REPORTOUTCOMERESPONSE']._serialized_start=2681
+  _globals['_REPORTOUTCOMERESPONSE']._serialized_end=2734
+  _globals['_GETEXPERIMENTREPORTREQUEST']._serialized_start=2736
+  _globals['_GETEXPERIMENTREPORTREQUEST']._serialized_end=2817
+  _globals['_GETEXPERIMENTREPORTRESPONSE']._serialized_start=2819
+  _globals['_GETEXPERIMENTREPORTRESPONSE']._serialized_end=2869
+  _globals['_EXPERIMENTSERVICE']._serialized_start=2872
+  _globals['_EXPERIMENTSERVICE']._serialized_end=4040
 # @@protoc_insertion_point(module_scope)

@@ -108,3 +108,241 @@ class RunStatus(_message.Message):
     last_seen_time: _timestamp_pb2.Timestamp
     lease_expire_time: _timestamp_pb2.Timestamp
     def __init__(self, run: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., arm: _Optional[str] = ..., items: _Optional[int] = ..., tokens: _Optional[int] = ..., score_mean: _Optional[float] = ..., score_std: _Optional[float] = ..., last_seen_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., lease_expire_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class Arm(_message.Message):
+    __slots__ = ("name", "version", "weight", "ramp")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    RAMP_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    weight: float
+    ramp: _containers.RepeatedCompositeFieldContainer[RampPoint]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., weight: _Optional[float] = ..., ramp: _Optional[_Iterable[_Union[RampPoint, _Mapping]]] = ...) -> None: ...
+
+class RampPoint(_message.Message):
+    __slots__ = ("time", "weight")
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    time: _timestamp_pb2.Timestamp
+    weight: float
+    def __init__(self, time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., weight: _Optional[float] = ...) -> None: ...
+
+class Split(_message.Message):
+    __slots__ = ("model", "arms", "salt", "update_time", "shares", "num_runs")
+    class SharesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class NumRunsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ARMS_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    SHARES_FIELD_NUMBER: _ClassVar[int]
+    NUM_RUNS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    arms: _containers.RepeatedCompositeFieldContainer[Arm]
+    salt: str
+    update_time: _timestamp_pb2.Timestamp
+    shares: _containers.ScalarMap[str, float]
+    num_runs: _containers.ScalarMap[str, int]
+    def __init__(self, model: _Optional[str] = ..., arms: _Optional[_Iterable[_Union[Arm, _Mapping]]] = ..., salt: _Optional[str] = ..., update_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., shares: _Optional[_Mapping[str, float]] = ..., num_runs: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
+class SetSplitRequest(_message.Message):
+    __slots__ = ("split", "load", "comment")
+    SPLIT_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    COMMENT_FIELD_NUMBER: _ClassVar[int]
+    split: Split
+    load: bool
+    comment: str
+    def __init__(self, split: _Optional[_Union[Split, _Mapping]] = ..., load: bool = ..., comment: _Optional[str] = ...) -> None: ...
+
+class SetSplitResponse(_message.Message):
+    __slots__ = ("split",)
+    SPLIT_FIELD_NUMBER: _ClassVar[int]
+    split: Split
+    def __init__(self, split: _Optional[_Union[Split, _Mapping]] = ...) -> None: ...
+
+class ListSplitsRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class ListSplitsResponse(_message.Message):
+    __slots__ = ("splits", "pins")
+    SPLITS_FIELD_NUMBER: _ClassVar[int]
+    PINS_FIELD_NUMBER: _ClassVar[int]
+    splits: _containers.RepeatedCompositeFieldContainer[Split]
+    pins: _containers.RepeatedCompositeFieldContainer[Pin]
+    def __init__(self, splits: _Optional[_Iterable[_Union[Split, _Mapping]]] = ..., pins: _Optional[_Iterable[_Union[Pin, _Mapping]]] = ...) -> None: ...
+
+class RemoveSplitRequest(_message.Message):
+    __slots__ = ("model", "comment")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    COMMENT_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    comment: str
+    def __init__(self, model: _Optional[str] = ..., comment: _Optional[str] = ...) -> None: ...
+
+class RemoveSplitResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Pin(_message.Message):
+    __slots__ = ("run", "model", "version")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    model: str
+    version: int
+    def __init__(self, run: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class SetPinRequest(_message.Message):
+    __slots__ = ("pin", "comment")
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    COMMENT_FIELD_NUMBER: _ClassVar[int]
+    pin: Pin
+    comment: str
+    def __init__(self, pin: _Optional[_Union[Pin, _Mapping]] = ..., comment: _Optional[str] = ...) -> None: ...
+
+class SetPinResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RemovePinRequest(_message.Message):
+    __slots__ = ("run", "model", "comment")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    COMMENT_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    model: str
+    comment: str
+    def __init__(self, run: _Optional[str] = ..., model: _Optional[str] = ..., comment: _Optional[str] = ...) -> None: ...
+
+class RemovePinResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Shadow(_message.Message):
+    __slots__ = ("model", "version", "share", "create_time")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    share: float
+    create_time: _timestamp_pb2.Timestamp
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., share: _Optional[float] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class SetShadowRequest(_message.Message):
+    __slots__ = ("shadow", "load", "comment")
+    SHADOW_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    COMMENT_FIELD_NUMBER: _ClassVar[int]
+    shadow: Shadow
+    load: bool
+    comment: str
+    def __init__(self, shadow: _Optional[_Union[Shadow, _Mapping]] = ..., load: bool = ..., comment: _Optional[str] = ...) -> None: ...
+
+class SetShadowResponse(_message.Message):
+    __slots__ = ("shadow",)
+    SHADOW_FIELD_NUMBER: _ClassVar[int]
+    shadow: Shadow
+    def __init__(self, shadow: _Optional[_Union[Shadow, _Mapping]] = ...) -> None: ...
+
+class ListShadowsRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class ListShadowsResponse(_message.Message):
+    __slots__ = ("shadows",)
+    SHADOWS_FIELD_NUMBER: _ClassVar[int]
+    shadows: _containers.RepeatedCompositeFieldContainer[Shadow]
+    def __init__(self, shadows: _Optional[_Iterable[_Union[Shadow, _Mapping]]] = ...) -> None: ...
+
+class RemoveShadowRequest(_message.Message):
+    __slots__ = ("model", "version", "comment")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    COMMENT_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    comment: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., comment: _Optional[str] = ...) -> None: ...
+
+class RemoveShadowResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetShadowReportRequest(_message.Message):
+    __slots__ = ("model", "version", "against_version")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    AGAINST_VERSION_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    against_version: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., against_version: _Optional[int] = ...) -> None: ...
+
+class GetShadowReportResponse(_message.Message):
+    __slots__ = ("report_json",)
+    REPORT_JSON_FIELD_NUMBER: _ClassVar[int]
+    report_json: str
+    def __init__(self, report_json: _Optional[str] = ...) -> None: ...
+
+class ReportOutcomeRequest(_message.Message):
+    __slots__ = ("run", "model", "metric", "value", "step", "num_samples")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    NUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    model: str
+    metric: str
+    value: float
+    step: int
+    num_samples: int
+    def __init__(self, run: _Optional[str] = ..., model: _Optional[str] = ..., metric: _Optional[str] = ..., value: _Optional[float] = ..., step: _Optional[int] = ..., num_samples: _Optional[int] = ...) -> None: ...
+
+class ReportOutcomeResponse(_message.Message):
+    __slots__ = ("version", "arm")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ARM_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    arm: str
+    def __init__(self, version: _Optional[int] = ..., arm: _Optional[str] = ...) -> None: ...
+
+class GetExperimentReportRequest(_message.Message):
+    __slots__ = ("model", "metric", "baseline_arm")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    BASELINE_ARM_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    metric: str
+    baseline_arm: str
+    def __init__(self, model: _Optional[str] = ..., metric: _Optional[str] = ..., baseline_arm: _Optional[str] = ...) -> None: ...
+
+class GetExperimentReportResponse(_message.Message):
+    __slots__ = ("report_json",)
+    REPORT_JSON_FIELD_NUMBER: _ClassVar[int]
+    report_json: str
+    def __init__(self, report_json: _Optional[str] = ...) -> None: ...

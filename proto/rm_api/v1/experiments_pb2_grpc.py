@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ExperimentServiceStub(object):
-    """Training runs and their leases.
+    """Training runs and their leases; splits, shadows, and what they showed.
     """
 
     def __init__(self, channel):
@@ -55,10 +55,65 @@ class ExperimentServiceStub(object):
                 request_serializer=rm__api_dot_v1_dot_experiments__pb2.ListRunsRequest.SerializeToString,
                 response_deserializer=rm__api_dot_v1_dot_experiments__pb2.ListRunsResponse.FromString,
                 _registered_method=True)
+        self.SetSplit = channel.unary_unary(
+                '/rm_api.v1.ExperimentService/SetSplit',
+                request_serializer=rm__api_dot_v1_dot_experiments__pb2.SetSplitRequest.SerializeToString,
+                response_deserializer=rm__api_dot_v1_dot_experiments__pb2.SetSplitResponse.FromString,
+                _registered_method=True)
+        self.ListSplits = channel.unary_unary(
+                '/rm_api.v1.ExperimentService/ListSplits',
+                request_serializer=rm__api_dot_v1_dot_experiments__pb2.ListSplitsRequest.SerializeToString,
+                response_deserializer=rm__api_dot_v1_dot_experiments__pb2.ListSplitsResponse.FromString,
+                _registered_method=True)
+        self.RemoveSplit = channel.unary_unary(
+                '/rm_api.v1.ExperimentService/RemoveSplit',
+                request_serializer=rm__api_dot_v1_dot_experiments__pb2.RemoveSplitRequest.SerializeToString,
+                response_deserializer=rm__api_dot_v1_dot_experiments__pb2.RemoveSplitResponse.FromString,
+                _registered_method=True)
+        self.SetPin = channel.unary_unary(
+                '/rm_api.v1.ExperimentService/SetPin',
+                request_serializer=rm__api_dot_v1_dot_experiments__pb2.SetPinRequest.SerializeToString,
+                response_deserializer=rm__api_dot_v1_dot_experiments__pb2.SetPinResponse.FromString,
+                _registered_method=True)
+        self.RemovePin = channel.unary_unary(
+                '/rm_api.v1.ExperimentService/RemovePin',
+                request_serializer=rm__api_dot_v1_dot_experiments__pb2.RemovePinRequest.SerializeToString,
+                response_deserializer=rm__api_dot_v1_dot_experiments__pb2.RemovePinResponse.FromString,
+                _registered_method=True)
+        self.SetShadow = channel.unary_unary(
+                '/rm_api.v1.ExperimentService/SetShadow',
+                request_serializer=rm__api_dot_v1_dot_experiments__pb2.SetShadowRequest.SerializeToString,
+                response_deserializer=rm__api_dot_v1_dot_experiments__pb2.SetShadowResponse.FromString,
+                _registered_method=True)
+        self.ListShadows = channel.unary_unary(
+                '/rm_api.v1.ExperimentService/ListShadows',
+                request_serializer=rm__api_dot_v1_dot_experiments__pb2.ListShadowsRequest.SerializeToString,
+                response_deserializer=rm__api_dot_v1_dot_experiments__pb2.ListShadowsResponse.FromString,
+                _registered_method=True)
+        self.RemoveShadow = channel.unary_unary(
+                '/rm_api.v1.ExperimentService/RemoveShadow',
+                request_serializer=rm__api_dot_v1_dot_experiments__pb2.RemoveShadowRequest.SerializeToString,
+                response_deserializer=rm__api_dot_v1_dot_experiments__pb2.RemoveShadowResponse.FromString,
+                _registered_method=True)
+        self.GetShadowReport = channel.unary_unary(
+                '/rm_api.v1.ExperimentService/GetShadowReport',
+                request_serializer=rm__api_dot_v1_dot_experiments__pb2.GetShadowReportRequest.SerializeToString,
+                response_deserializer=rm__api_dot_v1_dot_experiments__pb2.GetShadowReportResponse.FromString,
+                _registered_method=True)
+        self.ReportOutcome = channel.unary_unary(
+                '/rm_api.v1.ExperimentService/ReportOutcome',
+                request_serializer=rm__api_dot_v1_dot_experiments__pb2.ReportOutcomeRequest.SerializeToString,
+                response_deserializer=rm__api_dot_v1_dot_experiments__pb2.ReportOutcomeResponse.FromString,
+                _registered_method=True)
+        self.GetExperimentReport = channel.unary_unary(
+                '/rm_api.v1.ExperimentService/GetExperimentReport',
+                request_serializer=rm__api_dot_v1_dot_experiments__pb2.GetExperimentReportRequest.SerializeToString,
+                response_deserializer=rm__api_dot_v1_dot_experiments__pb2.GetExperimentReportResponse.FromString,
+                _registered_method=True)
 
 
 class ExperimentServiceServicer(object):
-    """Training runs and their leases.
+    """Training runs and their leases; splits, shadows, and what they showed.
     """
 
     def RegisterRun(self, request, context):
@@ -90,6 +145,84 @@ class ExperimentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetSplit(self, request, context):
+        """Divides a model's runs between versions, by weight, in place of the split that the model has.
+        Runs that have a version keep it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSplits(self, request, context):
+        """The splits of a model, or of all models, with the weights of this moment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveSplit(self, request, context):
+        """Ends a model's split. Runs that have a version keep it; new ones get the label `stable`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPin(self, request, context):
+        """Gives one run a version whatever the split says. A lease that the run holds stays as it is until it moves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemovePin(self, request, context):
+        """Takes a pin away.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetShadow(self, request, context):
+        """Lets a version score a share of its model's traffic, too; its scores are compared and never returned.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListShadows(self, request, context):
+        """The shadows.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveShadow(self, request, context):
+        """Ends a shadow. Its comparison stays until the version is deleted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetShadowReport(self, request, context):
+        """How a shadow's scores compare with those that callers got.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportOutcome(self, request, context):
+        """What came of a run: a win rate, a judge's score, any metric. The same (run, metric, step) again replaces.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetExperimentReport(self, request, context):
+        """The outcomes of a model's runs, by arm, and what they say.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExperimentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +246,61 @@ def add_ExperimentServiceServicer_to_server(servicer, server):
                     request_deserializer=rm__api_dot_v1_dot_experiments__pb2.ListRunsRequest.FromString,
                     response_serializer=rm__api_dot_v1_dot_experiments__pb2.ListRunsResponse.SerializeToString,
             ),
+            'SetSplit': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetSplit,
+                    request_deserializer=rm__api_dot_v1_dot_experiments__pb2.SetSplitRequest.FromString,
+                    response_serializer=rm__api_dot_v1_dot_experiments__pb2.SetSplitResponse.SerializeToString,
+            ),
+            'ListSplits': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSplits,
+                    request_deserializer=rm__api_dot_v1_dot_experiments__pb2.ListSplitsRequest.FromString,
+                    response_serializer=rm__api_dot_v1_dot_experiments__pb2.ListSplitsResponse.SerializeToString,
+            ),
+            'RemoveSplit': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveSplit,
+                    request_deserializer=rm__api_dot_v1_dot_experiments__pb2.RemoveSplitRequest.FromString,
+                    response_serializer=rm__api_dot_v1_dot_experiments__pb2.RemoveSplitResponse.SerializeToString,
+            ),
+            'SetPin': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPin,
+                    request_deserializer=rm__api_dot_v1_dot_experiments__pb2.SetPinRequest.FromString,
+                    response_serializer=rm__api_dot_v1_dot_experiments__pb2.SetPinResponse.SerializeToString,
+            ),
+            'RemovePin': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemovePin,
+                    request_deserializer=rm__api_dot_v1_dot_experiments__pb2.RemovePinRequest.FromString,
+                    response_serializer=rm__api_dot_v1_dot_experiments__pb2.RemovePinResponse.SerializeToString,
+            ),
+            'SetShadow': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetShadow,
+                    request_deserializer=rm__api_dot_v1_dot_experiments__pb2.SetShadowRequest.FromString,
+                    response_serializer=rm__api_dot_v1_dot_experiments__pb2.SetShadowResponse.SerializeToString,
+            ),
+            'ListShadows': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListShadows,
+                    request_deserializer=rm__api_dot_v1_dot_experiments__pb2.ListShadowsRequest.FromString,
+                    response_serializer=rm__api_dot_v1_dot_experiments__pb2.ListShadowsResponse.SerializeToString,
+            ),
+            'RemoveShadow': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveShadow,
+                    request_deserializer=rm__api_dot_v1_dot_experiments__pb2.RemoveShadowRequest.FromString,
+                    response_serializer=rm__api_dot_v1_dot_experiments__pb2.RemoveShadowResponse.SerializeToString,
+            ),
+            'GetShadowReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetShadowReport,
+                    request_deserializer=rm__api_dot_v1_dot_experiments__pb2.GetShadowReportRequest.FromString,
+                    response_serializer=rm__api_dot_v1_dot_experiments__pb2.GetShadowReportResponse.SerializeToString,
+            ),
+            'ReportOutcome': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportOutcome,
+                    request_deserializer=rm__api_dot_v1_dot_experiments__pb2.ReportOutcomeRequest.FromString,
+                    response_serializer=rm__api_dot_v1_dot_experiments__pb2.ReportOutcomeResponse.SerializeToString,
+            ),
+            'GetExperimentReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetExperimentReport,
+                    request_deserializer=rm__api_dot_v1_dot_experiments__pb2.GetExperimentReportRequest.FromString,
+                    response_serializer=rm__api_dot_v1_dot_experiments__pb2.GetExperimentReportResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'rm_api.v1.ExperimentService', rpc_method_handlers)
@@ -122,7 +310,7 @@ def add_ExperimentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ExperimentService(object):
-    """Training runs and their leases.
+    """Training runs and their leases; splits, shadows, and what they showed.
     """
 
     @staticmethod
@@ -223,6 +411,303 @@ class ExperimentService(object):
             '/rm_api.v1.ExperimentService/ListRuns',
             rm__api_dot_v1_dot_experiments__pb2.ListRunsRequest.SerializeToString,
             rm__api_dot_v1_dot_experiments__pb2.ListRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetSplit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rm_api.v1.ExperimentService/SetSplit',
+            rm__api_dot_v1_dot_experiments__pb2.SetSplitRequest.SerializeToString,
+            rm__api_dot_v1_dot_experiments__pb2.SetSplitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSplits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rm_api.v1.ExperimentService/ListSplits',
+            rm__api_dot_v1_dot_experiments__pb2.ListSplitsRequest.SerializeToString,
+            rm__api_dot_v1_dot_experiments__pb2.ListSplitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveSplit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rm_api.v1.ExperimentService/RemoveSplit',
+            rm__api_dot_v1_dot_experiments__pb2.RemoveSplitRequest.SerializeToString,
+            rm__api_dot_v1_dot_experiments__pb2.RemoveSplitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rm_api.v1.ExperimentService/SetPin',
+            rm__api_dot_v1_dot_experiments__pb2.SetPinRequest.SerializeToString,
+            rm__api_dot_v1_dot_experiments__pb2.SetPinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemovePin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rm_api.v1.ExperimentService/RemovePin',
+            rm__api_dot_v1_dot_experiments__pb2.RemovePinRequest.SerializeToString,
+            rm__api_dot_v1_dot_experiments__pb2.RemovePinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetShadow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rm_api.v1.ExperimentService/SetShadow',
+            rm__api_dot_v1_dot_experiments__pb2.SetShadowRequest.SerializeToString,
+            rm__api_dot_v1_dot_experiments__pb2.SetShadowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListShadows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rm_api.v1.ExperimentService/ListShadows',
+            rm__api_dot_v1_dot_experiments__pb2.ListShadowsRequest.SerializeToString,
+            rm__api_dot_v1_dot_experiments__pb2.ListShadowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveShadow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rm_api.v1.ExperimentService/RemoveShadow',
+            rm__api_dot_v1_dot_experiments__pb2.RemoveShadowRequest.SerializeToString,
+            rm__api_dot_v1_dot_experiments__pb2.RemoveShadowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetShadowReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rm_api.v1.ExperimentService/GetShadowReport',
+            rm__api_dot_v1_dot_experiments__pb2.GetShadowReportRequest.SerializeToString,
+            rm__api_dot_v1_dot_experiments__pb2.GetShadowReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportOutcome(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rm_api.v1.ExperimentService/ReportOutcome',
+            rm__api_dot_v1_dot_experiments__pb2.ReportOutcomeRequest.SerializeToString,
+            rm__api_dot_v1_dot_experiments__pb2.ReportOutcomeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetExperimentReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rm_api.v1.ExperimentService/GetExperimentReport',
+            rm__api_dot_v1_dot_experiments__pb2.GetExperimentReportRequest.SerializeToString,
+            rm__api_dot_v1_dot_experiments__pb2.GetExperimentReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -195,6 +195,54 @@ class RemoveLabelResponse(_message.Message):
     previous_version: int
     def __init__(self, previous_version: _Optional[int] = ...) -> None: ...
 
+class RollbackLabelRequest(_message.Message):
+    __slots__ = ("model", "label", "comment")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    COMMENT_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    label: str
+    comment: str
+    def __init__(self, model: _Optional[str] = ..., label: _Optional[str] = ..., comment: _Optional[str] = ...) -> None: ...
+
+class RollbackLabelResponse(_message.Message):
+    __slots__ = ("version", "previous_version")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: Version
+    previous_version: int
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., previous_version: _Optional[int] = ...) -> None: ...
+
+class PromoteVersionRequest(_message.Message):
+    __slots__ = ("model", "version", "label", "force", "dry_run", "comment")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    COMMENT_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    label: str
+    force: bool
+    dry_run: bool
+    comment: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., label: _Optional[str] = ..., force: bool = ..., dry_run: bool = ..., comment: _Optional[str] = ...) -> None: ...
+
+class PromoteVersionResponse(_message.Message):
+    __slots__ = ("version", "previous_version", "allowed", "findings", "promoted")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ALLOWED_FIELD_NUMBER: _ClassVar[int]
+    FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    PROMOTED_FIELD_NUMBER: _ClassVar[int]
+    version: Version
+    previous_version: int
+    allowed: bool
+    findings: _containers.RepeatedScalarFieldContainer[str]
+    promoted: bool
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., previous_version: _Optional[int] = ..., allowed: bool = ..., findings: _Optional[_Iterable[str]] = ..., promoted: bool = ...) -> None: ...
+
 class DeleteVersionRequest(_message.Message):
     __slots__ = ("model", "version", "comment")
     MODEL_FIELD_NUMBER: _ClassVar[int]

@@ -70,6 +70,16 @@ class ModelServiceStub(object):
                 request_serializer=rm__api_dot_v1_dot_models__pb2.RemoveLabelRequest.SerializeToString,
                 response_deserializer=rm__api_dot_v1_dot_models__pb2.RemoveLabelResponse.FromString,
                 _registered_method=True)
+        self.RollbackLabel = channel.unary_unary(
+                '/rm_api.v1.ModelService/RollbackLabel',
+                request_serializer=rm__api_dot_v1_dot_models__pb2.RollbackLabelRequest.SerializeToString,
+                response_deserializer=rm__api_dot_v1_dot_models__pb2.RollbackLabelResponse.FromString,
+                _registered_method=True)
+        self.PromoteVersion = channel.unary_unary(
+                '/rm_api.v1.ModelService/PromoteVersion',
+                request_serializer=rm__api_dot_v1_dot_models__pb2.PromoteVersionRequest.SerializeToString,
+                response_deserializer=rm__api_dot_v1_dot_models__pb2.PromoteVersionResponse.FromString,
+                _registered_method=True)
         self.DeleteVersion = channel.unary_unary(
                 '/rm_api.v1.ModelService/DeleteVersion',
                 request_serializer=rm__api_dot_v1_dot_models__pb2.DeleteVersionRequest.SerializeToString,
@@ -146,6 +156,21 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RollbackLabel(self, request, context):
+        """Lets a label name what it named before. Again: further back. Loads that version first, if it is not loaded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PromoteVersion(self, request, context):
+        """Moves a label to a version if what is filed about it allows that: refused with PROMOTION_REFUSED, and the reasons,
+        where the version is worse than the present one beyond chance, or nothing shows that it is not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteVersion(self, request, context):
         """Takes a version out of the catalog. Refused while it is loaded or a label names it. Its number is never used again.
         """
@@ -211,6 +236,16 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.RemoveLabel,
                     request_deserializer=rm__api_dot_v1_dot_models__pb2.RemoveLabelRequest.FromString,
                     response_serializer=rm__api_dot_v1_dot_models__pb2.RemoveLabelResponse.SerializeToString,
+            ),
+            'RollbackLabel': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackLabel,
+                    request_deserializer=rm__api_dot_v1_dot_models__pb2.RollbackLabelRequest.FromString,
+                    response_serializer=rm__api_dot_v1_dot_models__pb2.RollbackLabelResponse.SerializeToString,
+            ),
+            'PromoteVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteVersion,
+                    request_deserializer=rm__api_dot_v1_dot_models__pb2.PromoteVersionRequest.FromString,
+                    response_serializer=rm__api_dot_v1_dot_models__pb2.PromoteVersionResponse.SerializeToString,
             ),
             'DeleteVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteVersion,
@@ -423,6 +458,60 @@ class ModelService(object):
             '/rm_api.v1.ModelService/RemoveLabel',
             rm__api_dot_v1_dot_models__pb2.RemoveLabelRequest.SerializeToString,
             rm__api_dot_v1_dot_models__pb2.RemoveLabelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackLabel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rm_api.v1.ModelService/RollbackLabel',
+            rm__api_dot_v1_dot_models__pb2.RollbackLabelRequest.SerializeToString,
+            rm__api_dot_v1_dot_models__pb2.RollbackLabelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rm_api.v1.ModelService/PromoteVersion',
+            rm__api_dot_v1_dot_models__pb2.PromoteVersionRequest.SerializeToString,
+            rm__api_dot_v1_dot_models__pb2.PromoteVersionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -212,3 +212,65 @@ class ScoreStreamResponse(_message.Message):
     response: ScoreResponse
     error: _errors_pb2.Error
     def __init__(self, id: _Optional[str] = ..., response: _Optional[_Union[ScoreResponse, _Mapping]] = ..., error: _Optional[_Union[_errors_pb2.Error, _Mapping]] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("model", "prompt", "completion", "run", "options")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    prompt: Content
+    completion: Content
+    run: str
+    options: ScoreOptions
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[Content, _Mapping]] = ..., completion: _Optional[_Union[Content, _Mapping]] = ..., run: _Optional[str] = ..., options: _Optional[_Union[ScoreOptions, _Mapping]] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("model", "version", "digest", "chosen_by", "templated_text", "tokens", "num_tokens_before_truncation", "truncation", "transform", "calibration", "result", "components")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_BY_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATED_TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_BEFORE_TRUNCATION_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATION_FIELD_NUMBER: _ClassVar[int]
+    TRANSFORM_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    COMPONENTS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    digest: str
+    chosen_by: str
+    templated_text: _containers.RepeatedScalarFieldContainer[str]
+    tokens: _containers.RepeatedCompositeFieldContainer[ExplainedToken]
+    num_tokens_before_truncation: int
+    truncation: Truncation
+    transform: Transform
+    calibration: Calibration
+    result: ItemResult
+    components: _containers.RepeatedCompositeFieldContainer[ExplainResponse]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., chosen_by: _Optional[str] = ..., templated_text: _Optional[_Iterable[str]] = ..., tokens: _Optional[_Iterable[_Union[ExplainedToken, _Mapping]]] = ..., num_tokens_before_truncation: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., transform: _Optional[_Union[Transform, str]] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ..., result: _Optional[_Union[ItemResult, _Mapping]] = ..., components: _Optional[_Iterable[_Union[ExplainResponse, _Mapping]]] = ...) -> None: ...
+
+class ExplainedToken(_message.Message):
+    __slots__ = ("id", "text", "part")
+    class Part(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        PART_UNSPECIFIED: _ClassVar[ExplainedToken.Part]
+        PART_PROMPT: _ClassVar[ExplainedToken.Part]
+        PART_COMPLETION: _ClassVar[ExplainedToken.Part]
+        PART_ADDED: _ClassVar[ExplainedToken.Part]
+    PART_UNSPECIFIED: ExplainedToken.Part
+    PART_PROMPT: ExplainedToken.Part
+    PART_COMPLETION: ExplainedToken.Part
+    PART_ADDED: ExplainedToken.Part
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    text: str
+    part: ExplainedToken.Part
+    def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ..., part: _Optional[_Union[ExplainedToken.Part, str]] = ...) -> None: ...

@@ -45,6 +45,11 @@ class ScoringServiceStub(object):
                 request_serializer=rm__api_dot_v1_dot_scoring__pb2.ScoreStreamRequest.SerializeToString,
                 response_deserializer=rm__api_dot_v1_dot_scoring__pb2.ScoreStreamResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/rm_api.v1.ScoringService/Explain',
+                request_serializer=rm__api_dot_v1_dot_scoring__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=rm__api_dot_v1_dot_scoring__pb2.ExplainResponse.FromString,
+                _registered_method=True)
 
 
 class ScoringServiceServicer(object):
@@ -67,6 +72,13 @@ class ScoringServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """One item looked into: the exact text and tokens that the version read, what was cut, the parts, and the score.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ScoringServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -79,6 +91,11 @@ def add_ScoringServiceServicer_to_server(servicer, server):
                     servicer.ScoreStream,
                     request_deserializer=rm__api_dot_v1_dot_scoring__pb2.ScoreStreamRequest.FromString,
                     response_serializer=rm__api_dot_v1_dot_scoring__pb2.ScoreStreamResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=rm__api_dot_v1_dot_scoring__pb2.ExplainRequest.FromString,
+                    response_serializer=rm__api_dot_v1_dot_scoring__pb2.ExplainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -136,6 +153,33 @@ class ScoringService(object):
             '/rm_api.v1.ScoringService/ScoreStream',
             rm__api_dot_v1_dot_scoring__pb2.ScoreStreamRequest.SerializeToString,
             rm__api_dot_v1_dot_scoring__pb2.ScoreStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rm_api.v1.ScoringService/Explain',
+            rm__api_dot_v1_dot_scoring__pb2.ExplainRequest.SerializeToString,
+            rm__api_dot_v1_dot_scoring__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,1 @@
+"""The Open Inference Protocol. Only the server imports it: a process holds these messages at most once."""
