@@ -18,6 +18,7 @@ RmError
 │   └── RunNotFound
 ├── Unavailable               not now; the same call may work later or elsewhere
 │   ├── QueueFull
+│   ├── RateLimited
 │   ├── Draining
 │   ├── WorkerFailed
 │   ├── OutOfMemory
@@ -146,6 +147,10 @@ class Unavailable(RmError):
 
 class QueueFull(Unavailable):
     """Too much work waits already."""
+
+
+class RateLimited(Unavailable):
+    """The token's own limit is reached."""
 
 
 class Draining(Unavailable):

@@ -35,6 +35,7 @@ BY_REASON: dict[str, type[RewardClientError]] = {
     "NO_DEFAULT_VERSION": errors.NoDefaultVersion,
     "RUN_NOT_FOUND": errors.RunNotFound,
     "QUEUE_FULL": errors.QueueFull,
+    "RATE_LIMITED": errors.RateLimited,
     "DRAINING": errors.Draining,
     "DEADLINE_EXCEEDED": errors.DeadlineExceeded,
     "CANCELLED": errors.Cancelled,

@@ -19,6 +19,7 @@ RewardClientError
 ├── Unavailable                    not now; the same call may work later. The client has tried again until here
 │   ├── ServerUnreachable          nobody answered: down, restarting, wrong address, wrong TLS
 │   ├── QueueFull
+│   ├── RateLimited
 │   ├── Draining
 │   ├── WorkerFailed
 │   ├── OutOfMemory
@@ -161,6 +162,10 @@ class ServerUnreachable(Unavailable):
 
 class QueueFull(Unavailable):
     """Too much work waits already."""
+
+
+class RateLimited(Unavailable):
+    """The token's own limit of calls or items is reached."""
 
 
 class Draining(Unavailable):

@@ -6,6 +6,7 @@ Scoring changes nothing on the server, so a call may be repeated; it is, when th
 |---|---|
 | Draining, ServerUnreachable | at once on another target, else after a pause |
 | QueueFull | after the server's hint, or after a pause on another target |
+| RateLimited | after the server's hint: the limit is the token's, so going to another server would get round it |
 | Cancelled on the way, CatalogUnavailable, a status that says "not now" | after a pause |
 | WorkerFailed, OutOfMemory | after a pause, three attempts in all: the work itself may be what breaks them |
 | everything else: wrong requests, unknown names, deadlines, broken versions | never |
@@ -22,6 +23,7 @@ from ppo_client.client.errors import (
     Draining,
     InvalidSettings,
     OutOfMemory,
+    RateLimited,
     RewardClientError,
     ServerUnreachable,
     Unavailable,
@@ -83,7 +85,8 @@ def pause_s(
         pause = 0.0
     else:
         pause = policy.backoff_s(attempt, draw)
-        if error.retry_after_s is not None and not is_other_target_ready:
+        is_hint_for_all = isinstance(error, RateLimited) or not is_other_target_ready
+        if error.retry_after_s is not None and is_hint_for_all:
             pause += error.retry_after_s
     return pause if pause < remaining_s else None
 

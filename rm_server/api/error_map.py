@@ -49,6 +49,7 @@ TABLE: dict[type[errors.RmError], Outcome] = {
     errors.NoDefaultVersion: _outcome(_Status.FAILED_PRECONDITION, 409, "NO_DEFAULT_VERSION"),
     errors.RunNotFound: _outcome(_Status.NOT_FOUND, 404, "RUN_NOT_FOUND"),
     errors.QueueFull: _outcome(_Status.RESOURCE_EXHAUSTED, 429, "QUEUE_FULL"),
+    errors.RateLimited: _outcome(_Status.RESOURCE_EXHAUSTED, 429, "RATE_LIMITED"),
     errors.Draining: _outcome(_Status.UNAVAILABLE, 503, "DRAINING"),
     errors.WorkerFailed: _outcome(_Status.UNAVAILABLE, 503, "WORKER_FAILED"),
     errors.OutOfMemory: _outcome(_Status.RESOURCE_EXHAUSTED, 503, "OUT_OF_MEMORY"),

@@ -44,6 +44,7 @@ def meaning(pause: float | None) -> str:
         (errors.QueueFull("x"), BACKOFF, BACKOFF),
         (errors.QueueFull("x", retry_after_s=7.0), HINT, BACKOFF),
         (errors.Draining("x", retry_after_s=7.0), HINT, AT_ONCE),
+        (errors.RateLimited("x", retry_after_s=7.0), HINT, HINT),
         (errors.WorkerFailed("x"), BACKOFF, BACKOFF),
         (errors.OutOfMemory("x"), BACKOFF, BACKOFF),
         (errors.CatalogUnavailable("x"), BACKOFF, BACKOFF),
