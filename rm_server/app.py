@@ -20,6 +20,7 @@ from rm_server.api.experiment_service import ExperimentService
 from rm_server.api.health import HealthService, Readiness
 from rm_server.api.http import HttpService
 from rm_server.api.model_service import ModelService
+from rm_server.api.oip_service import OipService
 from rm_server.api.rpc import Edge
 from rm_server.api.scoring_service import ScoringService
 from rm_server.api.server import SERVICE_NAMES, GrpcServer, HttpServer
@@ -83,6 +84,7 @@ class App:
             scoring=ScoringService(scorer, calls, settings.transport.max_stream_requests),
             models=ModelService(versions, catalog, engine, calls),
             experiments=ExperimentService(runs, versions),
+            oip=OipService(scorer, versions, readiness, calls, settings.transport.max_stream_requests),
             health=HealthService(versions, readiness, SERVICE_NAMES),
             address=settings.listen,
             transport=settings.transport,

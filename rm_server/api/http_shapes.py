@@ -7,8 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from rm_server.api.whole_answer import all_values
 from rm_server.backends.items import ChatMessage, Content
-from rm_server.errors import InternalError, InvalidRequest, MalformedRequest
+from rm_server.errors import InvalidRequest, MalformedRequest
 from rm_server.scoring.scorer import ScoreAnswer, ScoreCall
 
 Group = tuple[Content, Sequence[Content]]
@@ -42,7 +43,7 @@ def openrlhf_groups(body: dict[str, Any]) -> list[Group]:
 
 def openrlhf_response(answer: ScoreAnswer) -> dict[str, Any]:
     """``rewards`` with one number a query; ``scores`` the same, which OpenRLHF may filter by."""
-    rewards = _values(answer, "query")
+    rewards = all_values(answer, "query")
     return {"rewards": rewards, "scores": rewards, "extra_logs": {}, **_source(answer)}
 
 
@@ -79,7 +80,7 @@ def vllm_response(answer: ScoreAnswer, request_id: str) -> dict[str, Any]:
         "created": int(time.time()),
         "data": [
             {"index": index, "label": None, "probs": [value], "num_classes": 1}
-            for index, value in enumerate(_values(answer, "input"))
+            for index, value in enumerate(all_values(answer, "input"))
         ],
         "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens, "completion_tokens": 0},
         **_source(answer),
@@ -89,17 +90,6 @@ def vllm_response(answer: ScoreAnswer, request_id: str) -> dict[str, Any]:
 def score_call(selector: str, groups: Sequence[Group], run: str, request_id: str) -> ScoreCall:
     """Raw scores by the version's own rules."""
     return ScoreCall(selector=selector, groups=tuple(groups), run=run, request_id=request_id)
-
-
-def _values(answer: ScoreAnswer, name: str) -> list[float]:
-    """The scores. These shapes have no room for an error beside a score, so one failed item fails the call."""
-    values = []
-    for index, item in enumerate(answer.items):
-        if item.value is None:
-            error = item.error or InternalError("neither a score nor an error.")
-            raise type(error)(f"{name}[{index}]: {error.message}", retry_after_s=error.retry_after_s)
-        values.append(item.value)
-    return values
 
 
 def _source(answer: ScoreAnswer) -> dict[str, Any]:

@@ -11,11 +11,13 @@ import grpc
 from aiohttp import web
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
+from rm_api.oip import inference_pb2
 from rm_api.v1 import experiments_pb2, models_pb2, scoring_pb2
 
 from rm_server.api.experiment_service import ExperimentService
 from rm_server.api.health import HealthService
 from rm_server.api.model_service import ModelService
+from rm_server.api.oip_service import OipService
 from rm_server.api.rpc import Edge
 from rm_server.api.scoring_service import ScoringService
 from rm_server.config import ConfigError, TlsSettings, TransportSettings, parse_address
@@ -23,12 +25,14 @@ from rm_server.config import ConfigError, TlsSettings, TransportSettings, parse_
 SCORING = scoring_pb2.DESCRIPTOR.services_by_name["ScoringService"]
 MODELS = models_pb2.DESCRIPTOR.services_by_name["ModelService"]
 EXPERIMENTS = experiments_pb2.DESCRIPTOR.services_by_name["ExperimentService"]
+OIP = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
-SERVICE_NAMES = tuple(service.full_name for service in (SCORING, MODELS, EXPERIMENTS))
+SERVICE_NAMES = tuple(service.full_name for service in (SCORING, MODELS, EXPERIMENTS, OIP))
 
 MODEL_READS = ("ListModels", "GetVersion", "WatchModels", "ListHistory", "GetServerStatus")
 EXPERIMENT_READS = ("ListRuns",)
+OIP_READS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata")
 HEALTH_READS = ("Check", "List", "Watch")
 
 
@@ -42,6 +46,7 @@ class GrpcServer:
         scoring: ScoringService,
         models: ModelService,
         experiments: ExperimentService,
+        oip: OipService,
         health: HealthService,
         address: str,
         transport: TransportSettings,
@@ -53,6 +58,7 @@ class GrpcServer:
                 edge.handler(SCORING, scoring),
                 edge.handler(MODELS, models, reads=MODEL_READS),
                 edge.handler(EXPERIMENTS, experiments, reads=EXPERIMENT_READS),
+                edge.handler(OIP, oip, reads=OIP_READS),
                 edge.handler(HEALTH, health, reads=HEALTH_READS, is_public=True),
             )
         )
