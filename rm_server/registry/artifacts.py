@@ -3,41 +3,46 @@
 root/<digest>/              one version's files, read-only, with `contents.txt` and `reward_model.json`
 root/.incoming/<random>/    being copied in, or being deleted; not visible to readers
 root/.lock                  held shared while copying in, exclusively while deleting
+root/.fetching/<digest>     held by the one who fetches that version from the shared store
+
+Beside a shared store the folder is its cache: what is registered goes there too, what is missing comes from there.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
-import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-
-from safetensors import SafetensorError, safe_open
+from pathlib import Path
 
 from rm_server.errors import ArtifactUnreadable, BrokenVersion, DigestMismatch, StorageFull
-from rm_server.registry.digest import Contents, FileEntry, canonical_manifest, hash_file, read_blocks
+from rm_server.registry.copying import copy_from, copy_in, sync
+from rm_server.registry.digest import CONTENTS_NAME, Contents, FileEntry, canonical_manifest, hash_file
 from rm_server.registry.layout import version_files
 from rm_server.registry.manifest import FILE_NAME as MANIFEST_NAME
-from rm_server.registry.manifest import Manifest, read_manifest, write_manifest
+from rm_server.registry.manifest import Manifest, read_manifest
 from rm_server.registry.names import check_digest, is_digest
+from rm_server.registry.shared_store import NO_ROOM, SharedStore
 
-CONTENTS_NAME = "contents.txt"
 _INCOMING = ".incoming"
+_FETCHING = ".fetching"
 _LOCK = ".lock"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 
 
 class ArtifactStore:
-    """A folder of versions. Any number of threads and processes of one machine may use it at once."""
+    """A folder of versions. Any number of threads and processes of one machine may use it at once.
 
-    def __init__(self, root: Path) -> None:
+    ``shared``: where other machines find the versions, too; without it the folder is all there is.
+    """
+
+    def __init__(self, root: Path, shared: SharedStore | None = None) -> None:
         self.root = root
+        self.shared = shared
         self._incoming = root / _INCOMING
         self._incoming.mkdir(parents=True, exist_ok=True)
 
@@ -47,35 +52,53 @@ class ArtifactStore:
         ``manifest`` stands in for the folder's own ``reward_model.json`` (which is otherwise required). Only the files
         that decide the scores and the manifest are copied. A damaged copy that is there already is replaced.
 
-        Raises ArtifactUnreadable, UnsupportedArtifact, or StorageFull; nothing is left behind then.
+        Raises ArtifactUnreadable, UnsupportedArtifact, or StorageFull; nothing is left behind then. CatalogUnavailable:
+        the shared store is away; the copy here stays, for the next attempt or for who collects garbage.
         """
         with self.hold():
             manifest = manifest or read_manifest(folder)
             paths = version_files(folder, manifest.kind)
-            self._check_room(folder, paths)
-            staging = Path(tempfile.mkdtemp(dir=self._incoming))
-            try:
-                digest = _copy_in(folder, paths, manifest, staging)
+            self._check_room(str(folder), sum((folder / path).stat().st_size for path in paths))
+            with self._staged(str(folder)) as staging:
+                digest = copy_in(folder, paths, manifest, staging)
                 self._publish(staging, digest)
-            except OSError as error:
-                if error.errno in _NO_ROOM:
-                    raise StorageFull(f"{self.root}: no room for {folder}: {error.strerror}.") from error
-                raise ArtifactUnreadable(f"{folder} cannot be copied to {self.root}: {error}") from error
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
+            if self.shared is not None:
+                self.shared.upload(self.root / digest, _read_contents(self.root / digest, digest))
         return digest
 
     def path(self, digest: str) -> Path:
-        """The folder of a version's files. Raises ArtifactUnreadable when it is not there."""
+        """The folder of a version's files, which are fetched from the shared store where they are not here.
+
+        Raises ArtifactUnreadable when they are not to be had, and what `fetch` raises.
+        """
         folder = self.root / check_digest(digest)
+        if self.shared is not None and not folder.is_dir():
+            self.fetch(digest)
         if not folder.is_dir():
             raise ArtifactUnreadable(
                 f"{folder} is missing. Register the version's folder again, or put the files back from a backup."
             )
         return folder
 
+    def fetch(self, digest: str) -> None:
+        """Has a version here, from the shared store; of all threads and processes one fetches, the others wait.
+
+        Every file is compared with the digest on its way. Raises ArtifactUnreadable (not there, or no shared store),
+        DigestMismatch, StorageFull, CatalogUnavailable (the store is away); nothing is left behind then.
+        """
+        if self.shared is None:
+            raise ArtifactUnreadable(f"{self.root} has no files of the digest {digest}, and there is no shared store.")
+        with self.hold(), self._fetching(digest):
+            if (self.root / digest).is_dir():
+                return
+            contents = self.shared.contents(digest)
+            self._check_room(f"{self.shared}/{digest}", sum(entry.size for entry in contents.files))
+            with self._staged(f"{self.shared}/{digest}") as staging:
+                copy_from(self.shared, contents, staging)
+                self._publish(staging, digest)
+
     def digests(self) -> tuple[str, ...]:
-        """The digests of all versions that are there, sorted."""
+        """The digests of all versions that are in this folder, sorted."""
         return tuple(sorted(path.name for path in self.root.iterdir() if is_digest(path.name)))
 
     def verify(self, digest: str) -> None:
@@ -99,14 +122,22 @@ class ArtifactStore:
         with self._locked(fcntl.LOCK_EX):
             return self._remove(check_digest(digest))
 
-    def sweep(self, in_use: Callable[[], Collection[str]]) -> tuple[str, ...]:
-        """Removes every version that ``in_use()`` does not name, and returns their digests.
+    def sweep(
+        self, in_use: Callable[[], Collection[str]], *, min_age_s: float = 0.0, removes: bool = True
+    ) -> tuple[str, ...]:
+        """Removes every version of this folder that ``in_use()`` does not name, and returns their digests.
 
         ``in_use`` is asked while nobody can be between `put` and the catalog (who registers does both under `hold`).
+        ``min_age_s``: younger ones stay. ``removes`` False: only says what it would remove.
         """
         with self._locked(fcntl.LOCK_EX):
-            kept = set(in_use())
-            return tuple(digest for digest in self.digests() if digest not in kept and self._remove(digest))
+            kept, newest = set(in_use()), time.time() - min_age_s
+            unnamed = [digest for digest in self.digests() if digest not in kept and self._time(digest) <= newest]
+            return tuple(digest for digest in unnamed if not removes or self._remove(digest))
+
+    def size(self, digest: str) -> int:
+        """Bytes of a version's files in this folder."""
+        return sum(path.stat().st_size for path in (self.root / digest).rglob("*") if path.is_file())
 
     def clean_temporary(self) -> int:
         """Removes what killed processes left half done, and returns how much; 0 while another process copies in."""
@@ -138,12 +169,42 @@ class ArtifactStore:
             fcntl.flock(file, how)
             yield
 
-    def _check_room(self, folder: Path, paths: Collection[PurePosixPath]) -> None:
+    @contextmanager
+    def _fetching(self, digest: str) -> Iterator[None]:
+        """Held by one at a time. The file goes with the fetch, so that it says what is under way; see `fetch`."""
+        path = self.root / _FETCHING / digest
+        path.parent.mkdir(exist_ok=True)
+        with path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+            # Those who wait for this file find the version there; on a failure they are next, with the same file.
+            path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _staged(self, source: str) -> Iterator[Path]:
+        """A folder to fill and publish. Whatever goes wrong, it is gone afterwards."""
+        staging = Path(tempfile.mkdtemp(dir=self._incoming))
+        try:
+            yield staging
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise StorageFull(f"{self.root}: no room for {source}: {error.strerror}.") from error
+            raise ArtifactUnreadable(f"{source} cannot be copied to {self.root}: {error}") from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _time(self, digest: str) -> float:
+        """When a version came, in seconds since 1970. One without its contents is as old as can be."""
+        try:
+            return (self.root / digest / CONTENTS_NAME).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def _check_room(self, source: str, needed: int) -> None:
         """Refuses early what cannot fit, so that a large upload does not fill the catalog's disk first."""
-        needed = sum((folder / path).stat().st_size for path in paths)
         free = shutil.disk_usage(self.root).free
         if needed > free:
-            raise StorageFull(f"{self.root} has {free / 1e9:.2f} GB free, and {folder} needs {needed / 1e9:.2f} GB.")
+            raise StorageFull(f"{self.root} has {free / 1e9:.2f} GB free, and {source} needs {needed / 1e9:.2f} GB.")
 
     def _publish(self, staging: Path, digest: str) -> None:
         while True:
@@ -153,7 +214,7 @@ class ArtifactStore:
                 if error.errno not in _NOT_EMPTY:
                     raise
             else:
-                _sync(self.root)
+                sync(self.root)
                 return
             try:
                 self.verify(digest)
@@ -170,48 +231,10 @@ class ArtifactStore:
         except FileNotFoundError:
             return False
         else:
-            _sync(self.root)
+            sync(self.root)
             return True
         finally:
             shutil.rmtree(grave)
-
-
-def _copy_in(folder: Path, paths: Collection[PurePosixPath], manifest: Manifest, staging: Path) -> str:
-    """Copies and hashes in one reading, so the digest is that of the copy, whatever happens to the source."""
-    entries = tuple(_copy_file(folder, path, staging) for path in paths)
-    contents = Contents(canonical_manifest(manifest), entries)
-    write_manifest(staging, manifest)
-    (staging / CONTENTS_NAME).write_bytes(contents.to_text().encode())
-    for path in staging.rglob("*"):
-        if path.is_file():
-            path.chmod(0o444)
-        _sync(path)
-    staging.chmod(0o755)
-    _sync(staging)
-    return contents.digest
-
-
-def _copy_file(folder: Path, path: PurePosixPath, staging: Path) -> FileEntry:
-    target = staging / path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    size, sha256 = 0, hashlib.sha256()
-    with target.open("wb") as file:
-        for block in read_blocks(folder / path):
-            file.write(block)
-            sha256.update(block)
-            size += len(block)
-    if path.suffix == ".safetensors":
-        _check_safetensors(target, folder / path)
-    return FileEntry(path, size, sha256.hexdigest())
-
-
-def _check_safetensors(copy: Path, source: Path) -> None:
-    """Reads the header only: it knows how long the file has to be."""
-    try:
-        with safe_open(copy, framework="numpy"):
-            pass
-    except SafetensorError as error:
-        raise ArtifactUnreadable(f"{source} is not a whole safetensors file: {error}") from error
 
 
 def _read_contents(folder: Path, digest: str) -> Contents:
@@ -235,12 +258,3 @@ def _verify_file(folder: Path, entry: FileEntry) -> None:
         raise ArtifactUnreadable(f"{path} is truncated: {size} bytes of {entry.size}.")
     if sha256 != entry.sha256:
         raise DigestMismatch(f"{path} has the SHA-256 {sha256}, not {entry.sha256}: its content was changed.")
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file's bytes, or a folder's names, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

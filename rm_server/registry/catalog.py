@@ -17,6 +17,7 @@ from rm_server.registry.change import Change
 from rm_server.registry.database import Database
 from rm_server.registry.label_trail import ROLLBACK, SET_LABEL, label_trail, rollback_target
 from rm_server.registry.names import MAX_NAME_LENGTH, check_digest, check_label, check_model_name
+from rm_server.registry.needs import needs_of
 from rm_server.registry.records import (
     CalibrationRecord,
     EvaluationRecord,
@@ -25,7 +26,7 @@ from rm_server.registry.records import (
     VersionKey,
     VersionRecord,
 )
-from rm_server.registry.tables import evaluations, history, labels, models, versions
+from rm_server.registry.tables import components, evaluations, history, labels, models, versions
 
 __all__ = [
     "CalibrationRecord",
@@ -140,20 +141,13 @@ class Catalog:
     def delete_version(self, model: str, version: int, actor: str, comment: str = "") -> VersionRecord:
         """Takes a version and its evaluations out; its number is never used again. The files stay until a sweep.
 
-        Raises VersionInUse while a label names it or a server shall have it loaded; ModelNotFound, VersionNotFound.
+        Raises VersionInUse while a label, split, composite, lease or server needs it; ModelNotFound, VersionNotFound.
         """
         with self.changing(actor, comment) as change:
             row = queries.require_version(change.connection, model, version)
-            naming = change.connection.scalars(
-                select(labels.c.label).where(labels.c.model == model, labels.c.version == version)
-            ).all()
-            if naming:
-                raise VersionInUse(
-                    f"{model}@{version} is named by the label {', '.join(sorted(naming))}. Move or remove that first."
-                )
-            if row.wanted:
-                raise VersionInUse(f"{model}@{version} is to be loaded. Unload it first.")
-            for table in (evaluations, versions):
+            if needs := needs_of(change.connection, model, version, change.time):
+                raise VersionInUse(f"{model}@{version} " + "; ".join(needs) + ".")
+            for table in (evaluations, components, versions):
                 change.connection.execute(delete(table).where(table.c.model == model, table.c.version == version))
             change.record("delete", model, version, f"digest {row.digest}")
             return queries.version_record(row)

@@ -14,10 +14,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, select, text
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NotSupportedError, ProgrammingError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, select, text
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, NotSupportedError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from rm_server.config import ConfigError
 from rm_server.errors import CatalogUnavailable, RmError, StorageFull
 from rm_server.registry.tables import state
 
@@ -35,13 +36,14 @@ class Database:
     """One database, opened and brought to the present schema. Thread-safe.
 
     ``schema`` names the schema that it has; one that is not among ``known_schemas`` was made by a newer release.
-    Raises CatalogUnavailable when it cannot be reached, or was written by a release that is too new.
+    Raises ConfigError for a URL that names no database; CatalogUnavailable when it cannot be reached, or was written by
+    a release that is too new. No message has the URL's password.
     """
 
     def __init__(self, url: str) -> None:
-        self._url = make_url(url)
+        self._url = _parsed(url)
         self._is_sqlite = self._url.get_backend_name() == "sqlite"
-        self._engine = _sqlite_engine(url) if self._is_sqlite else create_engine(url, pool_pre_ping=True)
+        self._engine = _sqlite_engine(self._url) if self._is_sqlite else _server_engine(self._url)
         self._scripts = ScriptDirectory(str(MIGRATIONS))
         self.known_schemas = frozenset(script.revision for script in self._scripts.walk_revisions())
         self.schema = self._migrate()
@@ -147,7 +149,33 @@ class Database:
         return CatalogUnavailable(message, retry_after_s=_RETRY_AFTER_S)
 
 
-def _sqlite_engine(url: str) -> Engine:
+def _parsed(url: str) -> URL:
+    """The message has no part of the URL: where it cannot be read, nobody knows which part is the password."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        parsed = None
+    if parsed is None or parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise ConfigError(
+            "The catalog's URL names no database that is known: sqlite:////FOLDER/FILE or "
+            "postgresql+psycopg://USER:PASSWORD@HOST/DATABASE is expected. (With ?passfile=FILE, or PGPASSFILE in the "
+            "environment, the password can stay out of it.)"
+        )
+    return parsed
+
+
+def _server_engine(url: URL) -> Engine:
+    """Connections are tried before they are used: the database may have been restarted."""
+    try:
+        return create_engine(url, pool_pre_ping=True)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"The catalog {url} needs the package {error.name}: install rm-service[postgres], and name the driver "
+            "in the URL as postgresql+psycopg://."
+        ) from error
+
+
+def _sqlite_engine(url: URL) -> Engine:
     """WAL, so that readers never wait; synchronous=FULL, so that a commit outlives a power cut."""
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
 

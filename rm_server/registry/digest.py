@@ -27,6 +27,7 @@ from rm_server.errors import ArtifactUnreadable
 from rm_server.registry.layout import version_files
 from rm_server.registry.manifest import Manifest
 
+CONTENTS_NAME = "contents.txt"
 FORMAT = "rm-version 1"
 BLOCK_BYTES = 1 << 20
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy import URL
@@ -14,39 +14,57 @@ from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.manifest import Manifest, read_manifest
 from rm_server.registry.records import VersionRecord
+from rm_server.registry.shared_store import SharedStore
 
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """The layout of ``--home DIR``."""
+    """Where a server, or a command, has its catalog and its artifacts.
+
+    ``path``: the folder of ``--home DIR``. ``catalog``: the URL (of SQLAlchemy) of a database that several servers
+    share; empty: a file of the home's own. ``artifacts``: a folder, or a URL (of fsspec) that several servers share,
+    for which the home's folder is the cache; empty: the home's folder alone.
+    """
 
     path: Path
+    catalog: str = field(default="", repr=False)
+    artifacts: str = ""
 
     @property
     def catalog_url(self) -> str:
-        """The database, where none is named elsewhere."""
+        """The database. May contain a password."""
+        if self.catalog:
+            return self.catalog
         url = URL.create("sqlite", database=str(self.path.absolute() / "catalog.db"))
         return url.render_as_string()
 
     @property
-    def artifacts(self) -> Path:
-        """The versions' files."""
-        return self.path / "artifacts"
+    def artifacts_folder(self) -> Path:
+        """The versions' files on this machine."""
+        is_folder = self.artifacts and "://" not in self.artifacts
+        return Path(self.artifacts).expanduser() if is_folder else self.path / "artifacts"
+
+    @property
+    def shared_artifacts(self) -> SharedStore | None:
+        """The versions' files for all machines. Raises ConfigError when there is no such kind of store."""
+        return SharedStore(self.artifacts) if "://" in self.artifacts else None
 
 
-def open_home(path: Path, catalog_url: str | None = None) -> tuple[Catalog, ArtifactStore]:
+def open_home(home: Home | Path, catalog_url: str | None = None) -> tuple[Catalog, ArtifactStore]:
     """Opens a home, which is made where there is none, and removes what killed processes left half done.
 
-    ``catalog_url``: a database that several servers share, in place of the home's own.
-    Raises CatalogUnavailable when the folder or the database cannot be used.
+    ``catalog_url``: of a `Path`, in place of the home's own database. Raises CatalogUnavailable when the folder or the
+    database cannot be used, ConfigError for URLs that name no database or no store. A shared store is not asked yet.
     """
-    home = Home(path)
+    if isinstance(home, Path):
+        home = Home(home, catalog_url or "")
+    shared = home.shared_artifacts
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        artifacts = ArtifactStore(home.artifacts)
+        home.path.mkdir(parents=True, exist_ok=True)
+        artifacts = ArtifactStore(home.artifacts_folder, shared)
     except OSError as error:
-        raise CatalogUnavailable(f"{path} cannot be used as a home: {error}") from error
-    catalog = Catalog(catalog_url or home.catalog_url)
+        raise CatalogUnavailable(f"{home.path} cannot be used as a home: {error}") from error
+    catalog = Catalog(home.catalog_url)
     artifacts.clean_temporary()
     return catalog, artifacts
 
@@ -73,13 +91,13 @@ def add_version(
 
 
 def sweep_artifacts(catalog: Catalog, artifacts: ArtifactStore) -> tuple[str, ...]:
-    """Removes the files that no version names, and returns their digests."""
+    """Removes the files of this machine that no version names, and returns their digests."""
     return artifacts.sweep(lambda: {record.digest for record in catalog.snapshot().versions.values()})
 
 
 def missing_artifacts(catalog: Catalog, artifacts: ArtifactStore) -> tuple[VersionRecord, ...]:
-    """The versions whose files are not there, after a restore for example."""
-    there = set(artifacts.digests())
+    """The versions whose files are not there, after a restore for example; of a shared store, not of its cache."""
+    there = set(artifacts.digests() if artifacts.shared is None else artifacts.shared.digests())
     return tuple(record for record in catalog.snapshot().versions.values() if record.digest not in there)
 
 

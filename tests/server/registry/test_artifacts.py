@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from rm_server.errors import ArtifactUnreadable, DigestMismatch, InvalidRequest, RmError, StorageFull
-from rm_server.registry import artifacts as artifacts_module
+from rm_server.registry import copying
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.digest import digest_of
 from rm_server.registry.manifest import Manifest, read_manifest
@@ -188,7 +188,7 @@ def test_what_cannot_fit_is_refused_before_it_fills_the_disk(
             file.truncate(8 + len(header) + num_bytes)
         except OSError as error:
             pytest.skip(f"this file system has no files of 15 TiB: {error}")
-    monkeypatch.setattr(artifacts_module, "read_blocks", lambda path: pytest.fail(f"{path} is copied"))
+    monkeypatch.setattr(copying, "read_blocks", lambda path: pytest.fail(f"{path} is copied"))
     with pytest.raises(StorageFull, match=r"GB free, and .*checkpoint needs 16492\.\d\d GB"):
         artifacts.put(folder)
     assert leftovers(artifacts) == []
@@ -202,7 +202,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing(
         yield path.read_bytes()[:10]
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(artifacts_module, "read_blocks", half)
+    monkeypatch.setattr(copying, "read_blocks", half)
     with pytest.raises(StorageFull, match=os.strerror(number)):
         artifacts.put(checkpoint())
     assert visible(artifacts) == set()

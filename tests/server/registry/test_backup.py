@@ -100,7 +100,8 @@ def test_what_is_no_backup_is_refused(empty: Catalog, tmp_path: Path, text: str)
 def test_neither_way_crosses_to_a_schema_that_is_not_known(catalog: Catalog, empty: Catalog, tmp_path: Path) -> None:
     path = tmp_path / "backup.json"
     back_up(catalog, path)
-    path.write_text(path.read_text().replace('"schema": "0001"', '"schema": "9999"'))
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"schema": "9999"}))
     with pytest.raises(InvalidRequest, match="schema 9999, of a newer release"):
         restore(empty, path, "bob")
     with empty.database.writing() as connection:
