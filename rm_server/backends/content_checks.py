@@ -27,8 +27,9 @@ def checked_ids(ids: tuple[int, ...], vocabulary_size: int) -> Int32Array:
         raise InvalidTokenIds(
             f"Token ids are whole numbers from 0 to {vocabulary_size - 1}: {first_line(error)}"
         ) from None
-    wrong = np.flatnonzero((array < 0) | (array >= vocabulary_size))
-    if len(wrong):
+    # One pass: as unsigned numbers, negative ones are larger than any vocabulary.
+    if len(array) and array.view(np.uint64).max() >= vocabulary_size:
+        wrong = np.flatnonzero((array < 0) | (array >= vocabulary_size))
         raise InvalidTokenIds(
             f"Token id {array[wrong[0]]} at position {wrong[0]} is outside of the vocabulary (0 to "
             f"{vocabulary_size - 1}); encode with this version's own tokenizer."

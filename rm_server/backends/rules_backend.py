@@ -42,6 +42,8 @@ class RulesEncoder:
 
     def _of_ids(self, prompt: tuple[int, ...], completion: tuple[int, ...], rule: TruncationRule) -> EncodedItem:
         ids = checked_ids(tuple(prompt) + completion, _ANY_ID)
+        if len(ids) <= (self._manifest.max_tokens or len(ids)):
+            return EncodedItem(ids=ids, num_tokens=len(ids), completion_start=len(prompt))
         kept = self._kept(len(prompt), len(completion), rule)
         return EncodedItem(
             ids=ids[kept],
