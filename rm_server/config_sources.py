@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeVar, Union
 from rm_server.config import ConfigError
 
 ENVIRONMENT_PREFIX = "RM_SERVER_"
+SHARED_VARIABLES = {"RM_CATALOG": "catalog_url", "RM_ARTIFACTS": "artifacts"}
+"""Read by every command that works on a home; for the server, RM_SERVER_CATALOG_URL and RM_SERVER_ARTIFACTS win."""
 # What Kubernetes and Docker put into the environment of every container beside a service named `rm-server`.
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT(_\d+_\w+)?$")
 
@@ -119,7 +121,11 @@ def _flat(table: Mapping[str, Any], prefix: str, source: str, known: Mapping[str
 
 def _from_environment(environment: Mapping[str, str], known: Mapping[str, Any]) -> dict[str, Given]:
     names = {ENVIRONMENT_PREFIX + name.upper().replace(".", "_"): name for name in known}
-    given = {}
+    given = {
+        setting: Given(environment[variable], variable, is_text=True)
+        for variable, setting in SHARED_VARIABLES.items()
+        if setting in known and variable in environment
+    }
     for variable, text in environment.items():
         if not variable.startswith(ENVIRONMENT_PREFIX) or _SERVICE_LINK.search(variable):
             continue

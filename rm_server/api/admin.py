@@ -95,6 +95,12 @@ class Admin:
         request = models_pb2.RemoveLabelRequest(model=model, label=label, comment=comment)
         return int(self._call(self._models.RemoveLabel, request).previous_version)
 
+    def rollback(self, model: str, label: str, *, comment: str = "") -> tuple[int, int]:
+        """Lets a label name what it named before: (version until now, version from now on)."""
+        request = models_pb2.RollbackLabelRequest(model=model, label=label, comment=comment)
+        response = self._call(self._models.RollbackLabel, request, timeout_s=None)
+        return int(response.previous_version), int(response.version.version)
+
     def history(self, model: str = "", limit: int = 0) -> list[Row]:
         """The last changes, newest first."""
         request = models_pb2.ListHistoryRequest(model=model, limit=limit)

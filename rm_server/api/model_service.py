@@ -18,7 +18,7 @@ from rm_server.errors import CatalogUnavailable, InvalidRequest, ModelNotFound
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.manifest import PRECISIONS, Precision
 from rm_server.registry.records import VersionKey
-from rm_server.scoring.routing import resolve
+from rm_server.scoring.routing import DEFAULT_LABEL, resolve
 from rm_server.scoring.selector import parse
 
 DEFAULT_HISTORY = 100
@@ -93,6 +93,16 @@ class ModelService:
         """Takes a label away."""
         previous = await self._versions.remove_label(request.model, request.label, call.actor, request.comment)
         return models_pb2.RemoveLabelResponse(previous_version=previous)
+
+    async def RollbackLabel(
+        self, request: models_pb2.RollbackLabelRequest, call: Call
+    ) -> models_pb2.RollbackLabelResponse:
+        """Lets a label name what it named before."""
+        previous, version = await self._versions.rollback(
+            request.model, request.label or DEFAULT_LABEL, call.actor, request.comment
+        )
+        call.key = key = (request.model, version)
+        return models_pb2.RollbackLabelResponse(version=self._version(key), previous_version=previous)
 
     async def DeleteVersion(
         self, request: models_pb2.DeleteVersionRequest, call: Call

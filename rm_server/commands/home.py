@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rm_server.commands.common import CommandError
@@ -46,6 +43,10 @@ class HomeAdmin:
         """Takes a label away; what it named."""
         return self._catalog.remove_label(model, label, self._actor, comment)
 
+    def rollback(self, model: str, label: str, *, comment: str = "") -> tuple[int, int]:
+        """Lets a label name what it named before: (version until now, version from now on)."""
+        return self._catalog.rollback(model, label, self._actor, comment)
+
     def history(self, model: str = "", limit: int = 0) -> list[Row]:
         """The last changes, newest first."""
         return [_change(record) for record in self._catalog.history(model or None, limit or 100)]
@@ -53,20 +54,6 @@ class HomeAdmin:
     def _unwant(self, model: str, version: int | None, comment: str) -> None:
         if version is not None and version not in self._catalog.snapshot().labels_of(model).values():
             self._catalog.set_wanted(model, version, False, self._actor, comment)
-
-
-@contextmanager
-def open_home_admin(path: Path) -> Iterator[HomeAdmin]:
-    """Opens a home that exists."""
-    from rm_server.registry.home import open_home, operating_system_user
-
-    if not path.is_dir():
-        raise CommandError(f"{path} is no folder; --home is the folder that `rm-server serve` runs on.")
-    catalog, _ = open_home(path)
-    try:
-        yield HomeAdmin(catalog, operating_system_user())
-    finally:
-        catalog.close()
 
 
 def _model(snapshot: Snapshot, name: str) -> Row:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rm_server.commands.common import CommandError, Row, add_json_option, print_json
 from rm_server.commands.models import SHORT_DIGEST
-from rm_server.commands.target import add_home_option, add_server_options, open_server
+from rm_server.commands.target import add_home_option, add_server_options, open_server, open_server_or_home
+from rm_server.registry.options import home_of
 
 # What computes is imported by the command that needs it: `rm-server --help` must not load torch.
 if TYPE_CHECKING:
@@ -97,12 +98,11 @@ def run_register(arguments: argparse.Namespace) -> int:
         return _register_on_server(arguments)
     if arguments.server:
         raise CommandError("--home and --server are both given; a server has its own home.")
-    from rm_server.commands.home import open_home_admin
     from rm_server.registry.home import operating_system_user
     from rm_server.training.registration import Reading, register_folder
 
     done = register_folder(
-        arguments.home,
+        home_of(arguments),
         arguments.model,
         arguments.source,
         actor=operating_system_user(),
@@ -115,7 +115,7 @@ def run_register(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         shows_progress=not arguments.quiet,
     )
-    with open_home_admin(arguments.home) as home:
+    with open_server_or_home(arguments) as home:
         (model,) = home.models(arguments.model)
     row = next(version for version in model["versions"] if version["version"] == done.record.version)
     if arguments.json:

@@ -9,14 +9,18 @@ from typing import Any
 
 from rm_server.commands.common import add_command, add_json_option, print_json, print_table, short_time
 from rm_server.commands.target import add_server_options, open_server
+from rm_server.registry.options import add_place_options
 
 # Option -> setting, for those that have an option of their own; `--set` reaches all of them.
 _SETTINGS = {
     "home": "home",
     "listen": "listen",
     "http": "http",
+    "catalog": "catalog_url",
+    "artifacts": "artifacts",
     "default_model": "default_model",
     "token_file": "token_file",
+    "tokens": "auth.tokens",
     "device": "engine.device",
     "workers": "engine.workers",
 }
@@ -32,12 +36,14 @@ def add_parsers(commands: Any) -> None:
         "rm-server serve --home models --listen 127.0.0.1:50051 --http 127.0.0.1:8080",
     )
     parser.add_argument("--home", metavar="DIR", help="the folder of catalog and artifacts; made where there is none")
+    add_place_options(parser)
     parser.add_argument("--listen", metavar="HOST:PORT", help="gRPC (default: 127.0.0.1:50051; port 0: any)")
     parser.add_argument("--http", metavar="HOST:PORT", help="HTTP (default: 127.0.0.1:8080; empty: none)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML; the options here win")
     parser.add_argument("--default-model", metavar="SELECTOR", help="behind the bare /get_reward and /classify")
     parser.add_argument("--token-file", metavar="FILE", help="callers must show the token in this file")
-    parser.add_argument("--insecure-listen", action="store_true", help="beyond loopback without TLS and a token")
+    parser.add_argument("--tokens", metavar="FILE", help="callers must show a token of this file: see `token new`")
+    parser.add_argument("--insecure-listen", action="store_true", help="beyond loopback without TLS and tokens")
     parser.add_argument("--device", metavar="NAME", help="where versions compute: cpu, cuda:0, … (default: cpu)")
     parser.add_argument("--workers", metavar="N", help="processes that compute; 0: in this one (default: 1)")
     parser.add_argument("--deterministic", action="store_true", help="bit-identical scores, whatever the batch")

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rm_server.commands.common import CommandError
+from rm_server.registry.options import add_place_options, home_of
 
 if TYPE_CHECKING:
     from rm_server.api.admin import Admin
     from rm_server.commands.home import HomeAdmin
+    from rm_server.registry.artifacts import ArtifactStore
+    from rm_server.registry.catalog import Catalog
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 
@@ -30,9 +33,13 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ca", type=Path, metavar="FILE", help="speak TLS, and trust this certificate authority")
 
 
-def add_home_option(parser: argparse.ArgumentParser) -> None:
-    """A home, in place of a server."""
-    parser.add_argument("--home", type=Path, metavar="DIR", help="work on this home's catalog; no server is asked")
+def add_home_option(parser: argparse.ArgumentParser, *, is_required: bool = False) -> None:
+    """A home, in place of a server, and where its catalog and artifacts are if not in it."""
+    group = parser.add_argument_group("the home")
+    group.add_argument(
+        "--home", type=Path, metavar="DIR", required=is_required, help="work on this home; no server is asked"
+    )
+    add_place_options(group)
 
 
 @contextmanager
@@ -57,10 +64,25 @@ def open_server_or_home(arguments: argparse.Namespace) -> Iterator[Admin | HomeA
         return
     if arguments.server:
         raise CommandError("--home and --server are both given; a server has its own home.")
-    from rm_server.commands.home import open_home_admin
+    from rm_server.commands.home import HomeAdmin
+    from rm_server.registry.home import operating_system_user
 
-    with open_home_admin(arguments.home) as home:
-        yield home
+    with opened_home(arguments) as (catalog, _):
+        yield HomeAdmin(catalog, operating_system_user())
+
+
+@contextmanager
+def opened_home(arguments: argparse.Namespace) -> Iterator[tuple[Catalog, ArtifactStore]]:
+    """Catalog and artifacts of the home that the arguments name, which exists."""
+    from rm_server.registry.home import open_home
+
+    if not arguments.home.is_dir():
+        raise CommandError(f"{arguments.home} is no folder; --home is the folder that `rm-server serve` runs on.")
+    catalog, artifacts = open_home(home_of(arguments))
+    try:
+        yield catalog, artifacts
+    finally:
+        catalog.close()
 
 
 def _token(file: Path | None) -> str:

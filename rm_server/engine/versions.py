@@ -162,6 +162,14 @@ class VersionManager:
             await self._tasks.to_the_end(self._retire((model, previous), actor))
         return previous
 
+    async def rollback(self, model: str, label: str, actor: str, comment: str = "") -> tuple[int, int]:
+        """Lets a label name what it named before, loaded first where necessary; (until now, from now on).
+
+        Raises VersionNotFound when there is no earlier version, VersionChanged when somebody moves the label meanwhile,
+        and what `load` raises; the label stays where it is then.
+        """
+        return await self._tasks.to_the_end(self._rollback(model, label, actor, comment))
+
     async def remove_label(self, model: str, label: str, actor: str, comment: str = "") -> int:
         """Takes a label away. Returns what it named. Raises ModelNotFound, LabelNotFound."""
         return await self._tasks.to_the_end(self._remove_label(model, label, actor, comment))
@@ -244,6 +252,18 @@ class VersionManager:
             await self._refresh()
             self._metrics.label_moved(key[0])
             return previous
+
+    async def _rollback(self, model: str, label: str, actor: str, comment: str) -> tuple[int, int]:
+        await self._refresh()  # another process may have registered what the label goes back to
+        _, target = await asyncio.to_thread(self._catalog.rollback_versions, model, label)
+        key = (model, target)
+        async with self._lock(key):
+            await self._load_and_want(self._record(key), None, actor)
+            moved = await asyncio.to_thread(self._catalog.rollback, model, label, actor, comment, expected=target)
+            self._retiring.pop(key, None)
+            await self._refresh()
+            self._metrics.label_moved(model)
+            return moved
 
     async def _remove_label(self, model: str, label: str, actor: str, comment: str) -> int:
         previous = await asyncio.to_thread(self._catalog.remove_label, model, label, actor, comment)

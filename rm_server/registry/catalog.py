@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from sqlalchemy import Connection, and_, delete, insert, select, update
 
-from rm_server.errors import InvalidRequest, VersionInUse, VersionNotFound
+from rm_server.errors import InvalidRequest, VersionChanged, VersionInUse, VersionNotFound
 from rm_server.registry import queries
 from rm_server.registry.change import Change
 from rm_server.registry.database import Database
@@ -82,6 +82,8 @@ class Catalog:
                 wanted_precision=MappingProxyType(
                     {(row.model, row.version): row.wanted_precision for row in rows if row.wanted_precision}
                 ),
+                splits=MappingProxyType(queries.splits_by_model(connection)),
+                pins=MappingProxyType(queries.pinned_versions(connection)),
             )
 
     def evaluations(self, model: str, version: int) -> tuple[EvaluationRecord, ...]:
@@ -188,22 +190,24 @@ class Catalog:
             change.record("remove_label", model, 0, detail, label=label, previous_version=previous)
             return previous
 
-    def rollback(self, model: str, label: str, actor: str, comment: str = "") -> tuple[int, int]:
+    def rollback_versions(self, model: str, label: str) -> tuple[int, int]:
+        """What a label names, and what `rollback` would let it name. Raises as that does."""
+        with self.database.reading() as connection:
+            return _rollback_versions(connection, model, label)
+
+    def rollback(
+        self, model: str, label: str, actor: str, comment: str = "", *, expected: int | None = None
+    ) -> tuple[int, int]:
         """Lets a label name what it named before; (version until now, version from now on). Again: further back.
 
-        Raises ModelNotFound, LabelNotFound, and VersionNotFound when there is no earlier version any more.
+        ``expected``: the version that it must go back to, as `rollback_versions` said. Raises ModelNotFound,
+        LabelNotFound, VersionNotFound when there is no earlier version any more, VersionChanged when it is not
+        ``expected``.
         """
         with self.changing(actor, comment) as change:
-            present = queries.require_label(change.connection, model, label)
-            changes = change.connection.execute(
-                select(history.c.action, history.c.version)
-                .where(history.c.model == model, history.c.label == label)
-                .order_by(history.c.revision)
-            ).all()
-            trail = label_trail((row.action, row.version) for row in changes)
-            target = rollback_target(trail, present, queries.version_numbers(change.connection, model))
-            if target is None:
-                raise VersionNotFound(f"{model}@{label} names {present}, and no earlier version of it is left.")
+            present, target = _rollback_versions(change.connection, model, label)
+            if expected not in (None, target):
+                raise VersionChanged(f"{model}@{label} was moved meanwhile: it would go back to {target}. Ask again.")
             _move_label(change, ROLLBACK, model, label, target, present)
             return present, target
 
@@ -256,6 +260,20 @@ class Catalog:
             )
             detail = f"gain {calibration.gain!r}, bias {calibration.bias!r}, digest {calibration.digest}"
             change.record("set_calibration", model, version, detail)
+
+
+def _rollback_versions(connection: Connection, model: str, label: str) -> tuple[int, int]:
+    present = queries.require_label(connection, model, label)
+    changes = connection.execute(
+        select(history.c.action, history.c.version)
+        .where(history.c.model == model, history.c.label == label)
+        .order_by(history.c.revision)
+    ).all()
+    trail = label_trail((row.action, row.version) for row in changes)
+    target = rollback_target(trail, present, queries.version_numbers(connection, model))
+    if target is None:
+        raise VersionNotFound(f"{model}@{label} names {present}, and no earlier version of it is left.")
+    return present, target
 
 
 def _move_label(change: Change, action: str, model: str, label: str, version: int, previous: int | None) -> None:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rm_server.registry.options import add_place_options, home_of
+
 # What computes is imported by the command that needs it: `rm-server --help` must not load torch.
 if TYPE_CHECKING:
     from rm_server.registry.manifest import Manifest
@@ -132,6 +134,7 @@ def _add_evaluate(subparsers: Any) -> None:
     subject.add_argument("--version-dir", type=Path, help="a version's folder, or a plain Hugging Face reward model")
     subject.add_argument("--home", type=Path, help="the server's folder; with --model")
     parser.add_argument("--model", help="model@version or model@label in --home")
+    add_place_options(parser)
     parser.add_argument("--data", type=Path, required=True, help="preference pairs that training did not see")
     parser.add_argument("--ratings", type=Path, help="rows with prompt, completion, rating")
     parser.add_argument("--split-file", type=Path, help="evaluate only a part of --data, by a split file")
@@ -207,7 +210,7 @@ def _evaluate_in_home(pairs: list[Preference], arguments: argparse.Namespace) ->
     from rm_server.registry.manifest import read_manifest
     from rm_server.training.versions_by_name import find_version
 
-    catalog, artifacts = open_home(arguments.home)
+    catalog, artifacts = open_home(home_of(arguments))
     try:
         record = find_version(catalog.snapshot(), arguments.model)
         folder = artifacts.path(record.digest)

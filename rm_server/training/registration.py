@@ -20,7 +20,7 @@ from rm_server.backends.loading import infer_manifest, load_encoder
 from rm_server.errors import InvalidRequest, RmError
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.digest import digest_of, hash_file
-from rm_server.registry.home import add_version, open_home
+from rm_server.registry.home import Home, add_version, open_home
 from rm_server.registry.manifest import FILE_NAME as MANIFEST_NAME
 from rm_server.registry.manifest import Manifest, TruncationRule, read_manifest
 from rm_server.registry.names import check_model_name
@@ -65,7 +65,7 @@ class Registration:
 
 
 def register_folder(
-    home: Path,
+    home: Home | Path,
     model: str,
     source: str,
     *,
