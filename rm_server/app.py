@@ -16,19 +16,22 @@ from pathlib import Path
 from rm_server import log
 from rm_server.api.access import Access
 from rm_server.api.calls import Calls
+from rm_server.api.certificates import Certificates
 from rm_server.api.experiment_service import ExperimentService
 from rm_server.api.health import HealthService, Readiness
 from rm_server.api.http import HttpService
 from rm_server.api.model_service import ModelService
 from rm_server.api.oip_service import OipService
+from rm_server.api.reloading import WatchedFiles, watch
 from rm_server.api.rpc import Edge
 from rm_server.api.scoring_service import ScoringService
 from rm_server.api.server import SERVICE_NAMES, GrpcServer, HttpServer
+from rm_server.api.tokens import parse_tokens
 from rm_server.config import ConfigError, ServeSettings, parse_address
 from rm_server.engine.engine import Engine
 from rm_server.engine.versions import VersionManager
 from rm_server.metrics import Metrics
-from rm_server.registry.home import open_home
+from rm_server.registry.home import Home, open_home
 from rm_server.scoring.runs import Runs
 from rm_server.scoring.scorer import Scorer
 
@@ -51,6 +54,7 @@ class App:
         self.grpc_address = ""
         self.http_address = ""
         self._stack = AsyncExitStack()
+        self._watched: list[WatchedFiles] = []
 
     async def start(self) -> None:
         """Returns when calls are answered: whatever is wanted has been loaded by then, or has failed to load.
@@ -65,10 +69,18 @@ class App:
         """Refuses new work, lets what is under way finish for up to ``drain_s``, and ends."""
         await self._stack.aclose()
 
+    def reload(self) -> None:
+        """Reads tokens and certificates again; what cannot be used is refused, and the old ones stay in use."""
+        for files in self._watched:
+            files.reload()
+
     async def _start(self, stack: AsyncExitStack) -> None:
         settings, metrics = self.settings, self.metrics
-        access = Access(_token(settings))
-        catalog, artifacts = await asyncio.to_thread(open_home, settings.home)
+        access = Access(metrics, _token(settings))
+        certificates = Certificates(settings.tls)
+        self._watched = _watched(settings, access, certificates, metrics)
+        home = Home(settings.home, settings.catalog_url, settings.artifacts)
+        catalog, artifacts = await asyncio.to_thread(open_home, home)
         stack.callback(catalog.close)
         metrics.catalog_reachable(True)
 
@@ -88,7 +100,7 @@ class App:
             health=HealthService(versions, readiness, SERVICE_NAMES),
             address=settings.listen,
             transport=settings.transport,
-            tls=settings.tls,
+            certificates=certificates,
         )
         stack.push_async_callback(grpc_server.stop, 0)
         self.grpc_address = _address(settings.listen, grpc_server.port)
@@ -101,8 +113,9 @@ class App:
                 metrics,
                 default_model=settings.default_model,
                 max_body_bytes=settings.transport.max_message_bytes,
+                metrics_need_token=settings.auth.metrics_need_token,
             )
-            http_server = HttpServer(http_service.application(), settings.http, settings.tls)
+            http_server = HttpServer(http_service.application(), settings.http, certificates)
             await http_server.start()
             stack.push_async_callback(http_server.stop)
             self.http_address = _address(settings.http, http_server.port)
@@ -111,7 +124,7 @@ class App:
         stack.push_async_callback(engine.stop, 0.0)
         await versions.start()
         stack.push_async_callback(versions.stop)
-        for watcher in (readiness.follow, lambda: _measure_lag(metrics)):
+        for watcher in (readiness.follow, lambda: _measure_lag(metrics), lambda: watch(self._watched)):
             stack.push_async_callback(_cancel, asyncio.create_task(watcher()))
         await grpc_server.start()
         calls.open()
@@ -152,6 +165,8 @@ async def _serve(settings: ServeSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     app = App(settings)
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        loop.add_signal_handler(signal.SIGHUP, app.reload)
     starting = asyncio.ensure_future(app.start())
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -185,6 +200,27 @@ def _token(settings: ServeSettings) -> str:
     if not token:
         raise ConfigError(f"token_file: {settings.token_file} is empty.")
     return token
+
+
+def _watched(
+    settings: ServeSettings, access: Access, certificates: Certificates, metrics: Metrics
+) -> list[WatchedFiles]:
+    """What is read again when it changes; the tokens are read for the first time here."""
+    watched = []
+    if (path := settings.auth.tokens) is not None:
+
+        def load_tokens() -> None:
+            try:
+                text = path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"auth.tokens: {path} cannot be read: {error}.") from error
+            access.use(parse_tokens(text, str(path)))
+
+        watched.append(WatchedFiles("tokens", (path,), load_tokens, metrics))
+        load_tokens()
+    if settings.tls.is_on:
+        watched.append(WatchedFiles("tls", certificates.paths, certificates.reload, metrics))
+    return watched
 
 
 def _address(setting: str, port: int) -> str:

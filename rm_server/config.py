@@ -121,6 +121,17 @@ class TlsSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AuthSettings:
+    """Who may call. ``tokens``: the file of tokens with roles and limits; it is read again when it changes.
+
+    ``metrics_need_token``: so does ``/metrics``, which is open otherwise, as the probes are.
+    """
+
+    tokens: Path | None = None
+    metrics_need_token: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     """The log on stderr. ``access_share``: the share of calls, 0 to 1, that leave a line; defects always do."""
 
@@ -137,13 +148,18 @@ class LogSettings:
 class ServeSettings:
     """What `rm-server serve` runs with.
 
-    ``home``: the folder of catalog and artifacts. ``listen``, ``http``: addresses as HOST:PORT; port 0: the system
-    chooses; empty ``http``: none. ``allow_insecure``: may listen beyond loopback without TLS and a token.
-    ``token``, ``token_file``: what callers must show. ``default_model``: the selector behind the bare HTTP paths.
-    ``drain_s``: calls under way have so long to finish after SIGTERM.
+    ``home``: the folder of catalog and artifacts. ``catalog_url``: a database that several servers share, as a URL of
+    SQLAlchemy; empty: a file in the home. ``artifacts``: a folder, or a store that several servers share, as a URL of
+    fsspec; empty: a folder in the home. ``listen``, ``http``: addresses as HOST:PORT; port 0: the system
+    chooses; empty ``http``: none. ``allow_insecure``: may listen beyond loopback without TLS and tokens.
+    ``token``, ``token_file``: one token that may do everything, beside those of ``auth.tokens``.
+    ``default_model``: the selector behind the bare HTTP paths. ``drain_s``: calls under way have so long to finish
+    after SIGTERM.
     """
 
     home: Path
+    catalog_url: str = field(default="", repr=False)
+    artifacts: str = ""
     listen: str = "127.0.0.1:50051"
     http: str = "127.0.0.1:8080"
     allow_insecure: bool = False
@@ -153,6 +169,7 @@ class ServeSettings:
     drain_s: float = 30.0
     transport: TransportSettings = field(default_factory=TransportSettings)
     tls: TlsSettings = field(default_factory=TlsSettings)
+    auth: AuthSettings = field(default_factory=AuthSettings)
     log: LogSettings = field(default_factory=LogSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
@@ -161,8 +178,10 @@ class ServeSettings:
     def __post_init__(self) -> None:
         if self.token and self.token_file is not None:
             raise ConfigError("token and token_file are both set; keep one of them.")
-        has_token = bool(self.token) or self.token_file is not None
-        is_guarded = self.tls.is_on and (has_token or self.tls.client_ca is not None)
+        has_tokens = bool(self.token) or self.token_file is not None or self.auth.tokens is not None
+        if self.auth.metrics_need_token and not has_tokens:
+            raise ConfigError("auth.metrics_need_token is set, and there are no tokens: set auth.tokens, too.")
+        is_guarded = self.tls.is_on and (has_tokens or self.tls.client_ca is not None)
         for name, address in (("listen", self.listen), ("http", self.http)):
             if not address and name == "http":
                 continue
@@ -170,8 +189,9 @@ class ServeSettings:
             if not (is_loopback(host) or is_guarded or self.allow_insecure):
                 raise ConfigError(
                     f"{name} is {address!r}: that listens beyond this machine, which needs TLS (tls.cert, tls.key) "
-                    "and a token (token_file) or client certificates (tls.client_ca). Listen on 127.0.0.1, set those, "
-                    "or say --insecure-listen (allow_insecure) where the network itself is guarded."
+                    "and tokens (auth.tokens, or token_file) or client certificates (tls.client_ca). Listen on "
+                    "127.0.0.1, set those, or say --insecure-listen (allow_insecure) where the network itself is "
+                    "guarded."
                 )
 
 

@@ -72,6 +72,15 @@ class Metrics:
             "rm_truncated_items_total", "Completions scored after tokens were cut off.", _VERSION, registry=registry
         )
 
+        self._access_refusals = Counter(
+            "rm_auth_refusals_total",
+            "Calls refused because of who called: unauthenticated, permission_denied or rate_limited.",
+            ("reason",),
+            registry=registry,
+        )
+        for reason in ("unauthenticated", "permission_denied", "rate_limited"):
+            self._access_refusals.labels(reason)  # 0 from the start, so that the first one is an increase
+
         # The engine.
         self._tokenize_seconds = Histogram(
             "rm_tokenize_seconds",
@@ -141,6 +150,18 @@ class Metrics:
         self._catalog_reachable = Gauge(
             "rm_catalog_reachable", "1 while the catalog's database answers.", registry=registry
         )
+        self._reloads = Counter(
+            "rm_reloads_total",
+            "Files read again while serving; reason is ok, or refused: the old ones stayed in use.",
+            ("files", "reason"),
+            registry=registry,
+        )
+        self._files_refused = Gauge(
+            "rm_files_refused",
+            "1 while the files on disk are not those in use, because they cannot be used.",
+            ("files",),
+            registry=registry,
+        )
         self._loop_lag = Histogram(
             "rm_event_loop_lag_seconds",
             "How late the event loop woke a timer.",
@@ -173,6 +194,10 @@ class Metrics:
         self._tokens.labels(*_labels(key)).inc(num_tokens)
         if num_truncated:
             self._truncated.labels(*_labels(key)).inc(num_truncated)
+
+    def access_refused(self, reason: str) -> None:
+        """A caller was not let in, or not to what it asked for."""
+        self._access_refusals.labels(reason).inc()
 
     # --- engine ---
 
@@ -247,6 +272,11 @@ class Metrics:
     def catalog_reachable(self, is_reachable: bool) -> None:
         """Whether the catalog's database answered the last time."""
         self._catalog_reachable.set(is_reachable)
+
+    def files_reloaded(self, files: str, *, is_in_use: bool) -> None:
+        """Tokens or certificates were read again. ``files``: ``tokens`` or ``tls``."""
+        self._reloads.labels(files, OK if is_in_use else "refused").inc()
+        self._files_refused.labels(files).set(not is_in_use)
 
     def loop_lagged(self, seconds: float) -> None:
         """How late a timer of the event loop was."""

@@ -1,37 +1,263 @@
-"""Who calls: the bearer token of a call, over gRPC and HTTP alike, becomes the name that the history records."""
+"""Who calls and whether they may: a token or a certificate becomes a caller, with its role, models and limits."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+from typing import Any
 
-from rm_server.errors import Unauthenticated
+from rm_server.api.buckets import Usage
+from rm_server.api.roles import FORCE_FIELD, FORCE_ROLE, Role, Rule
+from rm_server.api.tokens import SINGLE_TOKEN_NAME, TokenEntry, hash_of
+from rm_server.config import ConfigError
+from rm_server.errors import PermissionDenied, RateLimited, RmError, Unauthenticated
+from rm_server.metrics import Metrics
 from rm_server.registry.home import operating_system_user
 
-SHARED_ACTOR = "token"
-"""Who changed something, where all callers share one token."""
+logger = logging.getLogger(__name__)
+
+Identities = Callable[[], Iterable[str]]
+"""Finds out the names in the caller's certificate; asked only where some entry names a certificate."""
+
+_NOTHING: AbstractContextManager[None] = nullcontext()
+
+
+def no_identities() -> Iterable[str]:
+    """Of a caller that showed no certificate."""
+    return ()
+
+
+class Permit:
+    """That a call may begin, and for whom. This one asks nothing more: there are no tokens, or the method is public."""
+
+    __slots__ = ("actor",)
+
+    def __init__(self, actor: str) -> None:
+        self.actor = actor
+
+    def admit(self, request: Any) -> AbstractContextManager[None]:
+        """Surrounds the work on one request, a message; raises PermissionDenied, RateLimited, Unauthenticated."""
+        return _NOTHING
+
+    def admit_scoring(self, selector: str, num_items: int) -> AbstractContextManager[None]:
+        """The same, of a request that is no message."""
+        return _NOTHING
+
+    def check_alive(self) -> None:
+        """Raises Unauthenticated once the token has expired or is in the file no more. For answers that go on."""
+
+
+class Caller:
+    """A token's entry and what it uses, for as long as it is in the file. Surrounds a request that was let in."""
+
+    __slots__ = ("entry", "expires_at", "is_expiry_told", "usage")
+
+    def __init__(self, entry: TokenEntry, usage: Usage) -> None:
+        self.usage = usage
+        self.set_entry(entry)
+
+    def set_entry(self, entry: TokenEntry) -> None:
+        """The same credential, with another role, say. Calls under way go on under the new entry."""
+        self.entry: TokenEntry | None = entry
+        self.is_expiry_told = False
+        self.expires_at = entry.expires.timestamp() if entry.expires is not None else float("inf")
+
+    def revoke(self) -> None:
+        """The credential is in the file no more."""
+        self.entry = None
+
+    def __enter__(self) -> None:
+        """The request was counted already when it was let in."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.usage.end()
+
+
+class CallerPermit(Permit):
+    """The permit of a caller: each request is held against the entry as it is then."""
+
+    __slots__ = ("_access", "_caller", "_rule")
+
+    def __init__(self, access: Access, caller: Caller, rule: Rule, actor: str) -> None:
+        super().__init__(actor)
+        self._access = access
+        self._caller = caller
+        self._rule = rule
+
+    def admit(self, request: Any) -> AbstractContextManager[None]:
+        rule = self._rule
+        role = max(rule.role, FORCE_ROLE) if getattr(request, FORCE_FIELD, False) else rule.role
+        num_items = rule.items(request) if rule.items is not None else 0
+        return self._access.admit(self._caller, role, rule.model_of(request), num_items, rule.is_whole_server)
+
+    def admit_scoring(self, selector: str, num_items: int) -> AbstractContextManager[None]:
+        model = selector.partition("@")[0]
+        return self._access.admit(self._caller, self._rule.role, model, num_items, False)
+
+    def check_alive(self) -> None:
+        self._access.living_entry(self._caller)
 
 
 class Access:
-    """Knows the server's token, as its hash. Without a token everybody may call: the server listens on loopback."""
+    """Knows the callers. Without any tokens everybody may do everything: the server listens on loopback then.
 
-    def __init__(self, token: str = "") -> None:
-        self._token_hash = _hash(token) if token else None
-        self._user = operating_system_user()
+    ``token``: the one token of ``token`` or ``token_file``; empty: none. ``time_s`` is UTC's, for expiry;
+    ``clock`` never runs backwards, for limits.
+    """
 
-    def actor_of(self, authorization: str | bytes | None) -> str:
-        """Who calls, by the value of ``authorization`` (``Bearer <token>``).
+    def __init__(
+        self,
+        metrics: Metrics,
+        token: str = "",
+        *,
+        time_s: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._metrics = metrics
+        self._time_s = time_s
+        self._clock = clock
+        self._single = (TokenEntry(SINGLE_TOKEN_NAME, Role.ADMIN, sha256=hash_of(token)),) if token else ()
+        self._callers: dict[bytes | str, Caller] = {}
+        self._has_certificates = False
+        # What a public method's caller is called, and, where there are no tokens, every caller.
+        self._public = Permit("")
+        self._open: Permit | None = Permit(operating_system_user())
+        if self._single:
+            self.use(())
 
-        Without a token on this server it is the operating system's user that runs it. Raises Unauthenticated.
+    def use(self, entries: Sequence[TokenEntry]) -> None:
+        """From now on these entries, and the one token, decide; no entries: nobody but the one token may call.
+
+        A credential that stays keeps what it uses, by its name; calls under way with one that goes are told so.
+        Raises ConfigError, and changes nothing, where an entry is the one token's twin.
         """
-        if self._token_hash is None:
-            return self._user
-        text = authorization.decode("utf-8", "replace") if isinstance(authorization, bytes) else authorization or ""
-        scheme, _, token = text.partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(_hash(token.strip()), self._token_hash):
-            raise Unauthenticated("This server wants a token it knows, as `authorization: Bearer <token>`.")
-        return SHARED_ACTOR
+        for entry in entries:
+            for single in self._single:
+                if entry.name == single.name or entry.credential == single.credential:
+                    raise ConfigError(
+                        f"auth.tokens: the entry {entry.name} has the name or the token of `token` or `token_file`, "
+                        "whose name is 'token'; keep one of them."
+                    )
+        now = self._clock()
+        usages = {caller.entry.name: caller.usage for caller in self._callers.values() if caller.entry is not None}
+        callers: dict[bytes | str, Caller] = {}
+        for entry in (*self._single, *entries):
+            usage = usages.get(entry.name)
+            if usage is None:
+                usage = Usage(entry.limits, now)
+            usage.set_limits(entry.limits, now)
+            caller = self._callers.pop(entry.credential, None)
+            if caller is None or caller.entry is None or caller.entry.name != entry.name:
+                if caller is not None:
+                    caller.revoke()
+                caller = Caller(entry, usage)
+            else:
+                caller.set_entry(entry)
+            callers[entry.credential] = caller
+        for gone in self._callers.values():
+            gone.revoke()
+        self._callers = callers
+        self._has_certificates = any(isinstance(credential, str) for credential in callers)
+        self._open = None
+
+    def permit(
+        self,
+        rule: Rule,
+        authorization: str | bytes | None,
+        identities: Identities = no_identities,
+    ) -> Permit:
+        """Lets a call begin, by the value of ``authorization`` (``Bearer <token>``) or the caller's certificate.
+
+        Raises Unauthenticated and PermissionDenied.
+        """
+        if self._open is not None:
+            return self._open
+        if rule.role is Role.PUBLIC:
+            return self._public
+        caller = self._caller(authorization, identities)
+        entry = self.living_entry(caller)
+        self._check_role(entry, rule.role)
+        return CallerPermit(self, caller, rule, entry.name)
+
+    def living_entry(self, caller: Caller) -> TokenEntry:
+        """The caller's entry. Raises Unauthenticated once it has expired or is gone."""
+        entry = caller.entry
+        if entry is None:
+            raise self._refused(_unauthenticated())
+        if self._time_s() >= caller.expires_at:
+            if not caller.is_expiry_told:
+                caller.is_expiry_told = True  # once: whoever shows it may do so a thousand times a second
+                logger.warning("a token that has expired is shown", extra={"token": entry.name})
+            raise self._refused(_unauthenticated())
+        return entry
+
+    def admit(
+        self, caller: Caller, role: Role, model: str | None, num_items: int, is_whole_server: bool
+    ) -> AbstractContextManager[None]:
+        """Counts a request against the caller's limits and surrounds its work.
+
+        ``model``: the name it touches; None: it concerns no single one. Raises PermissionDenied, RateLimited and
+        Unauthenticated; models that there are and those that there are not are refused alike.
+        """
+        entry = self.living_entry(caller)
+        self._check_role(entry, role)
+        if entry.models and (is_whole_server or (model is not None and not entry.can_touch(model))):
+            what = f"the model {model!r}" if model else "all models at once"
+            raise self._refused(
+                PermissionDenied(f"This token is for {', '.join(entry.models)}; the call concerns {what}.")
+            )
+        if (reached := caller.usage.begin(num_items, self._clock())) is not None:
+            limit, retry_after_s = reached
+            allowed = getattr(caller.usage.limits, limit)
+            raise self._refused(
+                RateLimited(f"This token's {limit} is {allowed:g}; that is reached.", retry_after_s=retry_after_s)
+            )
+        return caller
+
+    def _caller(self, authorization: str | bytes | None, identities: Identities) -> Caller:
+        if authorization:
+            text = authorization.decode("utf-8", "replace") if isinstance(authorization, bytes) else authorization
+            scheme, _, token = text.partition(" ")
+            # A plain lookup is right: how long it takes depends on the hash of what was shown, and nobody can choose
+            # a token by the first bytes of its hash so as to come nearer to a hash that is here.
+            if scheme.lower() == "bearer" and (caller := self._callers.get(hash_of(token.strip()))) is not None:
+                return caller
+        elif self._has_certificates:
+            for identity in identities():
+                if (caller := self._callers.get(identity)) is not None:
+                    return caller
+        raise self._refused(_unauthenticated())
+
+    def _check_role(self, entry: TokenEntry, role: Role) -> None:
+        if entry.role < role:
+            raise self._refused(
+                PermissionDenied(f"This token has the role {entry.role.word}; the call needs {role.word}.")
+            )
+
+    def _refused(self, error: RmError) -> RmError:
+        self._metrics.access_refused(error.reason)
+        return error
 
 
-def _hash(token: str) -> bytes:
-    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+def _unauthenticated() -> Unauthenticated:
+    """One text for all: whether a token was known once is nobody's business."""
+    return Unauthenticated("This server wants a token it knows, as `authorization: Bearer <token>`.")
+
+
+def grpc_identities(auth_context: Mapping[str, Sequence[bytes]]) -> list[str]:
+    """The names in a client's certificate that gRPC has verified: the subject's common name and the alternatives."""
+    keys = ("x509_common_name", "x509_subject_alternative_name")
+    return [name.decode("utf-8", "replace") for key in keys for name in auth_context.get(key, ())]
+
+
+def http_identities(certificate: Mapping[str, Any] | None) -> list[str]:
+    """The same of what `ssl.SSLObject.getpeercert` gives."""
+    if not certificate:
+        return []
+    names = [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
+    return names + [value for _, value in certificate.get("subjectAltName", ())]

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from rm_server.api.access import Permit
 from rm_server.errors import Draining, InternalError, RmError
 from rm_server.metrics import OK, Metrics, VersionKey
 
@@ -28,7 +29,7 @@ class Call:
     """Who asks for what, and until when.
 
     ``deadline`` is on the event loop's clock; None: the caller waits for ever. ``key`` is set, for metrics and log,
-    by whoever finds out which version answers.
+    by whoever finds out which version answers. ``permit`` admits each request of a stream.
     """
 
     method: str
@@ -37,6 +38,7 @@ class Call:
     request_id: str = field(default_factory=new_request_id)
     run: str = ""
     key: VersionKey | None = None
+    permit: Permit = field(default_factory=lambda: Permit(""))
 
 
 class Calls:

@@ -9,10 +9,11 @@ from typing import Any
 from aiohttp import web
 
 from rm_server.api import http_shapes
-from rm_server.api.access import Access
+from rm_server.api.access import Access, Permit, http_identities
 from rm_server.api.calls import Call, Calls
 from rm_server.api.error_map import outcome_of
 from rm_server.api.health import Readiness
+from rm_server.api.roles import METRICS_WITH_TOKEN, Rule, rule_of
 from rm_server.errors import InvalidRequest, RequestTooLarge, RmError
 from rm_server.metrics import Metrics
 from rm_server.scoring.scorer import ScoreAnswer, Scorer
@@ -34,6 +35,7 @@ class HttpService:
         *,
         default_model: str,
         max_body_bytes: int,
+        metrics_need_token: bool = False,
     ) -> None:
         self._scorer = scorer
         self._calls = calls
@@ -42,6 +44,7 @@ class HttpService:
         self._metrics = metrics
         self._default_model = default_model
         self._max_body_bytes = max_body_bytes
+        self._metrics_need_token = metrics_need_token
 
     def application(self) -> web.Application:
         """The routes."""
@@ -59,7 +62,7 @@ class HttpService:
         )
         return app
 
-    # --- probes and metrics; the probes want no token ---
+    # --- probes and metrics ---
 
     async def _healthz(self, request: web.Request) -> web.Response:
         return web.json_response({"alive": True})
@@ -74,7 +77,8 @@ class HttpService:
         return web.json_response(body, status=200 if is_ready else 503)
 
     async def _scrape(self, request: web.Request) -> web.Response:
-        self._access.actor_of(request.headers.get("authorization"))
+        rule = METRICS_WITH_TOKEN if self._metrics_need_token else _rule(request)
+        self._permit(request, rule)
         text, content_type = self._metrics.exposition(request.headers.get("accept", ""))
         return web.Response(body=text, headers={"content-type": content_type})
 
@@ -107,14 +111,24 @@ class HttpService:
         if request_id := request.headers.get("x-request-id"):
             call.request_id = request_id
         with self._calls.under_way(call):
-            call.actor = self._access.actor_of(request.headers.get("authorization"))
+            permit = self._permit(request, _rule(request))
+            call.actor = permit.actor
             body = http_shapes.parse_json(await self._read(request))
             selector = self._selector(request)
-            answer = await self._scorer.score(
-                http_shapes.score_call(selector, groups_of(body), call.run, call.request_id), call.deadline
-            )
+            groups = groups_of(body)
+            with permit.admit_scoring(selector, sum(len(completions) for _, completions in groups)):
+                answer = await self._scorer.score(
+                    http_shapes.score_call(selector, groups, call.run, call.request_id), call.deadline
+                )
             call.key = (answer.model, answer.version)
             return web.json_response(response_of(answer, call), headers={"x-request-id": call.request_id})
+
+    def _permit(self, request: web.Request, rule: Rule) -> Permit:
+        return self._access.permit(
+            rule,
+            request.headers.get("authorization"),
+            lambda: http_identities(request.get_extra_info("peercert")),
+        )
 
     def _selector(self, request: web.Request) -> str:
         selector = request.match_info.get("selector", self._default_model)
@@ -131,6 +145,12 @@ class HttpService:
             raise RequestTooLarge(
                 f"The body has more than {self._max_body_bytes} bytes (transport.max_message_mb). Send it in parts."
             ) from None
+
+
+def _rule(request: web.Request) -> Rule:
+    resource = request.match_info.route.resource
+    method = "GET" if request.method == "HEAD" else request.method
+    return rule_of(f"{method} {resource.canonical if resource is not None else request.path}")
 
 
 @web.middleware

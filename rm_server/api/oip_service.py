@@ -125,7 +125,8 @@ class OipService:
             with self._calls.under_way(call):
                 if isinstance(request, Unparsed):
                     raise request.error()
-                return oip_shapes.stream_response(request, await self.ModelInfer(request, call))
+                with stream.permit.admit(request):
+                    return oip_shapes.stream_response(request, await self.ModelInfer(request, call))
         except RmError as error:
             reason = outcome_of(error).reason.removeprefix("ERROR_REASON_")
             return inference_pb2.ModelStreamInferResponse(

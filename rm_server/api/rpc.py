@@ -1,4 +1,4 @@
-"""How a method of a service becomes a gRPC handler: parse, ask for the token, call, turn errors into status."""
+"""How a method of a service becomes a gRPC handler: parse, ask who calls, call, turn errors into status."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from rm_server.api.access import Access
+from rm_server.api.access import Access, Identities, grpc_identities
 from rm_server.api.calls import Call, Calls
 from rm_server.api.error_map import outcome_of, short_message, trailing_metadata
+from rm_server.api.roles import Rule, rule_of
 from rm_server.errors import MalformedRequest, RmError
 
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
@@ -42,7 +43,8 @@ class Edge:
     """Makes handlers out of objects that have one coroutine a method, of the method's name.
 
     Unary: ``async Name(request, call) -> response``. Streamed answer: ``async Name(request, call, send)``.
-    Streamed both ways: ``async Name(requests, call, send)``; what cannot be parsed comes as ``Unparsed`` there.
+    Streamed both ways: ``async Name(requests, call, send)``; what cannot be parsed comes as ``Unparsed`` there, and
+    the method itself holds each request against the caller's rights: ``with call.permit.admit(request)``.
     """
 
     def __init__(self, calls: Calls, access: Access) -> None:
@@ -55,44 +57,49 @@ class Edge:
         servicer: object,
         *,
         reads: Collection[str] = (),
-        is_public: bool = False,
     ) -> grpc.GenericRpcHandler:
         """A handler for all methods of the service.
 
         ``reads``: methods that change nothing; they are answered while the server drains, and do not delay its end.
-        ``is_public``: no token is asked for.
+        Who may call which of them is in the table of `roles`.
         """
         return grpc.method_handlers_generic_handler(
             service.full_name,
             {
-                method.name: self._method(method, getattr(servicer, method.name), method.name in reads, is_public)
+                method.name: self._method(method, getattr(servicer, method.name), method.name in reads)
                 for method in service.methods
                 if hasattr(servicer, method.name)
             },
         )
 
     def _method(
-        self, method: MethodDescriptor, implementation: Callable[..., Any], is_read: bool, is_public: bool
+        self, method: MethodDescriptor, implementation: Callable[..., Any], is_read: bool
     ) -> grpc.RpcMethodHandler:
+        rule = rule_of(f"/{method.containing_service.full_name}/{method.name}")
+
         async def unary(request: Message | Unparsed, context: Any) -> Any:
             async def work(call: Call) -> Any:
-                return await implementation(_parsed(request), call)
+                message = _parsed(request)
+                with call.permit.admit(message):
+                    return await implementation(message, call)
 
-            return await self._answer(method, context, work, is_read, is_public)
+            return await self._answer(method, rule, context, work, is_read)
 
         async def server_stream(request: Message | Unparsed, context: Any) -> None:
             async def work(call: Call) -> None:
-                async with self._calls.stream():
-                    await implementation(_parsed(request), call, context.write)
+                message = _parsed(request)
+                with call.permit.admit(message):
+                    async with self._calls.stream():
+                        await implementation(message, call, _send(call, context))
 
-            await self._answer(method, context, work, is_read, is_public)
+            await self._answer(method, rule, context, work, is_read)
 
         async def both_stream(requests: AsyncIterator[Message | Unparsed], context: Any) -> None:
             async def work(call: Call) -> None:
                 async with self._calls.stream():
                     await implementation(requests, call, context.write)
 
-            await self._answer(method, context, work, is_read, is_public)
+            await self._answer(method, rule, context, work, is_read)
 
         parse = parser(message_factory.GetMessageClass(method.input_type))
         if method.client_streaming and method.server_streaming:
@@ -104,10 +111,10 @@ class Edge:
     async def _answer(
         self,
         method: MethodDescriptor,
+        rule: Rule,
         context: Any,
         work: Callable[[Call], Awaitable[Any]],
         is_read: bool,
-        is_public: bool,
     ) -> Any:
         metadata = dict(context.invocation_metadata() or ())
         # A stream of requests is no work by itself: each request on it is, and is counted, let in or refused alone.
@@ -118,7 +125,8 @@ class Edge:
             call.request_id = str(request_id)
         try:
             with self._calls.under_way(call, is_read=is_read):
-                call.actor = "" if is_public else self._access.actor_of(metadata.get("authorization"))
+                call.permit = self._access.permit(rule, metadata.get("authorization"), _identities(context))
+                call.actor = call.permit.actor
                 return await work(call)
         except RmError as error:
             failure = error
@@ -149,6 +157,20 @@ def _parsed(request: Message | Unparsed) -> Message:
     if isinstance(request, Unparsed):
         raise request.error()
     return request
+
+
+def _send(call: Call, context: Any) -> Send:
+    """Of an answer that may go on for hours: it ends when its token does."""
+
+    async def send(message: Message) -> None:
+        call.permit.check_alive()
+        await context.write(message)
+
+    return send
+
+
+def _identities(context: Any) -> Identities:
+    return lambda: grpc_identities(context.auth_context())
 
 
 def _deadline(context: Any) -> float | None:

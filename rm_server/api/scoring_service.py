@@ -80,7 +80,8 @@ class ScoringService:
                     raise request.error()
                 if is_known:
                     raise InvalidRequest(f"A request with the id {request_id!r} is still under way on this stream.")
-                response = await self.Score(request.request, call)
+                with stream.permit.admit(request):
+                    response = await self.Score(request.request, call)
                 return scoring_pb2.ScoreStreamResponse(id=request_id, response=response)
         except RmError as error:
             return scoring_pb2.ScoreStreamResponse(id=request_id, error=error_message(error))

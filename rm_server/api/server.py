@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import grpc
 from aiohttp import web
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection
 from rm_api.oip import inference_pb2
 from rm_api.v1 import experiments_pb2, models_pb2, scoring_pb2
 
+from rm_server.api.certificates import Certificates
 from rm_server.api.experiment_service import ExperimentService
 from rm_server.api.health import HealthService
 from rm_server.api.model_service import ModelService
 from rm_server.api.oip_service import OipService
+from rm_server.api.reflection import REFLECTION, ReflectionService
 from rm_server.api.rpc import Edge
 from rm_server.api.scoring_service import ScoringService
-from rm_server.config import ConfigError, TlsSettings, TransportSettings, parse_address
+from rm_server.config import ConfigError, TransportSettings, parse_address
 
 SCORING = scoring_pb2.DESCRIPTOR.services_by_name["ScoringService"]
 MODELS = models_pb2.DESCRIPTOR.services_by_name["ModelService"]
@@ -29,6 +28,7 @@ OIP = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
 SERVICE_NAMES = tuple(service.full_name for service in (SCORING, MODELS, EXPERIMENTS, OIP))
+REFLECTED_NAMES = (*SERVICE_NAMES, HEALTH.full_name, REFLECTION.full_name)
 
 MODEL_READS = ("ListModels", "GetVersion", "WatchModels", "ListHistory", "GetServerStatus")
 EXPERIMENT_READS = ("ListRuns",)
@@ -50,7 +50,7 @@ class GrpcServer:
         health: HealthService,
         address: str,
         transport: TransportSettings,
-        tls: TlsSettings,
+        certificates: Certificates,
     ) -> None:
         self._server = grpc.aio.server(options=server_options(transport))
         self._server.add_generic_rpc_handlers(
@@ -59,17 +59,17 @@ class GrpcServer:
                 edge.handler(MODELS, models, reads=MODEL_READS),
                 edge.handler(EXPERIMENTS, experiments, reads=EXPERIMENT_READS),
                 edge.handler(OIP, oip, reads=OIP_READS),
-                edge.handler(HEALTH, health, reads=HEALTH_READS, is_public=True),
+                edge.handler(HEALTH, health, reads=HEALTH_READS),
+                edge.handler(REFLECTION, ReflectionService(REFLECTED_NAMES)),
             )
         )
-        reflection.enable_server_reflection((*SERVICE_NAMES, HEALTH.full_name, reflection.SERVICE_NAME), self._server)
-        self.port = self._bind(address, tls)
+        self.port = self._bind(address, certificates.grpc_credentials())
         self._is_stopped = False
 
-    def _bind(self, address: str, tls: TlsSettings) -> int:
+    def _bind(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
         try:
-            if tls.is_on:
-                return int(self._server.add_secure_port(address, _grpc_credentials(tls)))
+            if credentials is not None:
+                return int(self._server.add_secure_port(address, credentials))
             return int(self._server.add_insecure_port(address))
         except RuntimeError as error:
             raise ConfigError(f"Cannot listen on {address}: {error}. Is the port taken?") from error
@@ -88,10 +88,10 @@ class GrpcServer:
 class HttpServer:
     """aiohttp's listener for one application."""
 
-    def __init__(self, application: web.Application, address: str, tls: TlsSettings) -> None:
+    def __init__(self, application: web.Application, address: str, certificates: Certificates) -> None:
         self._runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
         self._address = address
-        self._tls = tls
+        self._certificates = certificates
         self.port = 0
 
     async def start(self) -> None:
@@ -99,7 +99,7 @@ class HttpServer:
         host, port = parse_address("http", self._address)
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, host, port, ssl_context=_ssl_context(self._tls)).start()
+            await web.TCPSite(self._runner, host, port, ssl_context=self._certificates.http_context()).start()
         except OSError as error:
             await self._runner.cleanup()
             raise ConfigError(f"Cannot listen on {self._address}: {error}.") from error
@@ -132,33 +132,3 @@ def server_options(transport: TransportSettings) -> Sequence[tuple[str, Any]]:
 
 def _ms(seconds: float) -> int:
     return int(seconds * 1000)
-
-
-def _grpc_credentials(tls: TlsSettings) -> grpc.ServerCredentials:
-    _ssl_context(tls)  # says what is wrong with the files; gRPC would only say that it cannot listen
-    return grpc.ssl_server_credentials(
-        ((_pem("tls.key", tls.key), _pem("tls.cert", tls.cert)),),
-        root_certificates=_pem("tls.client_ca", tls.client_ca) if tls.client_ca else None,
-        require_client_auth=tls.client_ca is not None,
-    )
-
-
-def _ssl_context(tls: TlsSettings) -> ssl.SSLContext | None:
-    if tls.cert is None or tls.key is None:
-        return None
-    try:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(tls.cert, tls.key)
-        if tls.client_ca is not None:
-            context.load_verify_locations(tls.client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except OSError as error:
-        raise ConfigError(f"The certificates of [tls] cannot be used: {error}.") from error
-    return context
-
-
-def _pem(name: str, path: Path | None) -> bytes:
-    try:
-        return path.read_bytes() if path is not None else b""
-    except OSError as error:
-        raise ConfigError(f"{name}: {path} cannot be read: {error.strerror}.") from error

@@ -18,7 +18,7 @@ from rm_api.v1 import errors_pb2, models_pb2, models_pb2_grpc
 from running_server import LOCAL_ONLY, RunningServer, error_of, running
 
 from rm_server import cli
-from rm_server.config import ConfigError, TlsSettings
+from rm_server.config import AuthSettings, ConfigError, TlsSettings
 
 TOKEN = "s3cret-token"
 STATUS = models_pb2.GetServerStatusRequest()
@@ -69,12 +69,20 @@ def channel(server: RunningServer, keys: Keys, *, with_certificate: bool = False
     return grpc.secure_channel(server.app.grpc_address, credentials, LOCAL_ONLY)
 
 
-def get(server: RunningServer, keys: Keys, path: str, token: str = "", *, with_certificate: bool = False) -> int:
+def get(
+    server: RunningServer,
+    keys: Keys,
+    path: str,
+    token: str = "",
+    *,
+    with_certificate: bool = False,
+    method: str = "GET",
+) -> int:
     context = ssl.create_default_context(cafile=keys.ca)
     if with_certificate:
         context.load_cert_chain(keys.client, keys.client_key)
     headers = {"authorization": f"Bearer {token}"} if token else {}
-    request = urllib.request.Request(f"https://{server.app.http_address}{path}", headers=headers)
+    request = urllib.request.Request(f"https://{server.app.http_address}{path}", headers=headers, method=method)
     try:
         with urllib.request.urlopen(request, timeout=30, context=context) as response:
             return int(response.status)
@@ -96,9 +104,18 @@ def test_the_token_opens_grpc(server: RunningServer, keys: Keys) -> None:
 def test_the_token_opens_http_and_the_probes_need_none(server: RunningServer, keys: Keys) -> None:
     assert get(server, keys, "/healthz") == 200
     assert get(server, keys, "/readyz") == 200
-    assert get(server, keys, "/metrics") == 401
-    assert get(server, keys, "/metrics", "wrong") == 401
-    assert get(server, keys, "/metrics", TOKEN) == 200
+    assert get(server, keys, "/metrics") == 200
+    assert get(server, keys, "/get_reward", method="POST") == 401
+    assert get(server, keys, "/get_reward", "wrong", method="POST") == 401
+    assert get(server, keys, "/get_reward", TOKEN, method="POST") == 400
+
+
+def test_metrics_want_a_token_where_the_settings_say_so(tmp_path: Path, keys: Keys) -> None:
+    tls = TlsSettings(cert=keys.server, key=keys.server_key)
+    with running(tmp_path, tls=tls, token=TOKEN, auth=AuthSettings(metrics_need_token=True)) as server:
+        assert get(server, keys, "/metrics") == 401
+        assert get(server, keys, "/metrics", "wrong") == 401
+        assert get(server, keys, "/metrics", TOKEN) == 200
 
 
 def test_health_needs_no_token(server: RunningServer, keys: Keys) -> None:

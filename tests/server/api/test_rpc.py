@@ -68,7 +68,7 @@ class World:
         self.metrics = Metrics()
         self.calls = Calls(self.metrics, access_share)
         self.servicer = Servicer()
-        self.edge = Edge(self.calls, Access(token))
+        self.edge = Edge(self.calls, Access(self.metrics, token))
 
     def count(self, method: str, reason: str, model: str = "", version: str = "") -> float | None:
         return self.metrics.registry.get_sample_value(
