@@ -1,0 +1,293 @@
+"""How two versions' scores of the same completions agree. Pure: arrays in, numbers out; what is undefined is absent.
+
+Correlations and the Kolmogorov–Smirnov statistic are those of scipy.stats (`pearsonr`, `spearmanr`, `kendalltau`,
+`ks_2samp`) to rounding. scipy itself is no part of a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Float64Array: TypeAlias = npt.NDArray[np.float64]
+Int64Array: TypeAlias = npt.NDArray[np.int64]
+Interval: TypeAlias = tuple[float, float]
+
+CONFIDENCE_Z = 1.959963984540054
+"""The normal distribution's quantile for 95 %, both sides."""
+
+RESAMPLES = 500
+MIN_RESAMPLED_GROUPS = 10
+"""An interval from fewer groups than these would say more about chance than about the versions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number with its 95 % interval; None where there is too little to give one."""
+
+    value: float
+    interval: Interval | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Flips:
+    """Of the groups with at least two completions, those whose best completion is another one.
+
+    A tie is no disagreement: a group flips when no completion is best (or tied for best) by both versions.
+    ``share`` has Wilson's interval.
+    """
+
+    num_groups: int
+    num_flipped: int
+    share: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Scores of one version, and a shadow's of the same completions. None: undefined, as for scores that never differ.
+
+    ``shift``: mean of shadow minus score. ``shift_std``: that in standard deviations of the score. ``scale``: standard
+    deviation of the shadow over that of the score (both with n - 1). ``ks_statistic``: the largest distance between the
+    two distributions; ``ks_p_value`` is exact for two independent samples of continuous scores, which pairs are not: a
+    yardstick, not a proof. Intervals are percentiles of a bootstrap over groups, for completions of one prompt are not
+    independent; Spearman's holds the ranks fixed.
+    """
+
+    num_pairs: int
+    num_groups: int
+    score_mean: float
+    shadow_mean: float
+    shift: Estimate
+    ks_statistic: float
+    ks_p_value: float
+    score_std: float | None = None
+    shadow_std: float | None = None
+    shift_std: float | None = None
+    scale: Estimate | None = None
+    pearson: Estimate | None = None
+    spearman: Estimate | None = None
+    kendall: float | None = None
+    flips: Flips | None = None
+
+
+def agreement(scores: Float64Array, shadow_scores: Float64Array, groups: Sequence[str]) -> Agreement:
+    """Compares scores, both of shape (num_pairs,) and finite; ``groups`` names each pair's group.
+
+    Raises ValueError without a single pair.
+    """
+    x, y = np.asarray(scores, np.float64), np.asarray(shadow_scores, np.float64)
+    if not (len(x) == len(y) == len(groups)) or not len(x):
+        raise ValueError(f"{len(x)} scores, {len(y)} shadow scores and {len(groups)} groups; one each is needed.")
+    index = _numbered(groups)
+    x_std, y_std = _std(x), _std(y)
+    x_ranks, y_ranks = average_ranks(x), average_ranks(y)
+    intervals = _bootstrap(x, y, x_ranks, y_ranks, index)
+    statistic, p_value = kolmogorov_smirnov(x, y)
+    shift = float(y.mean() - x.mean())
+    return Agreement(
+        num_pairs=len(x),
+        num_groups=int(index.max()) + 1,
+        score_mean=float(x.mean()),
+        shadow_mean=float(y.mean()),
+        shift=Estimate(shift, intervals.get("shift")),
+        ks_statistic=statistic,
+        ks_p_value=p_value,
+        score_std=x_std,
+        shadow_std=y_std,
+        shift_std=None if x_std is None else shift / x_std,
+        scale=None if x_std is None or y_std is None else Estimate(y_std / x_std, intervals.get("scale")),
+        pearson=_estimate(pearson(x, y), intervals.get("pearson")),
+        spearman=_estimate(pearson(x_ranks, y_ranks), intervals.get("spearman")),
+        kendall=kendall(x, y),
+        flips=flips(x, y, index),
+    )
+
+
+def pearson(x: Float64Array, y: Float64Array) -> float | None:
+    """Pearson's correlation; None where one of them never differs, or with fewer than two pairs."""
+    if _std(x) is None or _std(y) is None:
+        return None
+    x, y = x - x.mean(), y - y.mean()
+    # Each by its own norm first: products of very large or very small scores would leave the range of floats.
+    return float(np.clip((x / np.linalg.norm(x)) @ (y / np.linalg.norm(y)), -1.0, 1.0))
+
+
+def spearman(x: Float64Array, y: Float64Array) -> float | None:
+    """Spearman's correlation, ties at their mean rank; None where one of them never differs."""
+    return pearson(average_ranks(x), average_ranks(y))
+
+
+def kendall(x: Float64Array, y: Float64Array) -> float | None:
+    """Kendall's tau-b; None where one of them never differs.
+
+    Knight 1966, "A computer method for calculating Kendall's tau with ungrouped data": n log n.
+    """
+    if _std(x) is None or _std(y) is None:
+        return None
+    x_index, y_index = (np.unique(values, return_inverse=True)[1].astype(np.int64) for values in (x, y))
+    order = np.lexsort((y_index, x_index))
+    discordant = _inversions(y_index[order])
+    num_pairs = len(x) * (len(x) - 1) // 2
+    x_tied, y_tied = _tied_pairs(x_index), _tied_pairs(y_index)
+    both_tied = _tied_pairs(x_index * (int(y_index.max()) + 1) + y_index)
+    difference = num_pairs - x_tied - y_tied + both_tied - 2 * discordant
+    return float(np.clip(difference / np.sqrt(num_pairs - x_tied) / np.sqrt(num_pairs - y_tied), -1.0, 1.0))
+
+
+def kolmogorov_smirnov(x: Float64Array, y: Float64Array) -> tuple[float, float]:
+    """The two-sample statistic, and its exact two-sided p value for two samples of one size.
+
+    Gnedenko and Korolyuk 1951; the sum is evaluated from the inside, as in scipy.
+    """
+    everything = np.concatenate([x, y])
+    below_x = np.searchsorted(np.sort(x), everything, side="right")
+    below_y = np.searchsorted(np.sort(y), everything, side="right")
+    steps = int(np.abs(below_x - below_y).max())
+    num = len(x)
+    if steps == 0:
+        return 0.0, 1.0
+    outside = 0.0
+    within = np.arange(steps)
+    for k in range(num // steps, -1, -1):
+        reached = float(np.prod((num - k * steps - within) / (num + k * steps + within + 1)))
+        outside = reached * (1.0 - outside)
+    return steps / num, float(np.clip(2 * outside, 0.0, 1.0))
+
+
+def flips(x: Float64Array, y: Float64Array, groups: Int64Array) -> Flips | None:
+    """See `Flips`; ``groups``: the number of each pair's group. None where no group has two completions."""
+    members = [part for part in _parts(groups) if len(part) > 1]
+    if not members:
+        return None
+    flipped = sum(not bool(((x[part] == x[part].max()) & (y[part] == y[part].max())).any()) for part in members)
+    share = flipped / len(members)
+    return Flips(len(members), flipped, Estimate(share, wilson_interval(share, len(members))))
+
+
+def wilson_interval(share: float, num: int) -> Interval:
+    """Wilson's 95 % interval (1927) of a share of ``num`` independent observations."""
+    z2 = CONFIDENCE_Z**2
+    centre = (share + z2 / (2 * num)) / (1 + z2 / num)
+    half = CONFIDENCE_Z / (1 + z2 / num) * float(np.sqrt(share * (1 - share) / num + z2 / (4 * num**2)))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def worst_disagreements(scores: Float64Array, shadow_scores: Float64Array, limit: int) -> list[tuple[int, float]]:
+    """The pairs that differ most once shift and scale are removed: (index, shadow minus score, in deviations).
+
+    Largest first. Empty where one of them never differs: there is no scale then.
+    """
+    x_std, y_std = _std(scores), _std(shadow_scores)
+    if x_std is None or y_std is None:
+        return []
+    apart = (shadow_scores - shadow_scores.mean()) / y_std - (scores - scores.mean()) / x_std
+    order = np.argsort(-np.abs(apart), kind="stable")[:limit]
+    return [(int(index), float(apart[index])) for index in order]
+
+
+def average_ranks(values: Float64Array) -> Float64Array:
+    """Ranks from 1, ties at the mean of theirs; shape (num,)."""
+    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    means: Float64Array = ends - (counts - 1) / 2
+    return means[index]
+
+
+def _std(values: Float64Array) -> float | None:
+    if len(values) < 2 or values.max() == values.min():
+        return None
+    std = float(values.std(ddof=1))
+    return std if std > 0 else None
+
+
+def _numbered(groups: Sequence[str]) -> Int64Array:
+    return np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)[1].astype(np.int64)
+
+
+def _parts(groups: Int64Array) -> Iterator[Int64Array]:
+    order = np.argsort(groups, kind="stable")
+    yield from np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+
+
+def _tied_pairs(index: Int64Array) -> int:
+    counts = np.unique(index, return_counts=True)[1].astype(np.int64)
+    return int((counts * (counts - 1) // 2).sum())
+
+
+def _inversions(values: Int64Array) -> int:
+    """How many pairs stand in the wrong order; ``values`` from 0. Merge sort, all merges of one width at once."""
+    above = int(values.max()) + 1
+    width = 1 << (len(values) - 1).bit_length()
+    blocks = np.concatenate([values, np.full(width - len(values), above, np.int64)]).reshape(-1, 1)
+    inversions = 0
+    while len(blocks) > 1:
+        left, right = blocks[0::2], blocks[1::2]
+        # Every pair of blocks in a range of numbers of its own, so that one search serves them all.
+        offset = np.arange(len(left), dtype=np.int64)[:, None] * (above + 1)
+        start = np.arange(len(left), dtype=np.int64)[:, None] * left.shape[1]
+        not_above = np.searchsorted((left + offset).ravel(), (right + offset).ravel(), side="right")
+        inversions += int((left.shape[1] - (not_above.reshape(right.shape) - start)).sum())
+        blocks = np.sort(np.concatenate([left, right], axis=1), axis=1)
+    return inversions
+
+
+def _bootstrap(
+    x: Float64Array, y: Float64Array, x_ranks: Float64Array, y_ranks: Float64Array, groups: Int64Array
+) -> dict[str, Interval]:
+    """Percentile intervals over resampled groups (Cameron, Gelbach and Miller 2008), all from the groups' moments."""
+    num_groups = int(groups.max()) + 1
+    if num_groups < MIN_RESAMPLED_GROUPS:
+        return {}
+    sums = np.concatenate([_group_moments(*_centred(a, b), groups) for a, b in ((x, y), (x_ranks, y_ranks))], axis=1)
+    rng = np.random.default_rng(0)
+    drawn = np.array(
+        [np.bincount(rng.integers(num_groups, size=num_groups), minlength=num_groups) @ sums for _ in range(RESAMPLES)]
+    )
+    shift, scale, correlation = _from_moments(drawn[:, :6])
+    _, _, rank_correlation = _from_moments(drawn[:, 6:])
+    between = float(y.mean() - x.mean())
+    found = {
+        "shift": _percentiles(shift + between),
+        "scale": _percentiles(scale),
+        "pearson": _percentiles(correlation),
+        "spearman": _percentiles(rank_correlation),
+    }
+    return {name: interval for name, interval in found.items() if interval is not None}
+
+
+def _centred(x: Float64Array, y: Float64Array) -> tuple[Float64Array, Float64Array]:
+    return x - x.mean(), y - y.mean()
+
+
+def _group_moments(x: Float64Array, y: Float64Array, groups: Int64Array) -> Float64Array:
+    """Shape (num_groups, 6): count and sums of x, y, x², y², xy."""
+    columns = (np.ones_like(x), x, y, x * x, y * y, x * y)
+    return np.stack([np.bincount(groups, weights=column) for column in columns], axis=1)
+
+
+def _from_moments(moments: Float64Array) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """Shift, scale and correlation of each resample; NaN where they are undefined."""
+    num, x, y, xx, yy, xy = moments.T
+    x_variance, y_variance = xx / num - (x / num) ** 2, yy / num - (y / num) ** 2
+    covariance = xy / num - x * y / num**2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # Rounding leaves a trace of variance where there is none.
+        x_std = np.sqrt(np.where(x_variance > 1e-15 * xx / num, x_variance, np.nan))
+        y_std = np.sqrt(np.where(y_variance > 1e-15 * yy / num, y_variance, np.nan))
+        return (y - x) / num, y_std / x_std, np.clip(covariance / (x_std * y_std), -1.0, 1.0)
+
+
+def _percentiles(values: Float64Array) -> Interval | None:
+    values = values[np.isfinite(values)]
+    if len(values) < 0.9 * RESAMPLES:
+        return None
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _estimate(value: float | None, interval: Interval | None) -> Estimate | None:
+    return None if value is None else Estimate(value, interval)
