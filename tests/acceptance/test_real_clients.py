@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import venv
 from collections.abc import Iterator
@@ -118,3 +120,66 @@ def test_tritonclient_streams(server: RunningServer, triton: dict[str, Any]) -> 
         score = server.score("helpfulness@1", text, prompt="").results[0].score.value
         assert answer["scores"] == pytest.approx([score], abs=1e-5)
     assert [answer["id"] for answer in [first, *others]] == ["s0", "s1", "s2"]
+
+
+# --- gRPC's JavaScript ---
+
+
+@pytest.fixture(scope="module")
+def javascript() -> Path:
+    """The example in JavaScript, with its packages."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("node and npm are not installed: apt-get install nodejs npm")
+    folder = ROOT / "examples" / "javascript"
+    if not (folder / "node_modules" / "@grpc" / "grpc-js").exists():
+        install = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock"]
+        done = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"npm cannot install @grpc/grpc-js: {done.stderr.strip()[-300:]}")
+    return folder / "score.mjs"
+
+
+def javascript_answers(script: Path, *arguments: str, status: int = 0, **environment: str) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        ["node", str(script), *arguments],
+        env={**os.environ, "no_proxy": "127.0.0.1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout + done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_javascript_scores(server: RunningServer, javascript: Path) -> None:
+    target = server.app.grpc_address
+    (answer,) = javascript_answers(javascript, target, "helpfulness", "Hi", "Hello!", "", "Go.", RM_RUN="exp-js")
+    scored = server.score("helpfulness@1", "Hello!", "", "Go.")
+    assert (answer["model"], answer["version"], answer["digest"]) == ("helpfulness", 1, scored.digest)
+    first, empty, last = answer["items"]
+    assert first["score"] == pytest.approx(scored.results[0].score.value, abs=1e-5)
+    assert empty["error"]["reason"] == "ERROR_REASON_EMPTY_ITEM"
+    assert "score" not in empty
+    assert last["score"] == pytest.approx(scored.results[2].score.value, abs=1e-5)
+    runs = server.experiments.ListRuns(experiments_pb2.ListRunsRequest()).runs
+    assert "exp-js" in {run.run for run in runs}
+
+
+def test_javascript_reads_a_typed_error(server: RunningServer, javascript: Path) -> None:
+    (failure,) = javascript_answers(javascript, server.app.grpc_address, "nonsense", "Hi", "Hello!", status=1)
+    assert (failure["status"], failure["reason"]) == ("NOT_FOUND", "ERROR_REASON_MODEL_NOT_FOUND")
+    assert "'nonsense'" in failure["message"]
+
+
+def test_javascript_streams(server: RunningServer, javascript: Path) -> None:
+    texts = ["Hello!", "Go away.", "", *(f"text {number}" for number in range(20))]
+    answers = javascript_answers(javascript, "--stream", server.app.grpc_address, "helpfulness@2", "Hi", *texts)
+    by_id = {answer["id"]: answer for answer in answers}
+    assert set(by_id) == {str(index) for index in range(len(texts))}
+    for index, result in enumerate(server.score("helpfulness@2", *texts).results):
+        (item,) = by_id[str(index)]["items"]
+        if texts[index]:
+            assert item["score"] == pytest.approx(result.score.value, abs=1e-5)
+        else:
+            assert item["error"]["reason"] == "ERROR_REASON_EMPTY_ITEM"
