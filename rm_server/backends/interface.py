@@ -41,7 +41,7 @@ class Backend(Protocol):
 
     @property
     def precision(self) -> str:
-        """``fp32``, ``bf16`` or ``fp16``; empty where there are no weights."""
+        """``fp32``, ``bf16``, ``fp16`` or ``int8``; empty where there are no weights."""
         ...
 
     def score(self, batch: Batch) -> Float64Array:

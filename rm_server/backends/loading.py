@@ -67,4 +67,8 @@ def load_backend(folder: Path, manifest: Manifest, settings: ComputeSettings) ->
         from rm_server.backends.torch_backend import load_torch_backend
 
         return load_torch_backend(folder, manifest, settings)
+    if manifest.kind == "onnx":
+        from rm_server.backends.onnx_backend import load_onnx_backend
+
+        return load_onnx_backend(folder, manifest, settings)
     raise UnsupportedArtifact(f"This server cannot compute versions of the kind {manifest.kind!r}.")

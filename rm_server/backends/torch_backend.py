@@ -72,6 +72,11 @@ class TorchBackend:
 
 def load_torch_backend(folder: Path, manifest: Manifest, settings: ComputeSettings) -> TorchBackend:
     """Loads a Hugging Face folder. Raises BrokenVersion subclasses or OutOfMemory."""
+    if settings.precision not in _TYPES:
+        raise UnsupportedArtifact(
+            f"{folder} is a checkpoint, which computes in {', '.join(_TYPES)}, not in {settings.precision}; "
+            "`rm-server export --int8` makes an ONNX version of it."
+        )
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = _device(settings.device)

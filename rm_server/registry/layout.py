@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from rm_server.errors import ArtifactUnreadable, UnsupportedArtifact
 from rm_server.registry.manifest import Kind
+from rm_server.registry.onnx_file import MODEL, read_onnx_file
 
 BASE_FOLDER = "base"
 """Where a LoRA version keeps the checkpoint that its adapter belongs to."""
@@ -33,17 +34,9 @@ _TOKENIZER = (
 _REQUIRED: dict[Kind, tuple[str, ...]] = {
     "sequence_classification": ("config.json",),
     "lora": ("adapter_config.json", "adapter_model.safetensors"),
-    "onnx": ("model.onnx",),
+    "onnx": ("model.onnx", "config.json"),
     "rules": ("rules.json",),
     "composite": ("composite.json",),
-}
-_OPTIONAL: dict[Kind, tuple[str, ...]] = {
-    "sequence_classification": (),
-    "lora": (),
-    # The names under which exporters put weights that do not fit into the 2 GB of one protobuf message.
-    "onnx": ("config.json", "model.onnx_data*", "model.onnx.data*"),
-    "rules": (),
-    "composite": (),
 }
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 
@@ -52,22 +45,24 @@ def version_files(folder: Path, kind: Kind) -> tuple[PurePosixPath, ...]:
     """The files that decide the raw scores, relative to the folder, sorted by the bytes of their names.
 
     Required are ``config.json`` and ``model.safetensors`` (or its index with every shard) for
-    ``sequence_classification``; adapter and, in ``base/``, its base for ``lora``; ``model.onnx`` for ``onnx``; the spec
-    for ``rules`` and ``composite``. Tokenizer files count wherever there are any. Pickle files (``pytorch_model.bin``,
-    ``training_args.bin``, …) are never among them.
+    ``sequence_classification``; adapter and, in ``base/``, its base for ``lora``; ``config.json`` and ``model.onnx``
+    with the files that it keeps weights in for ``onnx``; the spec for ``rules`` and ``composite``. Tokenizer files
+    count wherever there are any. Pickle files (``pytorch_model.bin``, ``training_args.bin``, …) are never among them.
 
     Raises ArtifactUnreadable when a required file is missing, UnsupportedArtifact when there are only pickled weights
     or a link leads out of the folder.
     """
     if not folder.is_dir():
         raise ArtifactUnreadable(f"{folder} is not a folder.")
-    names = [*_REQUIRED[kind], *_matches(folder, (*_TOKENIZER, *_OPTIONAL[kind]))]
+    names = [*_REQUIRED[kind], *_matches(folder, _TOKENIZER)]
     if kind == "sequence_classification":
         names += _checkpoint_weights(folder)
     for name in names:
         _check_file(folder, name)
     if kind == "lora":
         names += _base_files(folder)
+    if kind == "onnx":
+        names += _external_weights(folder)
     return tuple(sorted(map(PurePosixPath, set(names)), key=lambda path: str(path).encode()))
 
 
@@ -93,6 +88,14 @@ def _checkpoint_weights(folder: Path) -> list[str]:
                 f"{folder / WEIGHTS_INDEX} names {shard!r}; only safetensors files beside it are read."
             )
     return [WEIGHTS_INDEX, *shards]
+
+
+def _external_weights(folder: Path) -> list[str]:
+    """Exporters put weights beside the model that do not fit into the 2 GB of one protobuf message."""
+    names = sorted(read_onnx_file(folder / MODEL).external)
+    for name in names:
+        _check_file(folder, name)
+    return names
 
 
 def _base_files(folder: Path) -> list[str]:

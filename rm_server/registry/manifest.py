@@ -16,12 +16,12 @@ FILE_NAME = "reward_model.json"
 Kind: TypeAlias = Literal["sequence_classification", "lora", "onnx", "rules", "composite"]
 TruncationRule: TypeAlias = Literal["refuse", "keep_end", "keep_start"]
 Transform: TypeAlias = Literal["raw_logit", "sigmoid", "rule", "weighted_sum"]
-Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"]
 
 KINDS: tuple[Kind, ...] = ("sequence_classification", "lora", "onnx", "rules", "composite")
 TRUNCATION_RULES: tuple[TruncationRule, ...] = ("refuse", "keep_end", "keep_start")
 TRANSFORMS: tuple[Transform, ...] = ("raw_logit", "sigmoid", "rule", "weighted_sum")
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8")
 
 _TYPES: Mapping[str, type] = {
     "template": str,
@@ -55,6 +55,7 @@ class Manifest:
     ``add_special_tokens``: the tokenizer's own additions ([CLS], BOS, …).
     ``max_tokens``: longest item in tokens, special tokens included; 0: no limit (rules).
     ``label_index``: which logit of a classifier is the score; 0 for a scalar head.
+    ``precision``: the only one that the version can compute in (an ONNX file has its own); empty: as the load says.
     ``tolerance``: the largest |score - golden score| at load, per precision.
     """
 
@@ -66,6 +67,7 @@ class Manifest:
     truncation: TruncationRule = "refuse"
     label_index: int = 0
     transform: Transform = "raw_logit"
+    precision: Precision | Literal[""] = ""
     golden: tuple[GoldenExample, ...] = ()
     tolerance: Mapping[str, float] = field(default_factory=lambda: {"fp32": 1e-3, "bf16": 0.15, "fp16": 0.02})
 
@@ -75,6 +77,7 @@ class Manifest:
             ("kind", self.kind, KINDS),
             ("truncation", self.truncation, TRUNCATION_RULES),
             ("transform", self.transform, TRANSFORMS),
+            ("precision", self.precision, ("", *PRECISIONS)),
         ):
             if value not in allowed:
                 raise UnsupportedArtifact(f"{FILE_NAME}: {name} is {value!r}; known are {', '.join(allowed)}.")

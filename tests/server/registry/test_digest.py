@@ -47,6 +47,7 @@ def test_a_digest_never_changes_between_releases(rules_folder: MakeFolder) -> No
         {"truncation": "keep_end"},
         {"label_index": 1},
         {"transform": "sigmoid"},
+        {"precision": "int8"},
     ],
 )
 def test_every_field_that_decides_the_score_counts(checkpoint: MakeFolder, change: dict[str, object]) -> None:
@@ -55,8 +56,8 @@ def test_every_field_that_decides_the_score_counts(checkpoint: MakeFolder, chang
 
 
 def test_the_parametrisation_above_is_complete() -> None:
-    fields = {"template", "append_eos", "add_special_tokens", "max_tokens", "truncation", "label_index", "transform"}
-    assert set(PLAIN.score_deciding()) - {"kind"} == fields
+    reading = {"template", "append_eos", "add_special_tokens", "max_tokens", "truncation"}
+    assert set(PLAIN.score_deciding()) - {"kind"} == {*reading, "label_index", "transform", "precision"}
 
 
 def test_golden_examples_tolerances_and_papers_do_not_count(checkpoint: MakeFolder) -> None:

@@ -11,6 +11,7 @@ from rm_server.errors import ArtifactUnreadable, UnsupportedArtifact
 from rm_server.registry.layout import version_files
 
 from .conftest import MakeFolder
+from .onnx_bytes import onnx_model
 
 
 def names(folder: Path, kind: str) -> list[str]:
@@ -141,6 +142,21 @@ def test_an_adapter_holds_its_base(checkpoint: MakeFolder, tmp_path: Path) -> No
 
 
 def test_weights_beside_an_onnx_file_belong_to_it(tmp_path: Path) -> None:
-    for name in ("model.onnx", "model.onnx_data", "other.onnx", "vocab.txt"):
+    (tmp_path / "model.onnx").write_bytes(onnx_model("model.onnx_data"))
+    for name in ("config.json", "model.onnx_data", "model.onnx.data", "other.onnx", "vocab.txt"):
         (tmp_path / name).write_text("x")
-    assert names(tmp_path, "onnx") == ["model.onnx", "model.onnx_data", "vocab.txt"]
+    assert names(tmp_path, "onnx") == ["config.json", "model.onnx", "model.onnx_data", "vocab.txt"]
+    (tmp_path / "model.onnx_data").unlink()
+    with pytest.raises(ArtifactUnreadable, match=r"model\.onnx_data is missing"):
+        names(tmp_path, "onnx")
+
+
+def test_an_onnx_files_weights_are_no_link_to_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    folder = tmp_path / "version"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(onnx_model("weights"))
+    (folder / "config.json").write_text("{}")
+    (folder / "weights").symlink_to(tmp_path / "secret")
+    with pytest.raises(UnsupportedArtifact, match="outside of the folder"):
+        names(folder, "onnx")
