@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from rm_server.commands import catalog, gc, models, register, server
+from rm_server.commands import catalog, gc, models, register, server, token
 from rm_server.commands.common import CommandError
 from rm_server.config import ConfigError
 from rm_server.errors import RmError
@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     models.add_parsers(commands)
     catalog.add_parsers(commands)
     gc.add_parsers(commands)
+    token.add_parsers(commands)
     training.add_parsers(commands)
     return root
 
