@@ -1,4 +1,4 @@
-"""`rm-server register`: a folder, or a model of the Hugging Face hub, becomes a version."""
+"""`rm-server register`: a folder, or a model of the Hugging Face hub or of MLflow, becomes a version."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _HELP = """\
 Takes a folder as the next version of a model: reads or infers its manifest, records golden examples (texts with the
 scores that every later load must give again), computes the digest, copies the files, and files calibration and
 evaluations with the version. The same content again is the version that it already is. SOURCE is a folder with
-config.json, safetensors and a tokenizer, or hf://ORG/NAME@REVISION; it is not written to.
+config.json, safetensors and a tokenizer, or hf://ORG/NAME@REVISION, or, where MLflow is installed, mlflow:/NAME/VERSION
+or mlflow:runs:/RUN/PATH; it is not written to.
 
 With --home all of this happens here; a server that runs on that home sees the version at once. With --server the
 server takes a folder of its own machine that has a reward_model.json already, just as it is.
@@ -58,7 +59,7 @@ def add_parsers(commands: Any) -> None:
     )
     parser.set_defaults(run=run_register, parser=parser)
     parser.add_argument("model", help="its name; made when it is new")
-    parser.add_argument("source", help="a folder, or hf://ORG/NAME@REVISION")
+    parser.add_argument("source", help="a folder, hf://ORG/NAME@REVISION or mlflow:/NAME/VERSION")
     parser.add_argument("--comment", default="", help="why; kept in the history")
 
     reading = parser.add_argument_group("how it reads (default: as its reward_model.json says, else inferred)")

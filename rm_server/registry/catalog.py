@@ -109,11 +109,20 @@ class Catalog:
     # --- versions ---
 
     def register(
-        self, model: str, digest: str, kind: str, max_tokens: int, actor: str, comment: str = ""
+        self,
+        model: str,
+        digest: str,
+        kind: str,
+        max_tokens: int,
+        actor: str,
+        comment: str = "",
+        *,
+        origin: str = "",
     ) -> tuple[VersionRecord, bool]:
         """Makes an artifact the model's next version; (record, True). The model is made when it is new.
 
         A digest that the model has already is that version: (record, False), and nothing changes.
+        ``origin``: where the files come from, a commit of a hub for example; kept in the history.
         """
         check_model_name(model)
         check_digest(digest)
@@ -137,7 +146,8 @@ class Catalog:
                     wanted_precision="",
                 )
             )
-            change.record("register", model, version, f"{kind}, digest {digest}")
+            detail = f"{kind}, digest {digest}" + (f", from {origin}" if origin else "")
+            change.record("register", model, version, detail)
             return queries.version_record(queries.require_version(change.connection, model, version)), True
 
     def delete_version(self, model: str, version: int, actor: str, comment: str = "") -> VersionRecord:

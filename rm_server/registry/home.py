@@ -77,6 +77,7 @@ def add_version(
     *,
     actor: str,
     comment: str = "",
+    origin: str = "",
     manifest: Manifest | None = None,
 ) -> tuple[VersionRecord, bool]:
     """Copies a folder in and registers it: (record, True), or (record, False) when the model has that content already.
@@ -87,7 +88,7 @@ def add_version(
     manifest = manifest or read_manifest(folder)
     with artifacts.hold():
         digest = artifacts.put(folder, manifest)
-        return catalog.register(model, digest, manifest.kind, manifest.max_tokens, actor, comment)
+        return catalog.register(model, digest, manifest.kind, manifest.max_tokens, actor, comment, origin=origin)
 
 
 def sweep_artifacts(catalog: Catalog, artifacts: ArtifactStore) -> tuple[str, ...]:

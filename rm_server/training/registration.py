@@ -29,7 +29,7 @@ from rm_server.training.calibration import Calibration, match_moments, standardi
 from rm_server.training.golden import check_golden, choose_golden_texts, record_golden
 from rm_server.training.offline_scoring import ScoreTexts, offline_scorer
 from rm_server.training.reference_texts import BUILT_IN_TEXTS, Text, read_texts
-from rm_server.training.sources import version_folder
+from rm_server.training.sources import version_source
 from rm_server.training.statistics import FloatArray
 from rm_server.training.versions_by_name import find_version
 
@@ -79,7 +79,7 @@ def register_folder(
     device: str = "cpu",
     shows_progress: bool = False,
 ) -> Registration:
-    """Registers ``source`` (a folder, or ``hf://org/name@revision``) as the next version of ``model``.
+    """Registers ``source`` (a folder, ``hf://org/name@revision`` or ``mlflow:…``) as the next version of ``model``.
 
     A plain Hugging Face folder gets its manifest inferred; the folder itself is not written to.
 
@@ -97,7 +97,8 @@ def register_folder(
         raise InvalidRequest("To match another version's scale, give reference data: texts that both versions score.")
     catalog, artifacts = open_home(home)
     try:
-        with version_folder(source, artifacts) as folder:
+        with version_source(source, artifacts) as found:
+            folder = found.folder
             manifest = _manifest_of(folder, reading)
             settings = ComputeSettings(device=device, deterministic=True)
             score = offline_scorer(folder, manifest, settings, shows_progress=shows_progress)
@@ -108,7 +109,14 @@ def register_folder(
                 target = None if match is None else find_version(catalog.snapshot(), match)
                 calibration = _calibrate(score, reference_data, target, artifacts, settings)
             record, created = add_version(
-                catalog, artifacts, model, folder, actor=actor, comment=comment or f"from {source}", manifest=manifest
+                catalog,
+                artifacts,
+                model,
+                folder,
+                actor=actor,
+                comment=comment or f"from {found.origin or source}",
+                origin=found.origin,
+                manifest=manifest,
             )
         if calibration is not None:
             in_catalog = CalibrationRecord(calibration.digest, calibration.gain, calibration.bias)
