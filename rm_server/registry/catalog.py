@@ -26,7 +26,7 @@ from rm_server.registry.records import (
     VersionKey,
     VersionRecord,
 )
-from rm_server.registry.tables import components, evaluations, history, labels, models, versions
+from rm_server.registry.tables import components, evaluations, history, labels, models, shadow_pairs, versions
 
 __all__ = [
     "CalibrationRecord",
@@ -84,6 +84,7 @@ class Catalog:
                 ),
                 splits=MappingProxyType(queries.splits_by_model(connection)),
                 pins=MappingProxyType(queries.pinned_versions(connection)),
+                shadows=MappingProxyType(queries.shadows(connection)),
             )
 
     def evaluations(self, model: str, version: int) -> tuple[EvaluationRecord, ...]:
@@ -121,8 +122,8 @@ class Catalog:
     ) -> tuple[VersionRecord, bool]:
         """Makes an artifact the model's next version; (record, True). The model is made when it is new.
 
-        A digest that the model has already is that version: (record, False), and nothing changes.
         ``origin``: where the files come from, a commit of a hub for example; kept in the history.
+        A digest that the model has already is that version: (record, False), and nothing changes.
         """
         check_model_name(model)
         check_digest(digest)
@@ -161,6 +162,8 @@ class Catalog:
                 raise VersionInUse(f"{model}@{version} " + "; ".join(needs) + ".")
             for table in (evaluations, components, versions):
                 change.connection.execute(delete(table).where(table.c.model == model, table.c.version == version))
+            compared = (shadow_pairs.c.model == model, shadow_pairs.c.shadow_version == version)
+            change.connection.execute(delete(shadow_pairs).where(*compared))
             change.record("delete", model, version, f"digest {row.digest}")
             return queries.version_record(row)
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
 from rm_server.errors import LabelNotFound, ModelNotFound, VersionNotFound
-from rm_server.registry.records import CalibrationRecord, HistoryRecord, VersionRecord
-from rm_server.registry.tables import labels, models, state, versions
+from rm_server.registry.records import (
+    Arm,
+    CalibrationRecord,
+    HistoryRecord,
+    RampPoint,
+    Shadow,
+    Split,
+    VersionKey,
+    VersionRecord,
+)
+from rm_server.registry.tables import labels, models, pins, split_arms, splits, state, versions
+from rm_server.registry.tables import shadows as shadow_table
 
 
 def revision(connection: Connection) -> int:
@@ -57,6 +68,30 @@ def require_label(connection: Connection, model: str, label: str) -> int:
     known = connection.scalars(select(labels.c.label).where(labels.c.model == model).order_by(labels.c.label)).all()
     there = f"There are: {', '.join(known)}." if known else "It has no labels."
     raise LabelNotFound(f"{model!r} has no label {label!r}. {there}")
+
+
+def splits_by_model(connection: Connection) -> dict[str, Split]:
+    """All splits, by model."""
+    arms: dict[str, list[Arm]] = {}
+    for row in connection.execute(select(split_arms).order_by(split_arms.c.model, split_arms.c.position)):
+        ramp = tuple(RampPoint(time_s, weight) for time_s, weight in json.loads(row.ramp_json))
+        arms.setdefault(row.model, []).append(Arm(row.arm, row.version, row.weight, ramp))
+    return {
+        row.model: Split(row.model, tuple(arms.get(row.model, ())), row.salt, row.update_time)
+        for row in connection.execute(select(splits).order_by(splits.c.model))
+    }
+
+
+def pinned_versions(connection: Connection) -> dict[tuple[str, str], int]:
+    """All pins: the version, by model and run."""
+    rows = connection.execute(select(pins).order_by(pins.c.model, pins.c.run))
+    return {(row.model, row.run): row.version for row in rows}
+
+
+def shadows(connection: Connection) -> dict[VersionKey, Shadow]:
+    """The shadows, by model and version."""
+    rows = connection.execute(select(shadow_table).order_by(shadow_table.c.model, shadow_table.c.version))
+    return {(row.model, row.version): Shadow(row.model, row.version, row.share, row.create_time) for row in rows}
 
 
 def version_record(row: Row[Any]) -> VersionRecord:

@@ -76,11 +76,58 @@ class HistoryRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class RampPoint:
+    """A weight to come: ``time_s`` since the epoch."""
+
+    time_s: float
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A part of a split. ``ramp``: ascending in time; before its first point, ``weight`` holds."""
+
+    name: str
+    version: int
+    weight: float
+    ramp: tuple[RampPoint, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How a model's runs are divided. ``salt``: goes into the hash of a run's id. ``update_time``: when it was set."""
+
+    model: str
+    arms: tuple[Arm, ...]
+    salt: str
+    update_time: datetime
+
+    def arm(self, name: str) -> Arm | None:
+        """The arm of that name."""
+        return next((arm for arm in self.arms if arm.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """A version that also scores ``share`` (above 0, at most 1) of its model's calls; only to be compared."""
+
+    model: str
+    version: int
+    share: float
+    create_time: datetime
+
+    @property
+    def key(self) -> VersionKey:
+        """(model, version)"""
+        return (self.model, self.version)
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The catalog at one revision, read in one transaction. Immutable, so any thread may keep it.
 
     ``wanted``: the versions that a server shall have loaded; ``wanted_precision`` holds those among them for which a
-    precision was asked.
+    precision was asked. ``splits`` by model; ``pins``: by model and run, the version.
     """
 
     revision: int
@@ -88,6 +135,9 @@ class Snapshot:
     labels: Mapping[tuple[str, str], int]
     wanted: frozenset[VersionKey]
     wanted_precision: Mapping[VersionKey, str] = field(default_factory=dict)
+    splits: Mapping[str, Split] = field(default_factory=dict)
+    pins: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    shadows: Mapping[VersionKey, Shadow] = field(default_factory=dict)
 
     def models(self) -> tuple[str, ...]:
         """The models that have versions, sorted."""
