@@ -11,13 +11,46 @@ from typing import Any
 
 import torch
 from tiny_models import EOS_ID, FAMILIES, PAD_ID, VOCAB_SIZE, make_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from ppo_client.client.scores import Content, Scores
 from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.config_file import from_mapping
 
-FAMILIES_OF_POLICIES = ("gpt2", "llama", "qwen2", "mistral", "gemma2")
+_T5 = {
+    "model_type": "t5",
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_decoder_layers": 3,
+}
+ENCODER_DECODERS: dict[str, dict[str, Any]] = {
+    "t5": {**_T5, "decoder_start_token_id": PAD_ID},
+    # FLAN-T5's: a gated feed-forward layer, and a vocabulary head of its own.
+    "flan_t5": {
+        **_T5,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "decoder_start_token_id": PAD_ID,
+    },
+    "bart": {
+        "model_type": "bart",
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 3,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "max_position_embeddings": 64,
+        "decoder_start_token_id": EOS_ID,
+        "forced_eos_token_id": None,
+    },
+}
+DECODERS_ONLY = ("gpt2", "llama", "qwen2", "mistral", "gemma2")
+FAMILIES_OF_POLICIES = (*DECODERS_ONLY, *ENCODER_DECODERS)
 
 
 def make_language_model(family: str = "gpt2", *, seed: int = 0, scale: float = 0.15, **config: Any) -> Any:
@@ -27,12 +60,13 @@ def make_language_model(family: str = "gpt2", *, seed: int = 0, scale: float = 0
         "pad_token_id": PAD_ID,
         "eos_token_id": EOS_ID,
         "bos_token_id": None,
-        **FAMILIES[family],
+        **(ENCODER_DECODERS.get(family) or FAMILIES[family]),
         **config,
     }
+    kind = AutoModelForSeq2SeqLM if family in ENCODER_DECODERS else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+        model = kind.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim > 1:

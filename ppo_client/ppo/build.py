@@ -1,4 +1,4 @@
-"""From settings to the things a run is made of: models, tokenizer, sampling rule, and the checks between them."""
+"""What a run is made of, loaded from its places: language models, tokenizer, sampling rule; and checks between them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.activations import NewGELUActivation
 from transformers.utils import logging as transformers_logging
 
-from ppo_client.ppo.config import CriticConfig, RolloutConfig
-from ppo_client.ppo.critic import ActorCritic, SeparateCritic, SharedCritic
+from ppo_client.ppo.causal import CausalPolicy
+from ppo_client.ppo.config import RolloutConfig
 from ppo_client.ppo.distribution import SamplingRule
 from ppo_client.ppo.errors import ConfigError
-from ppo_client.ppo.policy import DecoderPolicy, disable_dropout
+from ppo_client.ppo.lora import adapter_base, merged
+from ppo_client.ppo.policy import Policy, disable_dropout
 from ppo_client.ppo.prompts import Prompt
+from ppo_client.ppo.seq2seq import Seq2SeqPolicy
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
@@ -32,41 +34,43 @@ def load_tokenizer(place: str) -> Any | None:
         raise ConfigError(_unloadable(place, error)) from error
 
 
+def policy_class(place: str) -> type[Policy]:
+    """How the language model in `place` reads a prompt and a response."""
+    return Seq2SeqPolicy if _load_config(adapter_base(place) or place).is_encoder_decoder else CausalPolicy
+
+
 def load_language_model(place: str, dtype: str) -> Any:
-    """A decoder-only model from safetensors. Raises ConfigError if it cannot be one."""
-    if Path(place).exists() and not (Path(place) / "config.json").is_file():
-        raise ConfigError(f"{place} is not a model directory: it has no config.json")
+    """A language model from safetensors; a LoRA adapter is merged into its base. Raises ConfigError."""
+    base = adapter_base(place)
+    if base is not None:
+        return merged(load_language_model(base, dtype), place)
+    config = _load_config(place)
+    loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
-        config = AutoConfig.from_pretrained(place)
-        if config.is_encoder_decoder:
-            raise ConfigError(f"{place} is an encoder-decoder ({config.model_type}): only decoders can be trained")
-        return AutoModelForCausalLM.from_pretrained(
-            place, config=config, dtype=getattr(torch, dtype), use_safetensors=True
-        )
+        return loader.from_pretrained(place, config=config, dtype=getattr(torch, dtype), use_safetensors=True)
     except (OSError, ValueError) as error:
         raise ConfigError(_unloadable(place, error)) from error
 
 
-def load_policy(place: str, dtype: str, rollout: RolloutConfig, tokenizer: Any | None) -> DecoderPolicy:
-    """The policy at `place`, without dropout, with the sampling rule of `rollout`."""
-    model = _prepared(load_language_model(place, dtype))
+def load_policy(place: str, dtype: str, rollout: RolloutConfig, tokenizer: Any | None) -> Policy:
+    """The policy at `place`, with the sampling rule of `rollout`."""
+    return make_policy(prepared(load_language_model(place, dtype)), rollout, tokenizer)
+
+
+def make_policy(model: Any, rollout: RolloutConfig, tokenizer: Any | None) -> Policy:
+    """Of a prepared model."""
     rule = sampling_rule(model, tokenizer, rollout)
     candidates = (getattr(tokenizer, "pad_token_id", None), *rule.eos_ids, 0)
     pad_id = next(i for i in candidates if i is not None and i < vocab_size(model))
-    return DecoderPolicy(model, rule, pad_id)
+    kind = Seq2SeqPolicy if model.config.is_encoder_decoder else CausalPolicy
+    return kind(model, rule, pad_id)
 
 
-def load_critic(config: CriticConfig, policy: DecoderPolicy, policy_place: str, dtype: str) -> ActorCritic:
-    """Policy and critic together, the value head at zero."""
-    if config.kind == "shared":
-        return ActorCritic(policy, SharedCritic(_hidden_size(policy.model)))
-    language_model = _prepared(load_language_model(config.model or policy_place, dtype))
-    return ActorCritic(policy, SeparateCritic(language_model.base_model, _hidden_size(language_model)))
-
-
-def frozen(policy: DecoderPolicy) -> DecoderPolicy:
-    """The reference: never trained."""
-    return policy.requires_grad_(False).eval()
+def prepared(model: Any) -> Any:
+    """The same model, made to compute in training what it does in evaluation: without dropout; and faster."""
+    disable_dropout(model)
+    _fuse_gelu(model)
+    return model
 
 
 def sampling_rule(model: Any, tokenizer: Any | None, rollout: RolloutConfig) -> SamplingRule:
@@ -87,11 +91,17 @@ def vocab_size(model: Any) -> int:
     return size
 
 
-def check_fits(policy: DecoderPolicy, prompts: Sequence[Prompt], max_response_tokens: int) -> None:
+def hidden_size(model: Any) -> int:
+    """Width of what the vocabulary head reads; not always `config.hidden_size` (OPT-350m)."""
+    size: int = model.get_output_embeddings().weight.shape[1]
+    return size
+
+
+def check_fits(policy: Policy, prompts: Sequence[Prompt], max_response_tokens: int) -> None:
     """Raises ConfigError where a prompt and its response exceed the model's positions or vocabulary."""
     longest = max(len(prompt.token_ids) for prompt in prompts)
     limit = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and longest + max_response_tokens > limit:
+    if limit is not None and policy.num_positions(longest, max_response_tokens) > limit:
         raise ConfigError(
             f"the longest prompt has {longest} tokens, a response up to {max_response_tokens}, and the policy "
             f"{limit} positions: lower data.max_prompt_tokens or rollout.max_response_tokens"
@@ -109,22 +119,19 @@ def quiet_transformers() -> None:
     transformers_logging.disable_progress_bar()
 
 
+def _load_config(place: str) -> Any:
+    if Path(place).exists() and not (Path(place) / "config.json").is_file():
+        raise ConfigError(f"{place} is not a model directory: it has no config.json")
+    try:
+        return AutoConfig.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        raise ConfigError(_unloadable(place, error)) from error
+
+
 def _unloadable(place: str, error: Exception) -> str:
     if not Path(place).exists():
         return f"there is no directory {place}, and no model of that name could be had: {str(error).splitlines()[0]}"
     return f"{place} cannot be loaded: {error}"
-
-
-def _hidden_size(model: Any) -> int:
-    """Width of what the vocabulary head reads; not always `config.hidden_size` (OPT-350m)."""
-    size: int = model.get_output_embeddings().weight.shape[1]
-    return size
-
-
-def _prepared(model: Any) -> Any:
-    disable_dropout(model)
-    _fuse_gelu(model)
-    return model
 
 
 def _fuse_gelu(model: nn.Module) -> None:

@@ -17,19 +17,24 @@ def response_ids(samples: Samples) -> list[list[int]]:
     return [row[:length] for row, length in zip(rows, lengths, strict=True)]
 
 
-def response_texts(samples: Samples, tokenizer: Any | None) -> list[str]:
-    """Decoded, without EOS and special tokens; the ids as words where there is no tokenizer."""
+def response_texts(samples: Samples, tokenizer: Any | None, *, continues_prompt: bool) -> list[str]:
+    """Decoded, without EOS and special tokens; the ids as words where there is no tokenizer.
+
+    `continues_prompt`: the policy's, whether a response goes on with the prompt's text or is a text of its own.
+    """
     has_eos = samples.has_eos.tolist()
     bodies = [ids[:-1] if ended else ids for ids, ended in zip(response_ids(samples), has_eos, strict=True)]
     if tokenizer is None:
         return [" ".join(map(str, ids)) for ids in bodies]
-    prompts = samples.sequences.prompts
-    prompt_ids = [ids[mask].tolist() for ids, mask in zip(prompts.ids, prompts.mask, strict=True)]
 
     def decoded(rows: list[list[int]]) -> list[str]:
         texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)
         return texts
 
+    if not continues_prompt:
+        return decoded(bodies)
+    prompts = samples.sequences.prompts
+    prompt_ids = [ids[mask].tolist() for ids, mask in zip(prompts.ids, prompts.mask, strict=True)]
     # Some decoders (Llama 2's, Mistral's) strip the space before a text's first word: a response is decoded in its
     # place after the prompt. Where the prompt ends within a character, it is no prefix, and the response stands alone.
     wholes = decoded([prompt + body for prompt, body in zip(prompt_ids, bodies, strict=True)])

@@ -13,15 +13,36 @@ class PolicyConfig:
     """The language model that is trained, and the one it must stay close to."""
 
     model: str = ""
-    """Directory of a decoder-only Hugging Face checkpoint. Required."""
+    """Directory of a Hugging Face checkpoint: decoder-only (GPT-2, Llama, …), encoder-decoder (T5, BART, …), or a LoRA
+    adapter, which is merged. Required."""
     tokenizer: str = ""
     """Directory of the tokenizer; empty: the model's. Not needed where prompts and rewards are token ids."""
     reference: str = ""
     """Directory of the reference model of the KL penalty; empty: `model`, as it was before training."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights. Only float32 can be trained; computing in bfloat16 is `train.mixed_precision`."""
+    """Of the weights. Only float32 can be trained; computing in bfloat16 is `train.mixed_precision`. With LoRA, what
+    is trained is float32 in any case, and the rest may be bfloat16."""
     gradient_checkpointing: bool = False
     """Recomputes activations in the backward pass: less memory, about a third more time."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoRAConfig:
+    """Low-rank adapters in place of full fine-tuning, by peft. There is no dropout: it would falsify the ratio.
+
+    The reference is the policy with its adapter off, not a second model, unless `policy.reference` names one. A
+    separate critic has an adapter of its own, on the policy's weights where it starts from them.
+    """
+
+    rank: int = 0
+    """0: all weights are trained."""
+    alpha: int = 16
+    """The adapter's output is scaled by alpha / rank."""
+    target_modules: tuple[str, ...] = ()
+    """Names of the layers that get an adapter, or one that is "all-linear". Empty: peft's choice for the family, for
+    most the attention's queries and values."""
+    merge: bool = False
+    """Writes, when the run has ended, OUTPUT/policy-merged beside OUTPUT/policy: a plain model, adapter included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +53,9 @@ class CriticConfig:
     """`shared`: a linear head on the policy's last hidden states; `separate`: a trunk of its own."""
     model: str = ""
     """Where a separate critic's trunk starts; empty: the policy's model."""
+    init: str = ""
+    """Directory of a reward model (sequence classification, one label, the policy's tokenizer) that a separate critic
+    starts from, score head included. Empty: the value head starts at zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +89,7 @@ class RolloutConfig:
     """Rows that are generated, sent to be scored and evaluated together, per process."""
     log_probs: Literal["auto", "sampling", "forward"] = "auto"
     """Where the behaviour policy's log-probabilities come from: noted while sampling, or a forward pass of their
-    own. `auto`: sampling in full fp32, else forward, for the two differ by rounding."""
+    own. `auto`: sampling in full fp32 without LoRA, else forward, for the two differ by rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +207,7 @@ class PPOConfig:
     """All settings of a run, by section."""
 
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -202,8 +227,9 @@ class PPOConfig:
 
 
 def _broken_rules(config: PPOConfig) -> list[str]:
-    policy, rollout, reward, kl, ppo, train = (
+    policy, lora, rollout, reward, kl, ppo, train = (
         config.policy,
+        config.lora,
         config.rollout,
         config.reward,
         config.kl,
@@ -214,9 +240,14 @@ def _broken_rules(config: PPOConfig) -> list[str]:
     rules = [
         (bool(policy.model), "policy.model is missing: give the directory of the starting policy"),
         (
-            policy.dtype == "float32",
+            policy.dtype == "float32" or lora.rank > 0,
             f"policy.dtype is {policy.dtype}: most of Adam's steps are too small to change a weight of that precision, "
             'so next to nothing would be learnt: set train.mixed_precision = "bf16" instead',
+        ),
+        (lora.rank >= 0 and lora.alpha > 0, "lora.rank must not be negative, and lora.alpha must be above 0"),
+        (
+            lora.rank > 0 or not (lora.target_modules or lora.merge),
+            "lora.target_modules and lora.merge are for adapters: set lora.rank, or remove them",
         ),
         (bool(config.data.prompts), "data.prompts is missing: give a JSON Lines file"),
         (bool(reward.model), 'reward.model is missing: give a selector, for example "helpfulness@stable"'),
@@ -224,6 +255,14 @@ def _broken_rules(config: PPOConfig) -> list[str]:
         (
             not config.critic.model or config.critic.kind == "separate",
             'critic.model is the trunk of a separate critic: set critic.kind = "separate", or remove critic.model',
+        ),
+        (
+            not config.critic.init or config.critic.kind == "separate",
+            'a reward model is the start of a separate critic: set critic.kind = "separate", or remove critic.init',
+        ),
+        (
+            not (config.critic.init and config.critic.model),
+            "critic.init and critic.model both say where the critic's trunk starts: remove one",
         ),
         (
             not config.data.where or "=" in config.data.where,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ppo_client.ppo.policy import DecoderPolicy, decoder_inputs
+from ppo_client.ppo.policy import Policy
 from ppo_client.ppo.sequences import Sequences
 
 
@@ -20,6 +20,13 @@ class ValueHead(nn.Module):
         self.linear = nn.Linear(hidden_size, 1)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
+
+    def start_from(self, score_head: nn.Linear) -> None:
+        """Starts as a reward model's score head instead: (1, D), with a bias or without."""
+        with torch.no_grad():
+            self.linear.weight.copy_(score_head.weight)
+            if score_head.bias is not None:
+                self.linear.bias.copy_(score_head.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(…, D) to float32 (…)."""
@@ -44,26 +51,23 @@ class SharedCritic(nn.Module):
 class SeparateCritic(nn.Module):
     """A trunk of its own under the head: twice the work, and the policy's gradient is the policy's alone."""
 
-    def __init__(self, trunk: Any, hidden_size: int) -> None:
+    def __init__(self, trunk: Any, hidden_states: Callable[[Any, Sequences], Tensor], hidden_size: int) -> None:
+        """`hidden_states` is the policy's method: it knows how a trunk of its architecture is run."""
         super().__init__()
         self.trunk = trunk
         self.head = ValueHead(hidden_size)
-        self._takes_positions = "position_ids" in inspect.signature(trunk.forward).parameters
+        self._hidden_states = hidden_states
 
     def forward(self, sequences: Sequences, policy_hidden: Tensor | None = None) -> Tensor:
         """Values (B, R) of the states before each response token; the policy's hidden states are not used."""
-        inputs = decoder_inputs(sequences)
-        if not self._takes_positions:
-            del inputs["position_ids"]
-        hidden = self.trunk(**inputs, use_cache=False).last_hidden_state
-        values: Tensor = self.head(hidden[:, -sequences.response_ids.shape[1] :])
+        values: Tensor = self.head(self._hidden_states(self.trunk, sequences))
         return values
 
 
 class ActorCritic(nn.Module):
     """Policy and critic as one module, so that they are wrapped, optimised and saved together."""
 
-    def __init__(self, policy: DecoderPolicy, critic: SharedCritic | SeparateCritic) -> None:
+    def __init__(self, policy: Policy, critic: SharedCritic | SeparateCritic) -> None:
         super().__init__()
         self.policy = policy
         self.critic = critic

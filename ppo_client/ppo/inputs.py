@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.errors import CheckpointError
 
@@ -29,27 +26,16 @@ def with_absolute_paths(config: PPOConfig) -> PPOConfig:
             tokenizer=absolute(policy.tokenizer),
             reference=absolute(policy.reference),
         ),
-        critic=replace(config.critic, model=absolute(config.critic.model)),
+        critic=replace(config.critic, model=absolute(config.critic.model), init=absolute(config.critic.init)),
         data=replace(config.data, prompts=absolute(config.data.prompts)),
         train=replace(config.train, output=str(Path(config.train.output).absolute())),
     )
 
 
-def input_digests(config: PPOConfig, reference: nn.Module) -> dict[str, str]:
-    """SHA-256 of each input, by its setting; of the weights as they were loaded.
-
-    The reference's weights are the starting policy's, where no other was named.
-    """
-    with Path(config.data.prompts).open("rb") as file:
-        prompts = hashlib.file_digest(file, "sha256").hexdigest()
-    weights = hashlib.sha256()
-    for name, parameter in reference.named_parameters():
-        weights.update(name.encode())
-        weights.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return {
-        "data.prompts": prompts,
-        "policy.reference" if config.policy.reference else "policy.model": weights.hexdigest(),
-    }
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_unchanged(before: Mapping[str, str], now: Mapping[str, str]) -> None:

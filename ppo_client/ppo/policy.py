@@ -1,22 +1,20 @@
-"""A decoder-only language model as a policy: it samples responses and evaluates the responses it sampled.
+"""A language model as a policy: it samples responses and evaluates the responses it sampled.
 
-What the model computes is here, what becomes of its logits in `distribution.py`. Another kind of policy
-(encoder-decoder, say) offers the same two methods.
+What is the same for every architecture is here; how each reads a prompt and a response, in `causal.py` and
+`seq2seq.py`; what becomes of the logits, in `distribution.py`.
 """
 
 from __future__ import annotations
 
-import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from ppo_client.ppo.distribution import SamplingRule, draw, entropy
-from ppo_client.ppo.errors import ConfigError
 from ppo_client.ppo.sequences import Prompts, Sequences
 
 # Finished rows are dropped from the KV cache when they are at least this share of the batch; copying it has its price.
@@ -38,26 +36,38 @@ class Samples:
     """float32 (B, R), where a value head was given"""
 
 
-class DecoderPolicy(nn.Module):
-    """Wraps a transformers model for causal language modelling."""
+@dataclass(slots=True)
+class Decoding:
+    """Responses under way: what the model reads next, (B, …) each, and its cache of what it has read."""
+
+    inputs: dict[str, Tensor]
+    cache: Any
+
+    def keep(self, rows: Tensor) -> None:
+        """Goes on with the rows `rows` alone."""
+        self.cache.batch_select_indices(rows)
+        self.inputs = {name: tensor[rows] for name, tensor in self.inputs.items()}
+
+
+class Policy(nn.Module, ABC):
+    """Wraps a transformers language model."""
+
+    continues_prompt: ClassVar[bool]
+    """Whether a response goes on with the prompt's text, or is a text of its own"""
 
     def __init__(self, model: Any, rule: SamplingRule, pad_id: int) -> None:
         super().__init__()
         self.model = model
         self.rule = rule
         self.pad_id = pad_id
-        _check_is_supported(model)
-        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-        # The last hidden states, exactly where the vocabulary head reads them and for those positions only:
-        # `output_hidden_states` would keep every layer's.
-        self._head_input: Tensor | None = None
-        model.get_output_embeddings().register_forward_pre_hook(self._keep_head_input)
+        # The last hidden states as the model computes them on its way to the logits: `output_hidden_states` would
+        # keep every layer's.
+        self._hidden: Tensor | None = None
 
     def forward(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
         """The policy's logits (B, R, V) and the hidden states (B, R, D) from which each response token is predicted."""
-        num_tokens = sequences.response_ids.shape[1]
-        output = self.model(**self._inputs(decoder_inputs(sequences)), logits_to_keep=num_tokens, use_cache=False)
-        return self.rule.logits(output.logits), self._take_head_input()
+        logits = self._read(sequences)
+        return self.rule.logits(logits), self._take_hidden()
 
     @torch.no_grad()
     def sample(
@@ -75,13 +85,11 @@ class DecoderPolicy(nn.Module):
         eos = torch.tensor(self.rule.eos_ids, dtype=torch.long, device=device)
 
         rows = torch.arange(num_rows, device=device)  # those still in the cache
-        inputs = prompt_inputs(prompts)
-        positions = prompts.mask.sum(1, keepdim=True)  # of the next token
-        cache = DynamicCache(config=self.model.config)
+        decoding = self._begin(prompts)
         for t in range(num_tokens):
-            output = self.model(**self._inputs(inputs), past_key_values=cache, use_cache=True, logits_to_keep=1)
-            hidden = self._take_head_input()[:, -1]
-            distribution = self.rule.logits(output.logits[:, -1:], first_position=t)[:, 0].log_softmax(-1)
+            logits = self._step(decoding)
+            hidden = self._take_hidden()[:, -1]
+            distribution = self.rule.logits(logits[:, -1:], first_position=t)[:, 0].log_softmax(-1)
             drawn = draw(distribution, uniforms[rows, t])
 
             running = ~has_eos[rows]
@@ -92,19 +100,17 @@ class DecoderPolicy(nn.Module):
             entropies[written, t] = entropy(distribution)[running]
             if value_head is not None:
                 values[written, t] = value_head(hidden)[running]
+            self._append(decoding, drawn)
             if len(eos) and t >= self.rule.min_tokens:
                 has_eos[rows] |= torch.isin(drawn, eos)
                 running = ~has_eos[rows]
                 num_running = int(running.sum())
                 if num_running == 0:
                     break
-                if num_running <= (1 - _COMPACTION_SHARE) * len(rows) and _can_select_rows(cache):
+                if num_running <= (1 - _COMPACTION_SHARE) * len(rows) and _can_select_rows(decoding.cache):
                     kept = running.nonzero().squeeze(1)
-                    cache.batch_select_indices(kept)
-                    rows, drawn, positions = rows[kept], drawn[kept], positions[kept]
-                    inputs = {name: tensor[kept] for name, tensor in inputs.items()}
-            inputs = _next_inputs(inputs, drawn, positions)
-            positions = positions + 1
+                    rows = rows[kept]
+                    decoding.keep(kept)
         return Samples(
             Sequences(prompts, ids, response_mask),
             has_eos,
@@ -113,54 +119,47 @@ class DecoderPolicy(nn.Module):
             values if value_head is not None else None,
         )
 
-    def _inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Without positions for the models that have none, such as those with ALiBi."""
-        return inputs if self._takes_positions else {k: v for k, v in inputs.items() if k != "position_ids"}
+    @abstractmethod
+    def num_positions(self, prompt_tokens: int, response_tokens: int) -> int:
+        """How many positions in a row a model needs for a prompt and a response of these lengths."""
 
-    def _keep_head_input(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._head_input = args[0]
+    @abstractmethod
+    def trunk(self, model: Any) -> nn.Module:
+        """The part of a model of this architecture that computes hidden states."""
 
-    def _take_head_input(self) -> Tensor:
-        hidden, self._head_input = self._head_input, None
-        assert hidden is not None, "the model did not call its vocabulary head"
+    @abstractmethod
+    def hidden_states(self, trunk: Any, sequences: Sequences) -> Tensor:
+        """Of another `trunk`, what `forward` has as hidden states (B, R, D)."""
+
+    @abstractmethod
+    def _read(self, sequences: Sequences) -> Tensor:
+        """The model's logits (B, R, V) for each response token."""
+
+    @abstractmethod
+    def _begin(self, prompts: Prompts) -> Decoding:
+        """With the prompts to be read in the first step."""
+
+    @abstractmethod
+    def _step(self, decoding: Decoding) -> Tensor:
+        """The model's logits (B, T, V); the last column is for the next token."""
+
+    @abstractmethod
+    def _append(self, decoding: Decoding, ids: Tensor) -> None:
+        """Makes the tokens `ids` (B,) what is read next."""
+
+    def _keep_hidden(self, hidden: Tensor) -> None:
+        """To be called by a hook, while the model runs."""
+        self._hidden = hidden
+
+    def _take_hidden(self) -> Tensor:
+        hidden, self._hidden = self._hidden, None
+        assert hidden is not None, "the model did not compute hidden states where they were expected"
         return hidden
 
 
-def decoder_inputs(sequences: Sequences) -> dict[str, Tensor]:
-    """Prompt and response in one row, for a forward pass that predicts every response token.
-
-    The last token predicts nothing that is asked for, so it is left out: (B, P + R − 1).
-    """
-    ids = torch.cat([sequences.prompts.ids, sequences.response_ids], dim=1)[:, :-1]
-    # What follows a response cannot be seen from within it, so only the prompt's padding needs a mask.
-    shown = torch.ones_like(sequences.response_mask)
-    return _with_positions(ids, torch.cat([sequences.prompts.mask, shown], dim=1)[:, :-1])
-
-
-def prompt_inputs(prompts: Prompts) -> dict[str, Tensor]:
-    """The prompts alone: (B, P)."""
-    return _with_positions(prompts.ids, prompts.mask)
-
-
-def _with_positions(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Positions count tokens, not columns; without padding there is no mask, and attention takes its fast path."""
-    inputs = {"input_ids": ids, "position_ids": (mask.cumsum(1) - 1).clamp_(min=0)}
-    if not bool(mask.all()):
-        inputs["attention_mask"] = mask.long()
-    return inputs
-
-
-def _next_inputs(inputs: dict[str, Tensor], drawn: Tensor, positions: Tensor) -> dict[str, Tensor]:
-    """One token a row, for the step after; `positions` is (B, 1)."""
-    following = {"input_ids": drawn.unsqueeze(1), "position_ids": positions}
-    if "attention_mask" in inputs:
-        mask = inputs["attention_mask"]
-        following["attention_mask"] = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-    return following
-
-
 def _can_select_rows(cache: Any) -> bool:
-    return all(hasattr(layer, "batch_select_indices") for layer in cache.layers)
+    parts = (cache.self_attention_cache, cache.cross_attention_cache) if hasattr(cache, "is_updated") else (cache,)
+    return all(hasattr(layer, "batch_select_indices") for part in parts for layer in part.layers)
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -176,13 +175,3 @@ def disable_dropout(model: nn.Module) -> None:
         for name, value in vars(module).items():
             if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-def _check_is_supported(model: Any) -> None:
-    kind = type(model).__name__
-    if model.config.is_encoder_decoder:
-        raise ConfigError(f"the policy is a {kind}, an encoder-decoder; decoder-only models can be trained")
-    if getattr(model, "_is_stateful", False):
-        raise ConfigError(f"the policy is a {kind}, whose recurrent state knows no padding; use an attention model")
-    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
-        raise ConfigError(f"the policy is a {kind}, which cannot compute logits for the response alone")

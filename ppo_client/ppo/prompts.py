@@ -45,14 +45,19 @@ def read_rows(path: Path, where: str = "") -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def load_prompts(data: DataConfig, reward: RewardConfig, tokenizer: Any | None) -> list[Prompt]:
-    """All prompts of the file, in its order. Raises DataError where one cannot be used."""
+def load_prompts(
+    data: DataConfig, reward: RewardConfig, tokenizer: Any | None, *, keeps_eos: bool = False
+) -> list[Prompt]:
+    """All prompts of the file, in its order. Raises DataError where one cannot be used.
+
+    `keeps_eos`: whether a text keeps the EOS that its tokenizer ends it with, as encoders read it.
+    """
     path = Path(data.prompts)
     prompts = []
     for number, row in enumerate(read_rows(path, data.where), start=1):
         if data.field not in row:
             raise DataError(f"{path}, row {number}: no field {data.field!r}; it has {', '.join(row)}")
-        prompt = make_prompt(row[data.field], reward, tokenizer, f"{path}, row {number}")
+        prompt = make_prompt(row[data.field], reward, tokenizer, f"{path}, row {number}", keeps_eos=keeps_eos)
         if len(prompt.token_ids) > data.max_prompt_tokens:
             if data.overlong == "drop":
                 continue
@@ -72,7 +77,9 @@ def load_prompts(data: DataConfig, reward: RewardConfig, tokenizer: Any | None) 
     return prompts
 
 
-def make_prompt(value: Any, reward: RewardConfig, tokenizer: Any | None, place: str) -> Prompt:
+def make_prompt(
+    value: Any, reward: RewardConfig, tokenizer: Any | None, place: str, *, keeps_eos: bool = False
+) -> Prompt:
     """A prompt of text, chat messages or token ids. Raises DataError, which names `place`."""
     ids: list[int]
     if _is_list_of(value, int) and value:
@@ -90,7 +97,8 @@ def make_prompt(value: Any, reward: RewardConfig, tokenizer: Any | None, place: 
         raise DataError(f"{place}: a text prompt needs a tokenizer: set policy.tokenizer")
     content: Content
     if isinstance(value, str) and value:
-        ids = _without_eos(tokenizer(value)["input_ids"], tokenizer)
+        ids = tokenizer(value)["input_ids"]
+        ids = ids if keeps_eos else _without_eos(ids, tokenizer)
         text, content = value, reward.prompt_template.replace("{prompt}", value)
     elif _is_list_of(value, dict) and value and all({"role", "content"} <= set(message) for message in value):
         if reward.prompt_template != "{prompt}":

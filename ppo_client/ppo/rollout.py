@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ from ppo_client.ppo.completions import completion_contents, is_empty, response_i
 from ppo_client.ppo.critic import ActorCritic, SharedCritic
 from ppo_client.ppo.distribution import token_log_probs
 from ppo_client.ppo.errors import EmptyResponse
-from ppo_client.ppo.policy import DecoderPolicy, Samples
+from ppo_client.ppo.policy import Samples
 from ppo_client.ppo.prompts import Prompt
 from ppo_client.ppo.reward_source import PendingScores, RewardDesk
 from ppo_client.ppo.sequences import Prompts, Sequences, concatenate, pad_columns
@@ -62,7 +62,8 @@ class RolloutWorker:
     """Makes the episodes of one process."""
 
     actor_critic: ActorCritic
-    reference: DecoderPolicy
+    reference: Callable[[Sequences], tuple[Tensor, Tensor]]
+    """The reference policy's `forward`: logits (B, R, V) first"""
     desk: RewardDesk
     tokenizer: Any | None
     micro_batch_size: int
@@ -85,7 +86,9 @@ class RolloutWorker:
                 chunk = prompts[first : first + size]
                 with _timed(seconds, "generate_s"):
                     samples = self._sample(chunk, uniforms[first : first + size])
-                texts = response_texts(samples, self.tokenizer)
+                texts = response_texts(
+                    samples, self.tokenizer, continues_prompt=self.actor_critic.policy.continues_prompt
+                )
                 contents = completion_contents(chunk, response_ids(samples), texts)
                 under_way.append((samples, texts, self._ask(chunk, contents)))
             with _timed(seconds, "evaluate_s"):
@@ -101,7 +104,7 @@ class RolloutWorker:
         given = [pair for pairs in answers for pair in pairs]
         log_probs, reference_log_probs, values = (torch.cat(parts) for parts in zip(*evaluated, strict=True))
         return Rollout(
-            sequences=concatenate([samples.sequences for samples, _, _ in under_way], self.reference.pad_id),
+            sequences=concatenate([samples.sequences for samples, _, _ in under_way], self.actor_critic.policy.pad_id),
             has_eos=torch.cat([samples.has_eos for samples, _, _ in under_way]),
             scores=torch.tensor([value for value, _ in given], dtype=torch.float32, device=self.device),
             log_probs=log_probs,

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
-from safetensors.torch import load_file, save_file
 
 from ppo_client.ppo import checkpoint as disk
-from ppo_client.ppo.build import check_fits, frozen, load_critic, load_policy, load_tokenizer
+from ppo_client.ppo.build import check_fits, load_language_model, load_tokenizer, policy_class
 from ppo_client.ppo.checkpoint import RunState
 from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.config_file import changed_keys, load_config, to_toml
@@ -24,7 +23,8 @@ from ppo_client.ppo.connect import AWAY_ERRORS, connect
 from ppo_client.ppo.critic import ActorCritic
 from ppo_client.ppo.distributed import is_true_anywhere
 from ppo_client.ppo.errors import CheckpointError, ConfigError
-from ppo_client.ppo.inputs import check_unchanged, input_digests, with_absolute_paths
+from ppo_client.ppo.inputs import check_unchanged, file_digest, with_absolute_paths
+from ppo_client.ppo.models import load_models, save_policy, trained_share
 from ppo_client.ppo.normalize import ScoreNormalizer
 from ppo_client.ppo.prompts import Prompt, load_prompts
 from ppo_client.ppo.reward_source import RewardDesk, RewardSource
@@ -95,6 +95,8 @@ class Run:
         if self.accelerator.is_main_process:
             saved = disk.checkpoint_path(self.output, self.state.step) / "policy"
             disk.write_directory(self.output / "policy", partial(_copy_directory, saved))
+            if self.config.lora.merge:
+                disk.write_directory(self.output / "policy-merged", self._write_merged)
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
@@ -103,12 +105,16 @@ class Run:
         if self.client is not None:
             self.client.close()
 
+    def _write_merged(self, place: Path) -> None:
+        load_language_model(str(self.output / "policy"), self.config.policy.dtype).save_pretrained(place)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(place)
+
     def _write(self, random_states: list[dict[str, Any]], place: Path) -> None:
         policy = place / "policy"
-        self.actor_critic.policy.model.save_pretrained(policy)
+        save_policy(self.actor_critic, policy)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(policy)
-        save_file(self.actor_critic.critic.state_dict(), policy / "critic.safetensors")
         torch.save(self.updater.optimizer.state_dict(), place / "optimizer.pt")
         torch.save(random_states, place / "rng.pt")
         (place / "state.json").write_text(self.state.to_json(), encoding="utf-8")
@@ -128,7 +134,7 @@ def start_run(config: PPOConfig, rewards: RewardSource | None = None) -> Run:
     run_id: str = broadcast_object_list(name)[0]
     set_seed(config.train.seed, device_specific=True)
     state = RunState(run_id, 0, 0, config.kl.coefficient, ScoreNormalizer(), None)
-    run = _assemble(config, accelerator, rewards, state, config.policy.model)
+    run = _assemble(config, accelerator, rewards, state)
     _write_config(run)
     return run
 
@@ -157,10 +163,9 @@ def resume_run(output: Path, rewards: RewardSource | None = None, overrides: Seq
     accelerator = Accelerator(mixed_precision=config.train.mixed_precision)
     try:
         state = RunState.from_json((place / "state.json").read_text(encoding="utf-8"))
-        critic = load_file(place / "policy" / "critic.safetensors")
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{place} cannot be read: {error}") from error
-    run = _assemble(config, accelerator, rewards, state, str(place / "policy"), critic)
+    run = _assemble(config, accelerator, rewards, state, place / "policy")
     run.updater.optimizer.load_state_dict(disk.load_tensors(place / "optimizer.pt"))
     random_states = disk.load_tensors(place / "rng.pt")
     if accelerator.process_index < len(random_states):
@@ -175,9 +180,9 @@ def _assemble(
     accelerator: Accelerator,
     rewards: RewardSource | None,
     state: RunState,
-    policy_place: str,
-    critic_tensors: dict[str, torch.Tensor] | None = None,
+    saved: Path | None = None,
 ) -> Run:
+    """`saved`: the `policy` directory of the checkpoint to go on from."""
     ppo, num_processes = config.ppo, accelerator.num_processes
     if ppo.batch_size % (ppo.num_minibatches * num_processes):
         raise ConfigError(
@@ -190,23 +195,16 @@ def _assemble(
     tokenizer = load_tokenizer(config.policy.tokenizer or config.policy.model)
     if tokenizer is None and config.policy.tokenizer:
         raise ConfigError(f"policy.tokenizer: there is none in {config.policy.tokenizer}")
-    prompts = load_prompts(config.data, config.reward, tokenizer)
-    dtype, reference_place = config.policy.dtype, config.policy.reference or config.policy.model
-    reference = frozen(load_policy(reference_place, dtype, config.rollout, tokenizer))
-    inputs = input_digests(config, reference)
+    keeps_eos = not policy_class(config.policy.model).continues_prompt
+    prompts = load_prompts(config.data, config.reward, tokenizer, keeps_eos=keeps_eos)
+    models = load_models(config, tokenizer, accelerator.device, saved)
+    actor_critic = models.actor_critic
+    inputs = {"data.prompts": file_digest(Path(config.data.prompts)), **models.digests}
     check_unchanged(state.inputs, inputs)
     state = replace(state, inputs=inputs)
-    policy = load_policy(policy_place, dtype, config.rollout, tokenizer)
-    check_fits(policy, prompts, config.rollout.max_response_tokens)
-    actor_critic = load_critic(config.critic, policy, config.policy.model, dtype)
-    if critic_tensors is not None:
-        actor_critic.critic.load_state_dict(critic_tensors)
-    if config.policy.gradient_checkpointing:
-        model: Any = policy.model  # the older name, where transformers does not have the newer yet
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    actor_critic, reference = actor_critic.to(accelerator.device), reference.to(accelerator.device)
+    check_fits(actor_critic.policy, prompts, config.rollout.max_response_tokens)
     optimizer = torch.optim.AdamW(
-        actor_critic.parameters(),
+        [parameter for parameter in actor_critic.parameters() if parameter.requires_grad],
         lr=ppo.learning_rate,
         betas=(ppo.adam_beta1, ppo.adam_beta2),
         eps=ppo.adam_epsilon,
@@ -221,7 +219,12 @@ def _assemble(
         tensorboard=config.train.tensorboard,
         enabled=accelerator.is_main_process,
     )
-    in_fp32 = dtype == "float32" and config.train.mixed_precision == "no"
+    if config.lora.rank:
+        num_trained, num_all = trained_share(actor_critic)
+        tracker.say(f"{num_trained} of {num_all} parameters have gradients ({num_trained / num_all:.2%})")
+    in_fp32 = config.policy.dtype == "float32" and config.train.mixed_precision == "no"
+    # An adapter's reference is the same model, so by the same forward pass the KL is 0 at first, to the last bit.
+    trusts_sampling = in_fp32 and not config.lora.rank
     wanted = config.rollout.log_probs
     desk = RewardDesk(
         source=rewards,
@@ -233,11 +236,11 @@ def _assemble(
     )
     worker = RolloutWorker(
         actor_critic=actor_critic,
-        reference=reference,
+        reference=models.reference,
         desk=desk,
         tokenizer=tokenizer,
         micro_batch_size=config.rollout.micro_batch_size,
-        log_probs_from_sampling=wanted == "sampling" or (wanted == "auto" and in_fp32),
+        log_probs_from_sampling=wanted == "sampling" or (wanted == "auto" and trusts_sampling),
         device=accelerator.device,
         empty_score=config.reward.empty_score,
     )

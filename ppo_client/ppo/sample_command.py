@@ -72,7 +72,7 @@ def _samples(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         temperature=args.temperature,
     )
     policy = load_policy(args.policy, "float32", rollout, tokenizer).eval()
-    prompts = _prompts(args, tokenizer)[: args.limit]
+    prompts = _prompts(args, tokenizer, keeps_eos=not policy.continues_prompt)[: args.limit]
     check_fits(policy, prompts, rollout.max_response_tokens)
     repeated = [prompt for prompt in prompts for _ in range(args.completions)]
     for first in range(0, len(repeated), args.batch_size):
@@ -82,7 +82,7 @@ def _samples(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         samples = policy.sample(Prompts.collate([prompt.token_ids for prompt in chunk], policy.pad_id), numbers)
         for prompt, text, ids, has_eos in zip(
             chunk,
-            response_texts(samples, tokenizer),
+            response_texts(samples, tokenizer, continues_prompt=policy.continues_prompt),
             response_ids(samples),
             samples.has_eos.tolist(),
             strict=True,
@@ -90,9 +90,9 @@ def _samples(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield {"prompt": prompt.text, "completion": text, "has_eos": has_eos, "num_tokens": len(ids)}
 
 
-def _prompts(args: argparse.Namespace, tokenizer: Any | None) -> list[Prompt]:
+def _prompts(args: argparse.Namespace, tokenizer: Any | None, *, keeps_eos: bool) -> list[Prompt]:
     everything = sys.maxsize  # the policy's own limit is checked afterwards
     if args.prompts:
         data = DataConfig(prompts=args.prompts, field=args.field, where=args.where, max_prompt_tokens=everything)
-        return load_prompts(data, RewardConfig(), tokenizer)
-    return [make_prompt(text, RewardConfig(), tokenizer, "--prompt") for text in args.prompt]
+        return load_prompts(data, RewardConfig(), tokenizer, keeps_eos=keeps_eos)
+    return [make_prompt(text, RewardConfig(), tokenizer, "--prompt", keeps_eos=keeps_eos) for text in args.prompt]

@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     SAMPLING = 2
     MINIBATCHES = 3
     NORMALIZATION = 4
+    ADAPTER = 5
 
 
 def numpy_generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:

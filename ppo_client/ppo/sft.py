@@ -1,4 +1,4 @@
-"""`ppo-client sft`: a short supervised fine-tune by TRL's SFTTrainer, which gives PPO its starting policy."""
+"""`ppo-client sft`: a short supervised fine-tune, which gives PPO its starting policy."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class SFTSettings:
     """All settings of a supervised fine-tune."""
 
     model: str = ""
-    """Directory of a decoder-only checkpoint with its tokenizer. Required."""
+    """Directory of a decoder-only or encoder-decoder checkpoint with its tokenizer. Required."""
     data: str = ""
     """JSON Lines file, `.gz` too. Rows have `text`, or `prompt` and `completion`; of the latter only the completion
-    is learnt. EOS is added. Required."""
+    is learnt. EOS is added. An encoder-decoder needs the latter. Required."""
     output: str = ""
     """Directory that becomes a plain model directory. Required."""
     where: str = ""
@@ -42,7 +42,7 @@ class SFTSettings:
     warmup_steps: int = 0
     weight_decay: float = 0.0
     max_tokens: int = 512
-    """Longer texts are cut."""
+    """Longer texts are cut; of an encoder-decoder, prompts and completions each."""
     gradient_checkpointing: bool = False
     """Recomputes activations in the backward pass: less memory, about a third more time."""
     seed: int = 0
@@ -58,50 +58,82 @@ class SFTSettings:
 
 
 def fine_tune(settings: SFTSettings) -> dict[str, float]:
-    """Trains, and writes model and tokenizer to `settings.output`; returns TRL's metrics of the run."""
+    """Trains, and writes model and tokenizer to `settings.output`; returns the metrics of the run."""
     rows = read_examples(settings)
     # Heavy, and not needed to refuse a wrong setting.
-    import torch
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
-
-    from ppo_client.ppo.build import load_language_model, load_tokenizer, quiet_transformers
+    from ppo_client.ppo.build import load_language_model, load_tokenizer, policy_class, quiet_transformers
 
     quiet_transformers()
     tokenizer = load_tokenizer(settings.model)
     if tokenizer is None or tokenizer.eos_token is None:
         raise ConfigError(f"{settings.model} has no tokenizer with an EOS token, so the policy could not learn to stop")
-    output = Path(settings.output)
-    arguments = SFTConfig(
-        output_dir=str(output),
-        num_train_epochs=settings.num_epochs,
-        max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
-        warmup_steps=settings.warmup_steps,
-        weight_decay=settings.weight_decay,
-        max_length=settings.max_tokens,
-        seed=settings.seed,
-        data_seed=settings.seed,
-        logging_steps=settings.log_every_steps,
-        bf16=False,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        report_to="none",
-        save_strategy="no",
-    )
-    trainer = SFTTrainer(
-        model=load_language_model(settings.model, "float32"),
-        args=arguments,
+    make_trainer = _causal_trainer if policy_class(settings.model).continues_prompt else _seq2seq_trainer
+    trainer = make_trainer(settings, load_language_model(settings.model, "float32"), tokenizer, rows)
+    metrics: dict[str, float] = trainer.train().metrics
+    trainer.save_model(settings.output)
+    tokenizer.save_pretrained(settings.output)
+    return metrics
+
+
+def _causal_trainer(settings: SFTSettings, model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> Any:
+    """TRL's, which adds EOS and masks prompts."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    return SFTTrainer(
+        model=model,
+        args=SFTConfig(max_length=settings.max_tokens, **_arguments(settings)),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
-    metrics: dict[str, float] = trainer.train().metrics
-    trainer.save_model(str(output))
-    tokenizer.save_pretrained(output)
-    return metrics
+
+
+def _seq2seq_trainer(settings: SFTSettings, model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> Any:
+    """transformers' own: TRL's knows no encoder. It reads prompts as the policy does in PPO."""
+    from datasets import Dataset
+    from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
+
+    if "prompt" not in rows[0]:
+        raise DataError(
+            f"{settings.data}: rows have `text`, and {settings.model} is an encoder-decoder, which reads a `prompt` "
+            "and writes a `completion`: split the texts"
+        )
+    size, eos = settings.max_tokens, tokenizer.eos_token_id
+    inputs = tokenizer([row["prompt"] for row in rows], truncation=True, max_length=size)["input_ids"]
+    labels = tokenizer(text_target=[row["completion"] for row in rows])["input_ids"]
+    ended = [ids if ids and ids[-1] == eos else [*ids, eos] for ids in labels]
+    return Seq2SeqTrainer(
+        model=model,
+        args=Seq2SeqTrainingArguments(**_arguments(settings)),
+        train_dataset=Dataset.from_dict({"input_ids": inputs, "labels": [ids[:size] for ids in ended]}),
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        processing_class=tokenizer,
+    )
+
+
+def _arguments(settings: SFTSettings) -> dict[str, Any]:
+    """What both trainers are told."""
+    import torch
+
+    return {
+        "output_dir": settings.output,
+        "num_train_epochs": settings.num_epochs,
+        "max_steps": settings.max_steps or -1,
+        "per_device_train_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.schedule,
+        "warmup_steps": settings.warmup_steps,
+        "weight_decay": settings.weight_decay,
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "logging_steps": settings.log_every_steps,
+        "bf16": False,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "report_to": "none",
+        "save_strategy": "no",
+    }
 
 
 def read_examples(settings: SFTSettings) -> list[dict[str, Any]]:

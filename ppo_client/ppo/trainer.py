@@ -146,7 +146,7 @@ class PPOTrainer:
             error = caught
         try:
             raise_together(run.accelerator, error)
-            rollout = gather_rollout(run.accelerator, local, run.worker.reference.pad_id)
+            rollout = gather_rollout(run.accelerator, local, run.actor_critic.policy.pad_id)
             expected, found = changes(
                 run.state.version,
                 (record.version for record in rollout.records if record.version),

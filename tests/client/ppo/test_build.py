@@ -9,7 +9,7 @@ import torch
 from tiny_models import EOS_ID, PAD_ID, VOCAB_SIZE, make_tokenizer
 from tiny_policies import make_language_model, save_policy
 from torch import nn
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import BertConfig
 
 from ppo_client.ppo.build import check_fits, load_language_model, load_policy, load_tokenizer, sampling_rule
 from ppo_client.ppo.config import RolloutConfig
@@ -33,9 +33,8 @@ def test_places_that_hold_no_policy(tmp_path: Path) -> None:
         load_language_model(str(tmp_path), "float32")
     with pytest.raises(ConfigError, match="there is no directory"):
         load_language_model(str(tmp_path / "none"), "float32")
-    t5 = T5Config(vocab_size=16, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
-    T5ForConditionalGeneration(t5).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"encoder-decoder \(t5\)"):
+    BertConfig(num_hidden_layers=1, is_encoder_decoder=True).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="cannot be loaded"):
         load_language_model(str(tmp_path), "float32")
 
 
@@ -77,3 +76,14 @@ def test_lengths_and_vocabulary_are_checked(tmp_path: Path) -> None:
         check_fits(policy, [prompt(1), prompt(*range(200))], 57)
     with pytest.raises(ConfigError, match=f"token id {VOCAB_SIZE}, and the policy {VOCAB_SIZE} tokens"):
         check_fits(policy, [prompt(VOCAB_SIZE)], 8)
+
+
+def test_an_encoder_decoder_needs_room_for_the_longer_of_the_two(tmp_path: Path) -> None:
+    save_policy(tmp_path, "bart")  # 64 positions
+    policy = load_policy(str(tmp_path), "float32", RolloutConfig(), None)
+    prompts = [Prompt(list(range(60)), [], "")]
+    check_fits(policy, prompts, 64)
+    with pytest.raises(ConfigError, match="60 tokens, a response up to 65, and the policy 64 positions"):
+        check_fits(policy, prompts, 65)
+    save_policy(tmp_path / "t5", "t5")
+    check_fits(load_policy(str(tmp_path / "t5"), "float32", RolloutConfig(), None), prompts, 1000)

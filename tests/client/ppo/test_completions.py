@@ -44,7 +44,7 @@ def test_a_decoder_that_strips_does_not_glue_the_completion_to_its_prompt() -> N
     samples = make_samples(
         [[1, once, upon, a], [once, upon, a, time]], [[time, there, eos], [s, eos]], pad_id=0, has_eos=True
     )
-    assert response_texts(samples, tokenizer) == [" time there", "s"]
+    assert response_texts(samples, tokenizer, continues_prompt=True) == [" time there", "s"]
 
 
 @pytest.mark.parametrize("has_eos", [True, False])
@@ -53,4 +53,11 @@ def test_a_character_that_prompt_and_response_share_stays_with_the_response_alon
     first, second = tokenizer("ö")["input_ids"]
     body = [second, *tokenizer("x")["input_ids"]]
     samples = make_samples([[first]], [[*body, EOS_ID] if has_eos else body], PAD_ID, has_eos)
-    assert response_texts(samples, tokenizer) == [tokenizer.decode(body)]
+    assert response_texts(samples, tokenizer, continues_prompt=True) == [tokenizer.decode(body)]
+
+
+def test_a_text_of_its_own_is_decoded_alone() -> None:
+    tokenizer = make_tokenizer()
+    body = tokenizer(" the end")["input_ids"]
+    samples = make_samples([tokenizer("in")["input_ids"]], [[*body, EOS_ID]], PAD_ID, True)
+    assert response_texts(samples, tokenizer, continues_prompt=False) == [" the end"]

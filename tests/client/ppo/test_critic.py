@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import EOS_ID, PAD_ID
+from tiny_models import PAD_ID
 from tiny_policies import FAMILIES_OF_POLICIES, make_language_model
 from torch import nn
 
+from ppo_client.ppo.build import hidden_size, make_policy
+from ppo_client.ppo.config import RolloutConfig
 from ppo_client.ppo.critic import ActorCritic, SeparateCritic, SharedCritic, ValueHead
-from ppo_client.ppo.distribution import SamplingRule
-from ppo_client.ppo.policy import DecoderPolicy
 from ppo_client.ppo.seeds import Purpose, uniforms
 from ppo_client.ppo.sequences import Prompts
 
@@ -19,11 +19,12 @@ NUMBERS = uniforms(0, Purpose.SAMPLING, 1, range(3), 6)
 
 
 def make(kind: str, family: str = "llama") -> ActorCritic:
-    policy = DecoderPolicy(make_language_model(family), SamplingRule(1.0, (EOS_ID,), 1), PAD_ID)
-    width = policy.model.get_output_embeddings().weight.shape[1]
+    policy = make_policy(make_language_model(family), RolloutConfig(max_response_tokens=6), None)
+    width = hidden_size(policy.model)
     if kind == "shared":
         return ActorCritic(policy, SharedCritic(width)).eval()
-    return ActorCritic(policy, SeparateCritic(make_language_model(family, seed=1).base_model, width)).eval()
+    trunk = policy.trunk(make_language_model(family, seed=1))
+    return ActorCritic(policy, SeparateCritic(trunk, policy.hidden_states, width)).eval()
 
 
 def awaken(head: ValueHead) -> None:
@@ -32,9 +33,10 @@ def awaken(head: ValueHead) -> None:
         head.linear.bias.fill_(0.5)
 
 
+@pytest.mark.parametrize("family", ["llama", "t5", "bart"])
 @pytest.mark.parametrize("kind", ["shared", "separate"])
-def test_values_are_zero_at_first(kind: str) -> None:
-    actor_critic = make(kind)
+def test_values_are_zero_at_first(kind: str, family: str) -> None:
+    actor_critic = make(kind, family)
     sequences = actor_critic.policy.sample(PROMPTS, NUMBERS).sequences
     _, values = actor_critic(sequences)
     assert torch.equal(values, torch.zeros(3, 6))
@@ -53,9 +55,10 @@ def test_values_noted_while_sampling_are_the_evaluated_ones(family: str) -> None
     assert torch.equal(samples.values[~mask], torch.zeros(int((~mask).sum())))
 
 
+@pytest.mark.parametrize("family", ["llama", "t5", "flan_t5", "bart"])
 @pytest.mark.parametrize("kind", ["shared", "separate"])
-def test_a_value_sees_what_came_before_its_token_and_nothing_after(kind: str) -> None:
-    actor_critic = make(kind)
+def test_a_value_sees_what_came_before_its_token_and_nothing_after(kind: str, family: str) -> None:
+    actor_critic = make(kind, family)
     awaken(actor_critic.critic.head)
     sequences = actor_critic.policy.sample(PROMPTS, NUMBERS).sequences
     with torch.no_grad():
@@ -66,12 +69,33 @@ def test_a_value_sees_what_came_before_its_token_and_nothing_after(kind: str) ->
     assert float((before[:, 4] - after[:, 4]).abs().min()) > 1e-4, "the next value has seen it"
 
 
-def test_gradients_of_the_value_loss() -> None:
+@pytest.mark.parametrize("family", FAMILIES_OF_POLICIES)
+def test_gradients_of_the_value_loss(family: str) -> None:
     for kind, reaches_policy in (("shared", True), ("separate", False)):
-        actor_critic = make(kind)
+        actor_critic = make(kind, family)
         awaken(actor_critic.critic.head)
         sequences = actor_critic.policy.sample(PROMPTS, NUMBERS).sequences
         actor_critic(sequences)[1].sum().backward()
         touched = any(p.grad is not None and bool(p.grad.any()) for p in actor_critic.policy.parameters())
         assert touched == reaches_policy
         assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in actor_critic.critic.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES_OF_POLICIES)
+def test_a_separate_trunk_computes_what_the_policys_own_does(family: str) -> None:
+    policy = make("shared", family).policy
+    sequences = policy.sample(PROMPTS, NUMBERS).sequences
+    with torch.no_grad():
+        _, hidden = policy(sequences)
+        again = policy.hidden_states(policy.trunk(make_language_model(family).eval()), sequences)
+    mask = sequences.response_mask
+    assert torch.allclose(again[mask], hidden[mask], atol=1e-5)
+
+
+def test_a_head_can_start_as_a_score_head() -> None:
+    for has_bias in (False, True):
+        score = nn.Linear(8, 1, bias=has_bias)
+        head = ValueHead(8)
+        head.start_from(score)
+        hidden = torch.randn(2, 3, 8)
+        assert torch.equal(head(hidden), score(hidden).squeeze(-1))

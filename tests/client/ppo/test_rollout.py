@@ -17,10 +17,10 @@ from tiny_policies import FakeRewards, even_share, make_config, make_scores, rea
 
 from ppo_client.client.scores import Content, Scores
 from ppo_client.ppo import PPOTrainer
-from ppo_client.ppo.build import load_critic, load_policy
 from ppo_client.ppo.checkpoint import latest_checkpoint
-from ppo_client.ppo.config import CriticConfig, RewardConfig, RolloutConfig
+from ppo_client.ppo.config import RewardConfig
 from ppo_client.ppo.errors import EmptyResponse
+from ppo_client.ppo.models import load_models
 from ppo_client.ppo.prompts import make_prompt
 from ppo_client.ppo.reward_source import RewardDesk, RewardSource
 from ppo_client.ppo.rollout import Rollout, RolloutWorker
@@ -40,16 +40,26 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_worker(
-    folder: Path, source: RewardSource, *, kind: str = "shared", size: int = 4, from_sampling: bool = True
+    folder: Path,
+    source: RewardSource,
+    *,
+    kind: str = "shared",
+    size: int = 4,
+    from_sampling: bool = True,
+    lora: dict[str, Any] | None = None,
 ) -> RolloutWorker:
-    rollout = RolloutConfig(max_response_tokens=NUM_TOKENS, temperature=0.8)
+    config = make_config(
+        folder.parent,
+        policy={"model": str(folder)},
+        critic={"kind": kind},
+        lora=lora or {},
+        rollout={"max_response_tokens": NUM_TOKENS, "temperature": 0.8},
+    )
     tokenizer = make_tokenizer()
-    policy = load_policy(str(folder), "float32", rollout, tokenizer)
-    reference = load_policy(str(folder), "float32", rollout, tokenizer)
-    critic = CriticConfig(kind=kind)  # type: ignore[arg-type]
+    models = load_models(config, tokenizer, torch.device("cpu"))
     return RolloutWorker(
-        actor_critic=load_critic(critic, policy, str(folder), "float32").eval(),
-        reference=reference.eval(),
+        actor_critic=models.actor_critic.eval(),
+        reference=models.reference,
         desk=RewardDesk(source, "even", 0.0),
         tokenizer=tokenizer,
         micro_batch_size=size,

@@ -1,0 +1,100 @@
+"""LoRA by peft: adapters that are trained in a model's place, and the model as it is without them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS_OF_FAMILIES
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from ppo_client.ppo.config import LoRAConfig
+from ppo_client.ppo.errors import CheckpointError, ConfigError
+from ppo_client.ppo.seeds import Purpose, numpy_generator
+
+if TYPE_CHECKING:
+    from ppo_client.ppo.policy import Policy
+    from ppo_client.ppo.sequences import Sequences
+
+_WEIGHTS = "adapter_model.safetensors"
+
+
+class AdapterOff:
+    """A policy without its adapter: the model it started from, with no memory of its own."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    def __call__(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
+        """Logits (B, R, V) and hidden states (B, R, D)."""
+        model: Any = self._policy.model
+        model.disable_adapters()
+        try:
+            output: tuple[Tensor, Tensor] = self._policy(sequences)
+        finally:
+            model.enable_adapters()
+        return output
+
+
+def adapter_base(place: str) -> str | None:
+    """The model that the adapter in the directory `place` is for; None if it holds no adapter."""
+    path = Path(place) / "adapter_config.json"
+    if not path.is_file():
+        return None
+    try:
+        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"{path} does not name the adapter's base model: {error!r}") from error
+    return str(base)
+
+
+def merged(base: Any, place: str) -> Any:
+    """The model `base` with the adapter in `place` added to its weights: a plain model again."""
+    if not (Path(place) / _WEIGHTS).is_file():
+        raise ConfigError(f"{place} has an adapter_config.json and no {_WEIGHTS}")
+    try:
+        return PeftModel.from_pretrained(base, place).merge_and_unload()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"the adapter in {place} cannot be merged: {error}") from error
+
+
+def add_adapter(model: Any, config: LoRAConfig, seed: int) -> None:
+    """Puts a new adapter into `model`, which computes what it did before; only the adapter has gradients then.
+
+    Raises ConfigError where the layers to adapt are unknown or absent.
+    """
+    kind = model.config.model_type
+    targets: Any = list(config.target_modules) or TARGETS_OF_FAMILIES.get(kind)
+    if targets is None:
+        raise ConfigError(f'no layers to adapt are known for {kind}: set lora.target_modules, for example "all-linear"')
+    adapter = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+        # GPT-2 keeps its matrices transposed.
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(numpy_generator(seed, Purpose.ADAPTER).integers(2**62)))
+            model.add_adapter(adapter)
+    except ValueError as error:
+        raise ConfigError(f"lora.target_modules: {error}") from error
+
+
+def load_adapter(model: Any, place: Path) -> None:
+    """Puts the adapter in `place` into `model`, to go on training it. Raises CheckpointError if it is not whole."""
+    try:
+        info = model.load_adapter(str(place), is_trainable=True, use_safetensors=True, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"the adapter in {place} cannot be read: {error}") from error
+    if info.missing_keys or info.unexpected_keys or info.mismatched_keys:
+        raise CheckpointError(
+            f"the adapter in {place} is not the model's: missing {sorted(info.missing_keys)}, "
+            f"unexpected {sorted(info.unexpected_keys)}, of another shape {sorted(info.mismatched_keys)}"
+        )
