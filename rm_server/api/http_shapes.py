@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rm_server.api.whole_answer import all_values
-from rm_server.backends.items import ChatMessage, Content
+from rm_server.backends.items import ChatMessage, Content, RenderedText
 from rm_server.errors import InvalidRequest, MalformedRequest
 from rm_server.scoring.scorer import ScoreAnswer, ScoreCall
 
@@ -38,7 +38,7 @@ def openrlhf_groups(body: dict[str, Any]) -> list[Group]:
     queries = body.get("query")
     if not isinstance(queries, list):
         raise InvalidRequest(f"`query` is {_shown(queries)}; a list of texts was expected.")
-    return [(NO_PROMPT, (_text(query, f"query[{index}]"),)) for index, query in enumerate(queries)]
+    return [(NO_PROMPT, (RenderedText(_text(query, f"query[{index}]")),)) for index, query in enumerate(queries)]
 
 
 def openrlhf_response(answer: ScoreAnswer) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _source(answer: ScoreAnswer) -> dict[str, Any]:
 def _input(value: Any, where: str) -> Content:
     if _is_ids(value):
         return tuple(value)
-    return _text(value, where)
+    return RenderedText(_text(value, where))
 
 
 def _messages(value: Any) -> tuple[ChatMessage, ...]:

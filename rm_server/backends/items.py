@@ -25,6 +25,16 @@ Content: TypeAlias = str | tuple[ChatMessage, ...] | tuple[int, ...]
 """Text, chat messages or token ids. The empty string stands for no content."""
 
 
+class RenderedText(str):
+    """Text that another program rendered for the model, and that stands alone as the completion.
+
+    Some programs leave the special tokens at its beginning in (OpenRLHF), others take them out (verl): the version's
+    own come in once, either way.
+    """
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedItem:
     """One prompt with one completion, ready for a backend.

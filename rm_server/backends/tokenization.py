@@ -10,14 +10,16 @@ Nothing here is changed after construction: one encoder serves all threads.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
 from typing import Any, TypeAlias, cast
 
 import jinja2
 import numpy as np
 
 from rm_server.backends.content_checks import check_unicode, checked_ids
-from rm_server.backends.items import ChatMessage, Content, EncodedItem, Int32Array
+from rm_server.backends.items import ChatMessage, Content, EncodedItem, Int32Array, RenderedText
 from rm_server.backends.json_file import first_line
 from rm_server.backends.truncation import BoolArray, kept_tokens
 from rm_server.errors import EmptyItem, UnsupportedContent
@@ -52,10 +54,22 @@ class TextEncoder:
         self._uses_type_ids = uses_type_ids
         self._special_ids = np.array(sorted(set(tokenizer.all_special_ids)), np.int32)
         self._eos_id: int | None = tokenizer.eos_token_id if manifest.append_eos else None
+        self._begin_token: str = tokenizer.bos_token or tokenizer.cls_token or ""
+        self._chat_begins_with = self._begin_token if self._is_chat_begun_by(self._begin_token) else ""
         # The Rust tokenizer itself: transformers' wrapper changes its truncation and padding on every call.
         self._rust = tokenizer.backend_tokenizer
         self._rust.no_truncation()
         self._rust.no_padding()
+
+    @property
+    def parts(self) -> tuple[tuple[str, float], ...]:
+        """A network's score is one number."""
+        return ()
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """Of all that makes ids of text. Takes a few ms the first time."""
+        return sha256(self._rust.to_str().encode()).hexdigest()
 
     def encode(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> EncodedItem:
         """Encodes one item; see `interface.Encoder`."""
@@ -72,7 +86,8 @@ class TextEncoder:
         prompt_text, completion_text = cast(str, prompt or ""), cast(str, completion)
         if self.manifest.template == PAIR_TEMPLATE and prompt_text:
             return self._of_pair(prompt_text, completion_text, rule)
-        return self._of_text(self._join(prompt_text, completion_text), rule)
+        joined = self._join(prompt_text, completion_text)
+        return self._of_text(self._begun_once(joined) if isinstance(completion, RenderedText) else joined, rule)
 
     def _join(self, prompt: str, completion: str) -> _Joined:
         """Puts both into the template in one pass, so that braces in the content stay what they are.
@@ -94,6 +109,25 @@ class TextEncoder:
             if piece in spans:
                 spans[piece] = (start, len(text))
         return _Joined(text, spans["{prompt}"], spans["{completion}"], self.manifest.add_special_tokens)
+
+    def _begun_once(self, rendered: _Joined) -> _Joined:
+        """Sees to it that a rendered text begins with the version's special token, if it has one, and with one only."""
+        if self._begin_token and rendered.text.startswith(self._begin_token):
+            return replace(rendered, adds_special_tokens=False)
+        if self.manifest.template == CHAT_TEMPLATE and self._chat_begins_with:
+            start, end = (position + len(self._chat_begins_with) for position in rendered.completion)
+            return replace(rendered, text=self._chat_begins_with + rendered.text, completion=(start, end))
+        return rendered
+
+    def _is_chat_begun_by(self, token: str) -> bool:
+        """Whether the tokenizer's chat template writes the token before the first message."""
+        if not token or self.manifest.template != CHAT_TEMPLATE:
+            return False
+        try:
+            chat = self._apply_chat_template([{"role": "user", "content": "."}], add_generation_prompt=False)
+        except (jinja2.TemplateError, TypeError, ValueError):
+            return False  # a template that takes other messages only: what is rendered by it is left as it comes
+        return chat.startswith(token)
 
     def _render_chat(self, prompt: list[dict[str, str]], completion: list[dict[str, str]]) -> _Joined:
         """Renders by the tokenizer's chat template, which writes the special tokens itself.

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from rm_api.v1 import experiments_pb2
 from running_server import RunningServer, make_version, running
-from tiny_models import CHAT_TEMPLATE
+from tiny_models import BOS, CHAT_TEMPLATE
+from transformers import AutoTokenizer
 
 from rm_server.config import TransportSettings
 
@@ -67,6 +68,24 @@ def test_verl_reads_one_raw_logit(server: RunningServer) -> None:
     assert status == 200
     assert answer["data"][-1]["probs"][-1] == pytest.approx(raw_score(server, "helpfulness@1", "Hi there"), abs=1e-5)
     assert answer["data"][0]["num_classes"] == 1
+
+
+@pytest.mark.parametrize("template", ["chat", "{prompt}{completion}"])
+def test_a_text_with_or_without_its_first_token_has_one_score(tmp_path: Path, template: str) -> None:
+    """verl takes the BOS out of the rendered text, OpenRLHF leaves it in; the model was trained with one."""
+    checkpoint = {"chat_template": "{{ bos_token }}" + CHAT_TEMPLATE, "adds_special_tokens": True}
+    folder = make_version(tmp_path / "v", 5, family="llama", checkpoint=checkpoint, template=template)
+    rendered = "[user] Hi<eos>[assistant] Hello!<eos>"
+    plain = AutoTokenizer.from_pretrained(folder)
+    ids = plain.encode(f"{BOS}{rendered}", add_special_tokens=False)
+    with running(tmp_path / "home") as server:
+        server.deploy("llama", folder)
+        _, expected, _ = post(server, "/models/llama/classify", {"input": ids})
+        _, verl, _ = post(server, "/models/llama/classify", {"input": rendered, "use_activation": False})
+        _, openrlhf, _ = post(server, "/models/llama/get_reward", {"query": [f"{BOS}{rendered}"]})
+        score = pytest.approx(expected["data"][-1]["probs"][-1], abs=1e-5)
+        assert verl["data"][-1]["probs"][-1] == score
+        assert openrlhf["rewards"] == [score]
 
 
 def test_vllm_takes_token_ids(server: RunningServer) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import tiny_models
-from tiny_models import CHAT_TEMPLATE, CLS_ID, EOS, EOS_ID, SEP_ID, VOCAB_SIZE
+from tiny_models import BOS, BOS_ID, CHAT_TEMPLATE, CLS, CLS_ID, EOS, EOS_ID, SEP, SEP_ID, VOCAB_SIZE
 from transformers import AutoTokenizer
 
-from rm_server.backends.items import ChatMessage
+from rm_server.backends.items import ChatMessage, RenderedText
 from rm_server.backends.loading import load_text_encoder
 from rm_server.backends.tokenization import TextEncoder
 from rm_server.errors import EmptyItem, InvalidTokenIds, ItemTooLong, UnsupportedArtifact, UnsupportedContent
@@ -72,6 +72,38 @@ def test_a_completion_without_prompt_stands_alone(bert: Path, llama: Path) -> No
     assert rendered.ids.tolist() == AutoTokenizer.from_pretrained(llama).encode("[user] hi<eos>")
     with pytest.raises(EmptyItem, match="needs one"):
         encoder(llama, JOINED, template="Q: {prompt} A: {completion}").encode("", "in her")
+
+
+@pytest.mark.parametrize("template", ["chat", "{prompt}{completion}"])
+@pytest.mark.parametrize("begins", [BOS, ""], ids=["as OpenRLHF sends it", "as verl sends it"])
+def test_a_rendered_text_begins_with_the_version_s_token_once(tmp_path: Path, template: str, begins: str) -> None:
+    folder = tiny_models.make_checkpoint(
+        tmp_path, "llama", chat_template="{{ bos_token }}" + CHAT_TEMPLATE, adds_special_tokens=True
+    )
+    plain = AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "user", "content": "on"}, {"role": "assistant", "content": "the line"}]
+    expected = plain.apply_chat_template(messages, return_dict=False)
+    assert expected[0] == BOS_ID
+    text = plain.apply_chat_template(messages, tokenize=False).removeprefix(BOS)
+    item = encoder(folder, JOINED, template=template).encode("", RenderedText(begins + text))
+    assert item.ids.tolist() == expected
+    assert item.completion_start == (0 if begins else 1)
+
+
+def test_a_rendered_text_gets_no_token_that_the_version_has_not(llama: Path, bert: Path) -> None:
+    plain = AutoTokenizer.from_pretrained(llama)
+    for manifest in (CHAT, JOINED):
+        assert encoder(llama, manifest).encode("", RenderedText("on the")).ids.tolist() == plain.encode("on the")
+    whole = [CLS_ID, *plain.encode("on the"), SEP_ID]
+    for text in ("on the", f"{CLS}on the{SEP}"):
+        assert encoder(bert, PAIR).encode("", RenderedText(text)).ids.tolist() == whole
+
+
+def test_a_rendered_text_is_left_alone_where_the_template_takes_other_messages_only(tmp_path: Path) -> None:
+    template = "{% if messages|length < 2 %}{{ raise_exception('a pair') }}{% endif %}<bos>"
+    folder = tiny_models.make_checkpoint(tmp_path, "llama", chat_template=template)
+    item = encoder(folder, CHAT).encode("", RenderedText("on the"))
+    assert item.ids.tolist() == AutoTokenizer.from_pretrained(folder).encode("on the")
 
 
 def test_the_template_is_filled_in_one_pass(llama: Path) -> None:
