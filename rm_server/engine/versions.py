@@ -1,51 +1,38 @@
-"""The operator's actions on versions and labels, and keeping this server as the catalog says."""
+"""The operator's actions on versions, labels, splits and pins: each works, or changes nothing."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from dataclasses import replace
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Protocol
+from typing import TypeVar
 
-from rm_server.engine.changes import Changes, Subscription
-from rm_server.engine.deployment import Deployment, DeploymentMetrics, VersionStatus
+from rm_server.engine.changes import Subscription
+from rm_server.engine.deployment import Deployment, VersionStatus
 from rm_server.engine.engine import Engine
-from rm_server.engine.lifecycle import Policy, Step, next_steps, served_labels
-from rm_server.engine.tasks import Tasks
-from rm_server.errors import (
-    CatalogUnavailable,
-    ModelNotFound,
-    NotFound,
-    RmError,
-    VersionInUse,
-    VersionNotFound,
-    VersionNotLoaded,
-)
+from rm_server.engine.following import Following, Guard, VersionMetrics
+from rm_server.engine.lifecycle import Policy
+from rm_server.errors import NotFound, RmError, VersionInUse, VersionNotLoaded
+from rm_server.registry import splits
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.home import add_version, sweep_artifacts
-from rm_server.registry.manifest import PRECISIONS, Precision
+from rm_server.registry.manifest import Precision
 from rm_server.registry.names import check_label
-from rm_server.registry.records import Snapshot, VersionKey, VersionRecord
+from rm_server.registry.records import Snapshot, Split, VersionKey, VersionRecord
+from rm_server.registry.runs import Look
 
-Guard = Callable[[VersionKey], str | None]
-"""Says who needs a version, in words for people; None: nobody."""
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
 
-class VersionMetrics(DeploymentMetrics, Protocol):
-    """What is counted here; see rm_server/metrics.py."""
-
-    def label_moved(self, model: str) -> None: ...
-    def catalog_reachable(self, is_reachable: bool) -> None: ...
-
-
 class VersionManager:
-    """Loads, unloads, labels and registers, one thing at a time for each version, and follows the catalog.
+    """Loads, unloads, labels, divides and registers, one thing at a time for each version, and follows the catalog.
 
     Lives on the event loop; catalog and disk are used in threads. What has been begun goes on when the caller is
     cancelled. Everything may raise CatalogUnavailable.
@@ -58,23 +45,24 @@ class VersionManager:
         engine: Engine,
         metrics: VersionMetrics,
         *,
-        poll_s: float = 1.0,
+        poll_s: float = 0.5,
         policy: Policy = "availability",
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        """``poll_s``: how often the catalog is looked at. ``clock`` in seconds since the epoch, for leases."""
         self._catalog = catalog
         self._artifacts = artifacts
         self._metrics = metrics
-        self._poll_s = poll_s
-        self._policy: Policy = policy
-        self._deployment = Deployment(artifacts, engine, metrics, self._on_state)
-        self._guards: list[Guard] = []
-        self._changes = Changes()
-        self._tasks = Tasks()
-        self._steps: dict[VersionKey, asyncio.Task[None]] = {}
-        self._locks: dict[VersionKey, asyncio.Lock] = {}
-        self._in_catalog = self._served = Snapshot(-1, {}, {}, frozenset())
-        # Unloaded although a label names them: not to be loaded again on the label's account.
-        self._forced_out: set[VersionKey] = set()
+        self._following = Following(
+            catalog,
+            lambda on_change: Deployment(artifacts, engine, metrics, on_change),
+            metrics,
+            poll_s=poll_s,
+            policy=policy,
+            clock=clock,
+        )
+        self._deployment = self._following.deployment
+        self._tasks = self._following.tasks
         # To be unloaded as soon as nothing needs them, and who wanted that.
         self._retiring: dict[VersionKey, str] = {}
 
@@ -83,15 +71,17 @@ class VersionManager:
     @property
     def snapshot(self) -> Snapshot:
         """What requests are routed by: the catalog, except that a label follows only when its version is ready."""
-        return self._served
+        return self._following.served
 
     @property
     def wanted(self) -> frozenset[VersionKey]:
-        """What should be loaded here: what the catalog says, what labels name, what runs hold."""
-        catalog = self._in_catalog
-        named = {(model, version) for (model, _), version in catalog.labels.items()}
-        needed = {key for key in self._deployment.states if self._need_of(key) is not None}
-        return catalog.wanted | (named - self._forced_out) | needed
+        """What should be loaded here: what the catalog says, what labels and splits name, what runs hold."""
+        return self._following.wanted
+
+    @property
+    def catalog_error(self) -> RmError | None:
+        """Why the catalog cannot be read at present; None: it can."""
+        return self._following.catalog_error
 
     def state_of(self, key: VersionKey) -> VersionStatus:
         """Where a version is on this server."""
@@ -99,21 +89,21 @@ class VersionManager:
 
     def subscribe(self) -> Subscription:
         """The changes from now on."""
-        return self._changes.subscribe()
+        return self._following.changes.subscribe()
 
     def add_guard(self, guard: Guard) -> None:
-        """Versions that ``guard`` knows a need for are not unloaded or deleted, whatever is asked."""
-        self._guards.append(guard)
+        """Versions that ``guard`` knows a need for are neither unloaded nor deleted, whatever is asked."""
+        self._following.add_guard(guard)
+
+    def after_look(self, hook: Callable[[Look], Awaitable[None]]) -> None:
+        """``hook`` is awaited after each look at the catalog that succeeded."""
+        self._following.after_look(hook)
 
     # --- running ---
 
     async def start(self) -> None:
         """Loads what should be loaded; returns when all of it is READY or FAILED. Then follows the catalog."""
-        await self._refresh()
-        self._begin_steps()
-        while self._steps:
-            await asyncio.wait(self._steps.values())
-        self._tasks.spawn(self._follow())
+        await self._following.start(self._retire_some)
 
     async def stop(self) -> None:
         """Begins nothing more, and gives up what it was loading."""
@@ -121,7 +111,7 @@ class VersionManager:
 
     async def refresh(self) -> None:
         """Looks into the catalog now rather than in a second: another process may just have changed it."""
-        await self._refresh()
+        await self._following.refresh()
 
     # --- the operator's actions ---
 
@@ -185,6 +175,30 @@ class VersionManager:
         """
         await self._tasks.to_the_end(self._delete(key, actor, comment))
 
+    async def set_split(self, split: Split, *, load: bool = False, actor: str, comment: str = "") -> Split:
+        """Divides the model's runs from now on. ``load``: loads the arms' versions first where necessary.
+
+        Raises InvalidRequest, VersionNotLoaded, and what `load` raises.
+        """
+        splits.check_split(split)
+        keys = {(split.model, arm.version) for arm in split.arms}
+        change = partial(splits.set_split, self._catalog, split, actor, comment)
+        return await self._tasks.to_the_end(self._name_loaded(keys, change, "be an arm", load, actor))
+
+    async def remove_split(self, model: str, actor: str, comment: str = "") -> None:
+        """Ends the model's split. Raises ModelNotFound; InvalidRequest where there is none."""
+        await self._tasks.to_the_end(self._change(partial(splits.remove_split, self._catalog, model, actor, comment)))
+
+    async def set_pin(self, run: str, key: VersionKey, actor: str, comment: str = "") -> None:
+        """Gives a run a loaded version, when it asks next. Raises VersionNotLoaded."""
+        change = partial(splits.set_pin, self._catalog, run, *key, actor, comment)
+        await self._tasks.to_the_end(self._name_loaded({key}, change, "be pinned", False, actor))
+
+    async def remove_pin(self, run: str, model: str, actor: str, comment: str = "") -> None:
+        """Takes a pin away. Raises ModelNotFound, RunNotFound."""
+        change = partial(splits.remove_pin, self._catalog, run, model, actor, comment)
+        await self._tasks.to_the_end(self._change(change))
+
     # --- how, each under the version's lock ---
 
     async def _load(self, key: VersionKey, precision: Precision | None, actor: str) -> None:
@@ -202,7 +216,7 @@ class VersionManager:
             if not was_loaded:
                 await self._deployment.unload(key)
             raise
-        self._forced_out.discard(key)
+        self._following.forced_out.discard(key)
         self._retiring.pop(key, None)
         await self._refresh()
 
@@ -210,7 +224,7 @@ class VersionManager:
         async with self._lock(key):
             self._record(key)
             is_loaded = self._deployment.is_loaded(key)
-            if not is_loaded and self.state_of(key).state != "FAILED" and key not in self._in_catalog.wanted:
+            if not is_loaded and self.state_of(key).state != "FAILED" and key not in self._following.in_catalog.wanted:
                 raise VersionNotLoaded(f"{_name(key)} is not loaded on this server.")
             self._check_not_needed(key)
             labels = self._labels_naming(key)
@@ -219,9 +233,12 @@ class VersionManager:
                     f"{_name(key)} is named by the label {', '.join(labels)}. Move that first, or force the unload: "
                     "then calls by the label fail."
                 )
-            was_wanted, precision = key in self._in_catalog.wanted, self._wanted_precision(key)
+            was_wanted, precision = key in self._following.in_catalog.wanted, self._wanted_precision(key)
             await asyncio.to_thread(self._catalog.set_wanted, *key, False, actor)
-            # A run may have been given it meanwhile. From here to the engine no await: then none is given it any more.
+            # A run may have been given it meanwhile, here or on another server; a split may have got it.
+            await self._refresh()
+            await self._following.refresh_holders()
+            # From here to the engine no await: then none is given it any more.
             try:
                 self._check_not_needed(key)
             except VersionInUse:
@@ -232,7 +249,7 @@ class VersionManager:
             self._retiring.pop(key, None)
             self._deployment.forget_failure(key)
             if labels:
-                self._forced_out.add(key)
+                self._following.forced_out.add(key)
             if self._deployment.is_loaded(key):
                 await self._deployment.unload(key)
             await self._refresh()
@@ -240,14 +257,14 @@ class VersionManager:
     async def _set_label(self, key: VersionKey, label: str, load: bool, actor: str, comment: str) -> int | None:
         async with self._lock(key):
             record = self._record(key)
-            if load and not (self._deployment.is_loaded(key) and key in self._in_catalog.wanted):
+            if load and not (self._deployment.is_loaded(key) and key in self._following.in_catalog.wanted):
                 await self._load_and_want(record, None, actor)
             if not self._deployment.is_loaded(key):
                 raise VersionNotLoaded(
                     f"{_name(key)} is not loaded, so the label {label!r} cannot move to it. Load it first, or ask to."
                 )
             previous = await asyncio.to_thread(self._catalog.set_label, key[0], label, key[1], actor, comment)
-            self._forced_out.discard(key)
+            self._following.forced_out.discard(key)
             self._retiring.pop(key, None)
             await self._refresh()
             self._metrics.label_moved(key[0])
@@ -270,6 +287,26 @@ class VersionManager:
         await self._refresh()
         self._metrics.label_moved(model)
         return previous
+
+    async def _name_loaded(
+        self, keys: Iterable[VersionKey], change: Callable[[], T], what: str, load: bool, actor: str
+    ) -> T:
+        """A change of the catalog that names loaded versions, which stay loaded meanwhile."""
+        async with AsyncExitStack() as stack:
+            for key in sorted(keys):  # in one order for all, so that no two wait for each other
+                await stack.enter_async_context(self._lock(key))
+                if load and not self._deployment.is_loaded(key):
+                    await self._load_and_want(self._record(key), None, actor)
+                if not self._deployment.is_loaded(key):
+                    self._record(key)
+                    raise VersionNotLoaded(f"{_name(key)} is not loaded, so it cannot {what}. Load it first.")
+                self._retiring.pop(key, None)
+            return await self._change(change)
+
+    async def _change(self, change: Callable[[], T]) -> T:
+        result = await asyncio.to_thread(change)
+        await self._refresh()
+        return result
 
     async def _retire(self, key: VersionKey, actor: str) -> None:
         self._retiring[key] = actor
@@ -295,121 +332,35 @@ class VersionManager:
             self._check_not_needed(key)
             await asyncio.to_thread(self._catalog.delete_version, *key, actor, comment)
             self._deployment.forget_failure(key)
-            self._forced_out.discard(key)
+            self._following.forced_out.discard(key)
             await self._refresh()
         await asyncio.to_thread(sweep_artifacts, self._catalog, self._artifacts)
 
-    # --- following the catalog ---
-
-    async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(self._poll_s)
-            try:
-                await self._look()
-            except Exception:
-                # Whatever it is: who gives up here never sees a change again.
-                _log.exception("The catalog could not be followed; the next try comes in %g s.", self._poll_s)
-
-    async def _look(self) -> None:
-        """Looks whether another process changed the catalog, and begins to retire what is needed no longer."""
-        try:
-            revision = await asyncio.to_thread(self._catalog.revision)
-            if revision != self._in_catalog.revision:
-                await self._refresh()
-            self._metrics.catalog_reachable(True)
-        except CatalogUnavailable as error:
-            self._metrics.catalog_reachable(False)
-            _log.warning("The catalog cannot be read; what is loaded goes on serving: %s", error)
-            return
-        self._begin_steps()
+    def _retire_some(self) -> None:
+        """Begins to unload what was to go as soon as nothing needs it."""
         for key, actor in self._retiring.items():
-            if key not in self._steps and not self._labels_naming(key) and self._need_of(key) is None:
-                self._steps[key] = self._tasks.spawn(self._retire_beside(key, actor))
-
-    async def _retire_beside(self, key: VersionKey, actor: str) -> None:
-        try:
-            await self._retire(key, actor)
-        finally:
-            del self._steps[key]
-        self._begin_steps()
-
-    def _begin_steps(self) -> None:
-        for step in self._next_steps():
-            if step.key not in self._steps:
-                self._steps[step.key] = self._tasks.spawn(self._do(step))
-
-    def _next_steps(self) -> list[Step]:
-        return next_steps(self.wanted, self._deployment.states, self._policy)
-
-    async def _do(self, step: Step) -> None:
-        key = step.key
-        try:
-            async with self._lock(key):
-                # Somebody may have done it, or changed their mind, while we waited for the lock.
-                if step not in self._next_steps():
-                    return
-                if step.what == "unload":
-                    await self._deployment.unload(key)
-                else:
-                    await self._deployment.load(self._record(key), self._wanted_precision(key))
-        except RmError as error:
-            _log.warning("Could not %s %s: %s", step.what, _name(key), error)
-        finally:
-            del self._steps[key]
-        self._begin_steps()
+            is_free = not self._labels_naming(key) and self._following.need_of(key) is None
+            if is_free and not self._following.is_busy(key):
+                self._following.begin(key, partial(self._retire, key, actor))
 
     async def _refresh(self) -> None:
-        snapshot = await asyncio.to_thread(self._catalog.snapshot)
-        if snapshot.revision < self._in_catalog.revision:
-            return  # A newer one overtook it.
-        before, self._in_catalog = self._in_catalog, snapshot
-        changed = {key for key, _ in before.versions.items() ^ snapshot.versions.items()}
-        self._serve()
-        for model in sorted({model for model, _ in changed}):
-            self._changes.publish("VERSIONS", model)
-
-    def _on_state(self, key: VersionKey) -> None:
-        self._serve()
-        self._changes.publish("STATE", key[0])
-
-    def _serve(self) -> None:
-        before = self._served
-        ready = {key for key, state in self._deployment.states.items() if state == "READY"}
-        labels = served_labels(self._in_catalog.labels, before.labels, ready)
-        self._served = replace(self._in_catalog, labels=MappingProxyType(labels))
-        for model in sorted({model for (model, _), _ in before.labels.items() ^ labels.items()}):
-            self._changes.publish("LABELS", model)
-
-    # --- who needs what ---
+        await self._following.refresh()
 
     def _record(self, key: VersionKey) -> VersionRecord:
-        if (record := self._in_catalog.versions.get(key)) is not None:
-            return record
-        model, version = key
-        numbers = self._in_catalog.versions_of(model)
-        if not numbers:
-            raise ModelNotFound(f"The catalog has no model {model!r}.")
-        raise VersionNotFound(f"{model} has no version {version}; it has {', '.join(map(str, numbers))}.")
+        return self._following.record(key)
 
     def _wanted_precision(self, key: VersionKey) -> Precision | None:
-        wanted = self._in_catalog.wanted_precision.get(key)
-        return next((precision for precision in PRECISIONS if precision == wanted), None)
+        return self._following.wanted_precision(key)
 
     def _labels_naming(self, key: VersionKey) -> list[str]:
-        labels = {*self._in_catalog.labels.items(), *self._served.labels.items()}
-        return sorted({label for (model, label), version in labels if (model, version) == key})
-
-    def _need_of(self, key: VersionKey) -> str | None:
-        return next((need for guard in self._guards if (need := guard(key)) is not None), None)
-
-    def _check_not_needed(self, key: VersionKey) -> None:
-        if (need := self._need_of(key)) is not None:
-            raise VersionInUse(f"{_name(key)} is needed: {need}")
+        return self._following.labels_naming(key)
 
     def _lock(self, key: VersionKey) -> asyncio.Lock:
-        if key not in self._deployment.states:
-            self._record(key)  # What never was gets no lock: callers can invent any number of versions.
-        return self._locks.setdefault(key, asyncio.Lock())
+        return self._following.lock(key)
+
+    def _check_not_needed(self, key: VersionKey) -> None:
+        if (need := self._following.need_of(key)) is not None:
+            raise VersionInUse(f"{_name(key)} is needed: {need}")
 
 
 def _name(key: VersionKey) -> str:

@@ -61,6 +61,8 @@ state = Table(
     Column("id", Integer, primary_key=True),
     Column("revision", Integer, nullable=False),
     Column("oldest_schema", String(32), nullable=False),
+    # Counts the changes of what runs were given.
+    Column("run_revision", BigInteger, nullable=False, server_default="0"),
 )
 
 # A model stays when its last version is deleted, because numbers are never given twice.
@@ -147,11 +149,15 @@ runs = Table(
     Column("last_seen", UtcDateTime, nullable=False),
     Column("lease_expires_at", UtcDateTime, nullable=False),
     Column("has_ended", Boolean, nullable=False),
+    # The state's `run_revision` when the run was last given a version, or ended; signs of life do not change it.
+    Column("revision", BigInteger, nullable=False),
     Index(None, "last_seen"),
+    Index(None, "revision"),
     Index(None, "model", "version"),
 )
 
 # Raw scores of a run by one version, summed over servers. `squares`: sum of squared deviations from the mean.
+# The rates are those of the moment `last_seen`, with exponentially less weight on what is longer ago.
 run_statistics = Table(
     "run_statistics",
     metadata,
@@ -162,6 +168,10 @@ run_statistics = Table(
     Column("num_tokens", BigInteger, nullable=False),
     Column("score_mean", Double, nullable=False),
     Column("score_squares", Double, nullable=False),
+    Column("items_per_s", Double, nullable=False),
+    Column("tokens_per_s", Double, nullable=False),
+    Column("last_seen", UtcDateTime, nullable=False),
+    Index(None, "last_seen"),
 )
 
 splits = Table(

@@ -14,6 +14,7 @@ import pytest
 from fake_versions import items, outcomes, until
 from fake_world import BY, fake_manifest, running_world
 
+from rm_server.engine import following
 from rm_server.engine.changes import ModelChange
 from rm_server.errors import (
     CatalogUnavailable,
@@ -28,6 +29,7 @@ from rm_server.errors import (
     WeightsMismatch,
 )
 from rm_server.registry.records import VersionKey
+from rm_server.registry.runs import Look
 
 # --- one action after the other ---
 
@@ -72,7 +74,7 @@ async def test_what_does_not_exist_is_an_error_of_its_own(tmp_path: Path) -> Non
         with pytest.raises(InvalidRequest):
             await versions.set_label("m", "12", 1, load=True, **BY)
         assert world.state(key) == "REGISTERED"
-        assert set(versions._locks) == {key}
+        assert set(versions._following._locks) == {key}
 
 
 async def test_a_version_that_fails_to_load_changes_nothing(tmp_path: Path) -> None:
@@ -217,7 +219,7 @@ async def test_the_catalog_is_followed_while_a_version_drains(tmp_path: Path) ->
 async def test_an_error_of_any_kind_does_not_end_the_following(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def fail() -> int:
+    def fail(*_: object) -> Look:
         asked.append(1)
         raise RuntimeError("a defect")
 
@@ -225,7 +227,7 @@ async def test_an_error_of_any_kind_does_not_end_the_following(tmp_path: Path, m
         await world.register()
         await world.versions.set_label("m", "stable", 1, load=True, **BY)
         with monkeypatch.context() as broken:
-            broken.setattr(world.catalog, "revision", fail)
+            broken.setattr(following, "look", fail)
             await until(lambda: bool(asked))
         world.elsewhere.set_label("m", "canary", 1, actor="somebody")
         await until(lambda: ("m", "canary") in world.versions.snapshot.labels)
@@ -303,7 +305,7 @@ async def test_a_load_that_the_catalog_cannot_keep_is_undone(tmp_path: Path, mon
 async def test_a_catalog_that_is_away_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def fail() -> int:
+    def fail(*_: object) -> Look:
         asked.append(1)
         raise CatalogUnavailable("away")
 
@@ -311,7 +313,7 @@ async def test_a_catalog_that_is_away_stops_nothing(tmp_path: Path, monkeypatch:
         key = await world.register()
         await world.versions.set_label("m", "stable", 1, load=True, **BY)
         with monkeypatch.context() as away:
-            away.setattr(world.catalog, "revision", fail)
+            away.setattr(following, "look", fail)
             await until(lambda: len(asked) > 2)
             assert await world.score(key, 10) == 5.0
         world.elsewhere.set_label("m", "canary", 1, actor="somebody")

@@ -15,6 +15,7 @@ depends_on = None
 
 def upgrade() -> None:
     """Makes the tables."""
+    op.add_column("catalog_state", sa.Column("run_revision", sa.BigInteger, nullable=False, server_default="0"))
     op.create_table(
         "runs",
         sa.Column("run", sa.String(128), nullable=False),
@@ -27,9 +28,11 @@ def upgrade() -> None:
         sa.Column("last_seen", UtcDateTime, nullable=False),
         sa.Column("lease_expires_at", UtcDateTime, nullable=False),
         sa.Column("has_ended", sa.Boolean, nullable=False),
+        sa.Column("revision", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("run", "model", name="pk_runs"),
     )
     op.create_index("ix_runs_last_seen", "runs", ["last_seen"])
+    op.create_index("ix_runs_revision", "runs", ["revision"])
     op.create_index("ix_runs_model_version", "runs", ["model", "version"])
     op.create_table(
         "run_statistics",
@@ -40,8 +43,12 @@ def upgrade() -> None:
         sa.Column("num_tokens", sa.BigInteger, nullable=False),
         sa.Column("score_mean", sa.Double, nullable=False),
         sa.Column("score_squares", sa.Double, nullable=False),
+        sa.Column("items_per_s", sa.Double, nullable=False),
+        sa.Column("tokens_per_s", sa.Double, nullable=False),
+        sa.Column("last_seen", UtcDateTime, nullable=False),
         sa.PrimaryKeyConstraint("run", "model", "version", name="pk_run_statistics"),
     )
+    op.create_index("ix_run_statistics_last_seen", "run_statistics", ["last_seen"])
     op.create_table(
         "splits",
         sa.Column("model", sa.String(200), nullable=False),

@@ -1,0 +1,236 @@
+"""Keeping this server as the catalog says: what should be loaded is loaded, what nobody wants is not."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Protocol
+
+from rm_server.engine.changes import Changes
+from rm_server.engine.deployment import Deployment, DeploymentMetrics
+from rm_server.engine.lifecycle import Policy, Step, next_steps, served_labels
+from rm_server.engine.needs import needs_by_version
+from rm_server.engine.tasks import Tasks
+from rm_server.errors import CatalogUnavailable, ModelNotFound, RmError, VersionNotFound
+from rm_server.registry.catalog import Catalog
+from rm_server.registry.manifest import PRECISIONS, Precision
+from rm_server.registry.records import Snapshot, VersionKey, VersionRecord
+from rm_server.registry.runs import Look, look
+
+Guard = Callable[[VersionKey], str | None]
+"""Says who needs a version, in words for people; None: nobody."""
+
+_log = logging.getLogger(__name__)
+
+
+class VersionMetrics(DeploymentMetrics, Protocol):
+    """What is counted here; see rm_server/metrics.py."""
+
+    def label_moved(self, model: str) -> None: ...
+    def catalog_reachable(self, is_reachable: bool) -> None: ...
+
+
+class Following:
+    """What the catalog says, where this server stands, and the steps between. Lives on the event loop.
+
+    While the catalog cannot be read, all stays as it was; `catalog_error` says so.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        make_deployment: Callable[[Callable[[VersionKey], None]], Deployment],
+        metrics: VersionMetrics,
+        *,
+        poll_s: float,
+        policy: Policy,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """``make_deployment`` is given what to call at every change of a version's state. ``clock``: since 1970."""
+        self._catalog = catalog
+        self._metrics = metrics
+        self._poll_s = poll_s
+        self._policy: Policy = policy
+        self._clock = clock
+        self.deployment = make_deployment(self._on_state)
+        self.changes = Changes()
+        self.tasks = Tasks()
+        self.in_catalog = self.served = Snapshot(-1, {}, {}, frozenset())
+        self.catalog_error: RmError | None = None
+        """Why the catalog could not be read the last time."""
+        self.forced_out: set[VersionKey] = set()
+        """Unloaded although a label names them: not to be loaded again on the label's account."""
+        self._looked = Look(-1, 0, {})
+        self._needs: dict[VersionKey, str] = {}
+        self._guards: list[Guard] = []
+        self._after_look: list[Callable[[Look], Awaitable[None]]] = []
+        self._steps: dict[VersionKey, asyncio.Task[None]] = {}
+        self._locks: dict[VersionKey, asyncio.Lock] = {}
+
+    # --- who needs what ---
+
+    @property
+    def wanted(self) -> frozenset[VersionKey]:
+        """What should be loaded here: what the catalog says, what labels and splits name, what runs hold."""
+        needed = {key for key in self.deployment.states if self.need_of(key) is not None}
+        return self.in_catalog.wanted | (self._named() - self.forced_out) | needed | self._needs.keys()
+
+    def _named(self) -> set[VersionKey]:
+        return {(model, version) for (model, _), version in self.in_catalog.labels.items()}
+
+    def _note_needs(self) -> None:
+        self._needs = needs_by_version(self.in_catalog, self._looked.holders)
+
+    def add_guard(self, guard: Guard) -> None:
+        """Versions that ``guard`` knows a need for are neither unloaded nor deleted, whatever is asked."""
+        self._guards.append(guard)
+
+    def after_look(self, hook: Callable[[Look], Awaitable[None]]) -> None:
+        """``hook`` is awaited after each look at the catalog that succeeded."""
+        self._after_look.append(hook)
+
+    def need_of(self, key: VersionKey) -> str | None:
+        """Who needs a version, besides labels and the catalog's list of what shall be loaded."""
+        found = next((need for guard in self._guards if (need := guard(key)) is not None), None)
+        return found or self._needs.get(key)
+
+    def labels_naming(self, key: VersionKey) -> list[str]:
+        """The labels that name a version, in the catalog or still here."""
+        labels = {*self.in_catalog.labels.items(), *self.served.labels.items()}
+        return sorted({label for (model, label), version in labels if (model, version) == key})
+
+    def record(self, key: VersionKey) -> VersionRecord:
+        """The version in the catalog. Raises ModelNotFound, VersionNotFound."""
+        if (record := self.in_catalog.versions.get(key)) is not None:
+            return record
+        model, version = key
+        numbers = self.in_catalog.versions_of(model)
+        if not numbers:
+            raise ModelNotFound(f"The catalog has no model {model!r}.")
+        raise VersionNotFound(f"{model} has no version {version}; it has {', '.join(map(str, numbers))}.")
+
+    def wanted_precision(self, key: VersionKey) -> Precision | None:
+        """The precision that a load asked for."""
+        wanted = self.in_catalog.wanted_precision.get(key)
+        return next((precision for precision in PRECISIONS if precision == wanted), None)
+
+    def lock(self, key: VersionKey) -> asyncio.Lock:
+        """One thing at a time for each version."""
+        if key not in self.deployment.states:
+            self.record(key)  # What never was gets no lock: callers can invent any number of versions.
+        return self._locks.setdefault(key, asyncio.Lock())
+
+    # --- following ---
+
+    async def start(self, each_look: Callable[[], None]) -> None:
+        """Loads what should be loaded; returns when all of it is READY or FAILED. Then follows the catalog.
+
+        ``each_look`` is called after each look that succeeded.
+        """
+        await self._look()
+        while self._steps:
+            await asyncio.wait(self._steps.values())
+        self.tasks.spawn(self._follow(each_look))
+
+    async def refresh(self) -> None:
+        """Reads what the catalog says now."""
+        snapshot = await asyncio.to_thread(self._catalog.snapshot)
+        if snapshot.revision < self.in_catalog.revision:
+            return  # A newer one overtook it.
+        before, self.in_catalog = self.in_catalog, snapshot
+        changed = {key for key, _ in before.versions.items() ^ snapshot.versions.items()}
+        self._note_needs()
+        self._serve()
+        for model in sorted({model for model, _ in changed}):
+            self.changes.publish("VERSIONS", model)
+
+    async def refresh_holders(self) -> None:
+        """Reads which versions the runs of all servers hold now."""
+        self._looked = await asyncio.to_thread(look, self._catalog, self._clock())
+        self._note_needs()
+        for hook in self._after_look:
+            await hook(self._looked)
+
+    def begin_steps(self) -> None:
+        """Begins all that may begin now."""
+        for step in self._next_steps():
+            if step.key not in self._steps:
+                self._steps[step.key] = self.tasks.spawn(self._do(step))
+
+    def is_busy(self, key: VersionKey) -> bool:
+        """Whether a step of the version is under way."""
+        return key in self._steps
+
+    def begin(self, key: VersionKey, work: Callable[[], Awaitable[None]]) -> None:
+        """Begins something else of one's own with a version, as a step."""
+
+        async def step() -> None:
+            try:
+                await work()
+            finally:
+                del self._steps[key]
+            self.begin_steps()
+
+        self._steps[key] = self.tasks.spawn(step())
+
+    async def _follow(self, each_look: Callable[[], None]) -> None:
+        while True:
+            await asyncio.sleep(self._poll_s)
+            try:
+                await self._look()
+                each_look()
+            except CatalogUnavailable as error:
+                if self.catalog_error is None:
+                    _log.warning("The catalog cannot be read; what is loaded goes on serving: %s", error)
+                self.catalog_error = error
+                self._metrics.catalog_reachable(False)
+            except Exception:
+                # Whatever it is: who gives up here never sees a change again.
+                _log.exception("The catalog could not be followed; the next try comes in %g s.", self._poll_s)
+
+    async def _look(self) -> None:
+        """Looks whether another process changed the catalog."""
+        await self.refresh_holders()
+        if self._looked.revision != self.in_catalog.revision:
+            await self.refresh()
+        if self.catalog_error is not None:
+            _log.info("The catalog can be read again.")
+            self.catalog_error = None
+        self._metrics.catalog_reachable(True)
+        self.begin_steps()
+
+    def _next_steps(self) -> list[Step]:
+        return next_steps(self.wanted, self.deployment.states, self._policy)
+
+    async def _do(self, step: Step) -> None:
+        key = step.key
+        try:
+            async with self.lock(key):
+                # Somebody may have done it, or changed their mind, while we waited for the lock.
+                if step not in self._next_steps():
+                    return
+                if step.what == "unload":
+                    await self.deployment.unload(key)
+                else:
+                    await self.deployment.load(self.record(key), self.wanted_precision(key))
+        except RmError as error:
+            _log.warning("Could not %s %s@%s: %s", step.what, *key, error)
+        finally:
+            del self._steps[key]
+        self.begin_steps()
+
+    def _on_state(self, key: VersionKey) -> None:
+        self._serve()
+        self.changes.publish("STATE", key[0])
+
+    def _serve(self) -> None:
+        before = self.served
+        ready = {key for key, state in self.deployment.states.items() if state == "READY"}
+        labels = served_labels(self.in_catalog.labels, before.labels, ready)
+        self.served = replace(self.in_catalog, labels=MappingProxyType(labels))
+        for model in sorted({model for (model, _), _ in before.labels.items() ^ labels.items()}):
+            self.changes.publish("LABELS", model)

@@ -1,0 +1,25 @@
+"""Which versions a server must have loaded whatever an operator asks, and why: splits, pins and the leases of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rm_server.registry.records import Snapshot, VersionKey
+from rm_server.registry.runs import Holders
+
+
+def needs_by_version(snapshot: Snapshot, holders: Mapping[VersionKey, Holders]) -> dict[VersionKey, str]:
+    """Who needs each version, and what to do about it, in words for people. ``holders``: the leases of all servers.
+
+    Versions that are not in the catalog are left out: a lease may outlive what it names.
+    """
+    needs: dict[VersionKey, str] = {}
+    for (model, run), version in snapshot.pins.items():
+        needs[model, version] = f"the run {run} is pinned to it. Remove the pin."
+    for model, split in snapshot.splits.items():
+        for arm in split.arms:
+            needs[model, arm.version] = f"it is the arm {arm.name} of the model's split. Change the split."
+    for key, holder in holders.items():
+        more = f" and {holder.num_runs - 1} more" if holder.num_runs > 1 else ""
+        needs[key] = f"the runs {holder.first}{more} have leases on it. End them, or wait until the leases expire."
+    return {key: need for key, need in needs.items() if key in snapshot.versions}
