@@ -126,6 +126,9 @@ def load_backend(folder: Path, manifest: Manifest, settings: ComputeSettings) ->
 class FakeEncoder:
     """Text becomes its character codes. Ids go through as they are."""
 
+    parts = ()
+    tokenizer_digest = None
+
     def encode(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> EncodedItem:
         if not completion:
             raise EmptyItem("no completion")

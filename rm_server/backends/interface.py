@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rm_server.backends.items import Batch, Content, EncodedItem, Float64Array
 from rm_server.registry.manifest import Precision, TruncationRule
@@ -22,6 +22,16 @@ class ComputeSettings:
 
 class Encoder(Protocol):
     """Turns prompt and completion into tokens. Thread-safe: several calls run at once."""
+
+    @property
+    def parts(self) -> tuple[tuple[str, float], ...]:
+        """Names and weights of what the score is the sum of; empty where it is one number."""
+        ...
+
+    @property
+    def tokenizer_digest(self) -> str | None:
+        """The same for encoders whose token ids mean the same. None: ids of any tokenizer will do."""
+        ...
 
     def encode(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> EncodedItem:
         """Encodes one item; ``truncation`` None: the manifest's rule.
@@ -49,4 +59,13 @@ class Backend(Protocol):
 
         Raises OutOfMemory when the device cannot hold the batch.
         """
+        ...
+
+
+@runtime_checkable
+class PartsBackend(Protocol):
+    """A backend that can tell what its scores are the sum of."""
+
+    def score_parts(self, batch: Batch) -> tuple[Float64Array, Float64Array]:
+        """What `Backend.score` gives, and the parts before their weights, shape (num_items, num_parts)."""
         ...

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rm_server.backends.interface import Backend, ComputeSettings, Encoder
 from rm_server.backends.plain_folder import infer_manifest
 from rm_server.backends.rules import read_rules
-from rm_server.backends.rules_backend import RulesBackend, RulesEncoder
+from rm_server.backends.rules_backend import RulesBackend, RulesEncoder, SeveralRulesBackend
 from rm_server.errors import UnsupportedArtifact
 from rm_server.registry.manifest import Manifest
 
@@ -62,7 +62,8 @@ def load_backend(folder: Path, manifest: Manifest, settings: ComputeSettings) ->
     Raises BrokenVersion subclasses (WeightsMismatch, ArtifactUnreadable, UnsupportedArtifact) or OutOfMemory.
     """
     if manifest.kind == "rules":
-        return RulesBackend(read_rules(folder), manifest)
+        rules = read_rules(folder)
+        return (SeveralRulesBackend if len(rules.rules) > 1 else RulesBackend)(rules, manifest)
     if manifest.kind == "sequence_classification":
         from rm_server.backends.torch_backend import load_torch_backend
 

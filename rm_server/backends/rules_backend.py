@@ -26,6 +26,17 @@ class RulesEncoder:
         self._rules = rules
         self._manifest = manifest
 
+    @property
+    def parts(self) -> tuple[tuple[str, float], ...]:
+        """Names and weights of what the score is the sum of; empty where it is one rule."""
+        rules = self._rules.rules
+        return tuple((rule.name, rule.scale.weight) for rule in rules) if len(rules) > 1 else ()
+
+    @property
+    def tokenizer_digest(self) -> str | None:
+        """Rules take the ids of any tokenizer."""
+        return None
+
     def encode(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> EncodedItem:
         """Encodes one item; see `interface.Encoder`. Lengths over text are in characters."""
         if not completion:
@@ -37,8 +48,15 @@ class RulesEncoder:
                 raise UnsupportedContent(f"This version's rules look at {wanted}, and {came} came; send {wanted}.")
         rule = truncation or self._manifest.truncation
         if self._rules.looks_at == "token_ids":
-            return self._of_ids(cast(tuple[int, ...], prompt or ()), cast(tuple[int, ...], completion), rule)
-        return self._of_text(_text(prompt), _text(completion), rule)
+            item = self._of_ids(cast(tuple[int, ...], prompt or ()), cast(tuple[int, ...], completion), rule)
+            has_prompt = item.completion_start > 0
+        else:
+            item = self._of_text(_text(prompt), _text(completion), rule)
+            has_prompt = item.text is not None and bool(item.text[0])
+        if not has_prompt and (names := self._rules.names_of_prompt_rules):
+            left = " left after truncation" if item.truncated else ""
+            raise EmptyItem(f"The item has no prompt{left}, and {', '.join(names)} looks at the prompt.")
+        return item
 
     def _of_ids(self, prompt: tuple[int, ...], completion: tuple[int, ...], rule: TruncationRule) -> EncodedItem:
         ids = checked_ids(tuple(prompt) + completion, _ANY_ID)
@@ -70,7 +88,7 @@ class RulesEncoder:
 
 
 class RulesBackend:
-    """Applies the rules to one completion after another."""
+    """Applies the rules to one item after another."""
 
     memory_bytes = 0
     precision = ""
@@ -81,16 +99,32 @@ class RulesBackend:
 
     def score(self, batch: Batch) -> Float64Array:
         """Scores, shape (num_items,)."""
-        if self._rules.looks_at == "text":
-            texts = batch.texts or ()
-            scores = [self._rules.score(completion) for _, completion in texts]
-        else:
-            ends = np.cumsum(batch.lengths, dtype=np.int64)
-            starts = ends - batch.lengths + batch.completion_starts
-            scores = [self._rules.score(batch.ids[start:end]) for start, end in zip(starts, ends, strict=True)]
+        return self._totals(self._parts(batch))
+
+    def _totals(self, parts: list[list[float]]) -> Float64Array:
+        scores = [self._rules.total(of_item) for of_item in parts]
         if self._manifest.transform == "sigmoid":
             scores = [0.5 * (1 + math.tanh(score / 2)) for score in scores]
         return np.array(scores, np.float64)
+
+    def _parts(self, batch: Batch) -> list[list[float]]:
+        if self._rules.looks_at == "text":
+            return [self._rules.parts(prompt, completion) for prompt, completion in batch.texts or ()]
+        ends = np.cumsum(batch.lengths, dtype=np.int64)
+        starts = ends - batch.lengths
+        return [
+            self._rules.parts(batch.ids[start:middle], batch.ids[middle:end])
+            for start, middle, end in zip(starts, starts + batch.completion_starts, ends, strict=True)
+        ]
+
+
+class SeveralRulesBackend(RulesBackend):
+    """For several rules, whose values the callers see."""
+
+    def score_parts(self, batch: Batch) -> tuple[Float64Array, Float64Array]:
+        """Scores, shape (num_items,), and each rule's value before its weight, shape (num_items, num_rules)."""
+        parts = self._parts(batch)
+        return self._totals(parts), np.array(parts, np.float64).reshape(batch.num_items, len(self._rules.rules))
 
 
 def _is_ids(content: Content) -> bool:
