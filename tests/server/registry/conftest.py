@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from postgresql import postgresql, postgresql_url  # noqa: F401, fixtures
 from safetensors.numpy import save_file
 
 from rm_server.registry.artifacts import ArtifactStore

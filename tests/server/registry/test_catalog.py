@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from postgresql import has_postgresql
 
 from rm_server.errors import InvalidRequest, LabelNotFound, ModelNotFound, VersionInUse, VersionNotFound
 from rm_server.registry.catalog import CalibrationRecord, Catalog, HistoryRecord
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
-POSTGRESQL = os.environ.get("RM_TEST_POSTGRESQL_URL")
-"""A database that the tests may empty, as a URL of SQLAlchemy with its driver; with it they run there, too."""
 
 
-@pytest.fixture(params=["sqlite", "postgresql"] if POSTGRESQL else ["sqlite"])
+@pytest.fixture(params=["sqlite", "postgresql"] if has_postgresql() else ["sqlite"])
 def catalog(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Catalog]:
     """An empty catalog whose clock goes on by a second with every change."""
     url = f"sqlite:///{tmp_path}/catalog.db"
     if request.param == "postgresql":
-        url = str(POSTGRESQL)
-        engine = create_engine(url)
-        with engine.begin() as connection:
-            connection.execute(text("DROP SCHEMA public CASCADE"))
-            connection.execute(text("CREATE SCHEMA public"))
-        engine.dispose()
+        url = str(request.getfixturevalue("postgresql_url"))
     seconds = iter(range(1000))
     catalog = Catalog(url, clock=lambda: START + timedelta(seconds=next(seconds)))
     yield catalog
