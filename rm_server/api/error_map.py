@@ -32,7 +32,8 @@ def _outcome(status: grpc.StatusCode, http_status: int, reason: str) -> Outcome:
     return Outcome(status, http_status, f"ERROR_REASON_{reason}")
 
 
-# 422: the request is well formed and repeating it cannot help, so that HTTP clients do not retry it.
+# 422: the request is well formed and repeating it cannot help, so that HTTP clients do not retry it. What may work later
+# is 503 or 504, a full queue too: verl's client repeats 5xx, and ends the training on any 4xx.
 TABLE: dict[type[errors.RmError], Outcome] = {
     errors.InvalidRequest: _outcome(_Status.INVALID_ARGUMENT, 400, "INVALID_ARGUMENT"),
     errors.MalformedRequest: _outcome(_Status.INVALID_ARGUMENT, 400, "MALFORMED_REQUEST"),
@@ -48,7 +49,7 @@ TABLE: dict[type[errors.RmError], Outcome] = {
     errors.VersionNotLoaded: _outcome(_Status.FAILED_PRECONDITION, 409, "VERSION_NOT_LOADED"),
     errors.NoDefaultVersion: _outcome(_Status.FAILED_PRECONDITION, 409, "NO_DEFAULT_VERSION"),
     errors.RunNotFound: _outcome(_Status.NOT_FOUND, 404, "RUN_NOT_FOUND"),
-    errors.QueueFull: _outcome(_Status.RESOURCE_EXHAUSTED, 429, "QUEUE_FULL"),
+    errors.QueueFull: _outcome(_Status.RESOURCE_EXHAUSTED, 503, "QUEUE_FULL"),
     errors.RateLimited: _outcome(_Status.RESOURCE_EXHAUSTED, 429, "RATE_LIMITED"),
     errors.Draining: _outcome(_Status.UNAVAILABLE, 503, "DRAINING"),
     errors.WorkerFailed: _outcome(_Status.UNAVAILABLE, 503, "WORKER_FAILED"),

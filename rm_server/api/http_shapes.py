@@ -17,6 +17,9 @@ Group = tuple[Content, Sequence[Content]]
 NO_PROMPT = ""
 """These clients send prompt and completion as one text: it stands alone as the completion."""
 
+_ACTIVATION_FIELDS = ("use_activation", "activation", "softmax")
+"""What vLLM has called it: the first is today's name."""
+
 _REFUSED_FIELDS = ("truncate_prompt_tokens", "truncation_side", "chat_template")
 
 
@@ -53,11 +56,12 @@ def vllm_groups(body: dict[str, Any]) -> list[Group]:
     Scores are raw whatever ``use_activation`` defaults to elsewhere: where it is true the request is refused, as are
     fields that would change the score and that this server takes from the version's manifest.
     """
-    if body.get("use_activation") is True or body.get("activation") is True:
-        raise InvalidRequest(
-            "`use_activation` is true, and this server gives raw scores only. Send false; a version whose manifest "
-            "says `sigmoid` has it applied already."
-        )
+    for field in _ACTIVATION_FIELDS:
+        if body.get(field) is True:
+            raise InvalidRequest(
+                f"`{field}` is true, and this server gives raw scores only. Send false; a version whose manifest "
+                "says `sigmoid` has it applied already."
+            )
     for field in _REFUSED_FIELDS:
         if body.get(field) is not None:
             raise InvalidRequest(f"`{field}` is not taken from the request; the version's manifest decides it.")

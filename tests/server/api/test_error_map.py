@@ -41,6 +41,14 @@ def test_no_error_is_ok() -> None:
     assert all(400 <= outcome.http_status < 600 for outcome in TABLE.values())
 
 
+@pytest.mark.parametrize(
+    "cls", [errors.QueueFull, errors.Draining, errors.WorkerFailed, errors.OutOfMemory, errors.CatalogUnavailable]
+)
+def test_verl_s_client_repeats_what_may_work_later(cls: type[errors.RmError]) -> None:
+    """It repeats 5xx only; any 4xx ends the training."""
+    assert TABLE[cls].http_status == 503
+
+
 @pytest.mark.parametrize("cls", sorted(FAMILIES, key=lambda cls: cls.__name__))
 def test_a_family_without_a_member_is_a_defect(cls: type[errors.RmError]) -> None:
     assert outcome_of(cls("?")).reason == "ERROR_REASON_INTERNAL"
