@@ -68,7 +68,7 @@ def export_graph(model: Model, path: Path, *, opset: int | None = None) -> None:
     exported = program.model.opset_imports.get("", 0)
     if opset is not None and exported != opset:
         raise InvalidRequest(f"Opset {opset} is asked for, and the graph needs {exported}; leave --opset out.")
-    _save(program.model_proto, path)
+    program.save(path, external_data=sum(tensor.nbytes for tensor in graph.parameters()) > MAX_FILE_BYTES)
 
 
 def quantize_graph(source: Path, target: Path) -> int:
@@ -107,18 +107,18 @@ def quantize_graph(source: Path, target: Path) -> int:
     return len(quantized)
 
 
-def strip(path: Path) -> None:
-    """Takes out the exporter's notes: they name this machine's folders, and would be in the digest."""
+def strip(source: Path, target: Path) -> None:
+    """Copies a graph without the exporter's notes: they name this machine's folders, and would be in the digest."""
     import onnx
 
-    model = onnx.load(path)
+    model = onnx.load(source)
     for entry in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input):
         del entry.metadata_props[:]
         entry.doc_string = ""
     for entry in (*model.graph.output, *model.graph.initializer):
         del entry.metadata_props[:]
         entry.doc_string = ""
-    _save(model, path)
+    _save(model, target)
 
 
 class _PaddedClassifier(torch.nn.Module):

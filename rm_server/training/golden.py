@@ -55,14 +55,17 @@ def record_golden(manifest: Manifest, texts: Sequence[Text], score: ScoreTexts) 
         )
     factor = max(1.0, float(np.abs(values).max(initial=0.0)) / _USUAL_LARGEST_SCORE)
     golden = tuple(_example(text, value) for text, value in zip(texts, values, strict=True))
-    tolerance = {precision: allowed * factor for precision, allowed in Manifest(kind=manifest.kind).tolerance.items()}
+    usual = Manifest(kind=manifest.kind).tolerance
+    if manifest.precision:  # recorded in that one, so what is left is rounding
+        usual = {manifest.precision: usual["fp32"]}
+    tolerance = {precision: allowed * factor for precision, allowed in usual.items()}
     return replace(manifest, golden=golden, tolerance=tolerance)
 
 
 def check_golden(manifest: Manifest, score: ScoreTexts) -> None:
-    """Raises GoldenMismatch when the folder's own golden examples do not get their scores, in fp32."""
+    """Raises GoldenMismatch when the folder's own golden examples do not get their scores, in fp32 or its precision."""
     values = _scores([(example.prompt, example.completion) for example in manifest.golden], score)
-    tolerance = manifest.tolerance.get("fp32", 0.0)
+    tolerance = manifest.tolerance.get(manifest.precision or "fp32", 0.0)
     for number, (example, value) in enumerate(zip(manifest.golden, values, strict=True)):
         if not abs(value - example.score) <= tolerance:
             raise GoldenMismatch(
