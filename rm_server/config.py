@@ -27,6 +27,8 @@ class EngineSettings:
     ``max_queued_items``, ``max_queued_tokens``: beyond them a call is refused at once.
     ``max_yield_s``: for how long a large call lets later, smaller ones of its run go first, at most.
     ``run_weights``: a run's share of the turns; 1.0 where it is not named.
+    ``max_background_items``, ``max_background_tokens``: what shadows may have waiting; beyond them it is dropped.
+    ``crowded_share``: while the callers' queue is filled above this share of its bounds, all that is dropped.
     ``encode_threads``: threads that turn text into tokens. ``cache_items``: scores kept in the result cache; 0: none.
     """
 
@@ -43,14 +45,20 @@ class EngineSettings:
     max_queued_tokens: int = 2_000_000
     max_yield_s: float = 5.0
     run_weights: Mapping[str, float] = field(default_factory=dict)
+    max_background_items: int = 1024
+    max_background_tokens: int = 131_072
+    crowded_share: float = 0.05
     encode_threads: int = 2
     cache_items: int = 100_000
 
     def __post_init__(self) -> None:
         names = ("max_batch_tokens", "max_batch_items", "batches_in_flight", "encode_threads")
-        for name in (*names, "max_queued_items", "max_queued_tokens"):
+        background = ("max_background_items", "max_background_tokens")
+        for name in (*names, "max_queued_items", "max_queued_tokens", *background):
             if getattr(self, name) < 1:
                 raise ConfigError(f"engine.{name} is {getattr(self, name)}; it must be at least 1.")
+        if not 0 <= self.crowded_share <= 1:
+            raise ConfigError(f"engine.crowded_share is {self.crowded_share}; a share between 0 and 1 was expected.")
         for run, weight in self.run_weights.items():
             if not weight > 0:
                 raise ConfigError(f"engine.run_weights: the weight of {run!r} is {weight}; it must be above 0.")
@@ -72,6 +80,29 @@ class RunSettings:
 
     lease_s: float = 900.0
     max_known_runs: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowSettings:
+    """The comparison of shadows with the versions that callers get.
+
+    ``log_texts``: keep prompts and completions beside their scores, so that reports can show them.
+    ``max_pairs``: scored completions kept of each shadow with each version; the newest stay.
+    ``flush_interval_s``: they are written to the catalog so often. ``max_buffered_pairs``: kept in memory until then,
+    and while the catalog is away; beyond that the oldest are dropped.
+    """
+
+    log_texts: bool = False
+    max_pairs: int = 20_000
+    flush_interval_s: float = 5.0
+    max_buffered_pairs: int = 20_000
+
+    def __post_init__(self) -> None:
+        for name in ("max_pairs", "max_buffered_pairs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"shadow.{name} is {getattr(self, name)}; it must be at least 1.")
+        if not self.flush_interval_s > 0:
+            raise ConfigError(f"shadow.flush_interval_s is {self.flush_interval_s}; it must be above 0.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +205,7 @@ class ServeSettings:
     engine: EngineSettings = field(default_factory=EngineSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     runs: RunSettings = field(default_factory=RunSettings)
+    shadow: ShadowSettings = field(default_factory=ShadowSettings)
 
     def __post_init__(self) -> None:
         if self.token and self.token_file is not None:

@@ -35,13 +35,14 @@ _log = logging.getLogger(__name__)
 class SentBatch:
     """A batch on its way to a worker, in its pipe, or being computed. ``num_deaths``: of workers computing it.
 
-    ``sent_at`` on `time.perf_counter`.
+    ``sent_at`` on `time.perf_counter`. ``is_background``: not tried again whatever happens.
     """
 
     key: VersionKey
     works: list[Work]
     num_deaths: int = 0
     sent_at: float = 0.0
+    is_background: bool = False
 
     @property
     def num_tokens(self) -> int:

@@ -6,13 +6,12 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Protocol, TypeVar
 
-from rm_server.backends.interface import ComputeSettings, Encoder
+from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, EncodedItem
 from rm_server.config import EngineSettings
 from rm_server.engine.batcher import in_batches
@@ -20,6 +19,7 @@ from rm_server.engine.checks import check, probes_of
 from rm_server.engine.crew import Verify
 from rm_server.engine.encoding import Encoding, Pair
 from rm_server.engine.host import LoadOrder, LoadReport, attempt, imported
+from rm_server.engine.loaded import Entry, Hold, LoadedVersion
 from rm_server.engine.pool import Pool, PoolMetrics, QueueStats
 from rm_server.engine.result_cache import ResultCache, cache_key
 from rm_server.engine.tasks import Tasks
@@ -39,21 +39,6 @@ class EngineMetrics(PoolMetrics, Protocol):
     """What is counted here; see rm_server/metrics.py."""
 
     def cache_asked(self, key: VersionKey, num_hits: int, num_misses: int) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedVersion:
-    """A version that serves. ``memory_bytes``: in all workers together. ``precision`` empty: it has no weights.
-
-    ``number`` counts the loads of this engine, so that no two loads are ever mistaken for one another.
-    """
-
-    key: VersionKey
-    manifest: Manifest
-    precision: str
-    memory_bytes: int
-    encoder: Encoder
-    number: int
 
 
 class Engine:
@@ -77,7 +62,7 @@ class Engine:
         self._cache = ResultCache(settings.cache_items)
         # By what they compute: one of each run that waits for it, so that no run waits for its turn in another's queue.
         self._under_way: dict[bytes, list[Work]] = {}
-        self._entries: dict[VersionKey, _Entry] = {}
+        self._entries: dict[VersionKey, Entry] = {}
         # One load at a time: libraries change what belongs to the whole process while they build a model.
         self._load_turn = asyncio.Lock()
         self._loaded: dict[VersionKey, LoadedVersion] = {}
@@ -118,6 +103,7 @@ class Engine:
     async def stop(self, drain_s: float) -> None:
         """Lets requests under way finish for up to ``drain_s``, fails the rest with Draining, ends the workers."""
         self._is_draining = True
+        self._pool.drop_background()
         try:
             async with asyncio.timeout(drain_s):
                 for entry in list(self._entries.values()):
@@ -157,6 +143,7 @@ class Engine:
         entry = self._entry(key)
         if entry.unloading is None:
             self._loaded.pop(key, None)
+            self._pool.drop_background(key)
             entry.unloading = self._tasks.spawn(self._unload(entry))
         await asyncio.shield(entry.unloading)
 
@@ -242,6 +229,34 @@ class Engine:
         entry.num_pending += len(waiting)
         return futures
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether callers have so much waiting that nothing is taken for the background."""
+        return self._pool.is_crowded
+
+    def submit_background(self, key: VersionKey, items: Sequence[EncodedItem]) -> list[asyncio.Future[ItemScore]]:
+        """As `submit`, for work that must not delay anybody's: computed when a worker has nothing else to do.
+
+        The result cache is neither asked nor filled. A future is cancelled when callers have too much waiting, or the
+        version is unloaded. Raises QueueFull, VersionNotLoaded, WorkerFailed or Draining at once.
+        """
+        if self._is_draining:
+            raise Draining("The server is shutting down.")
+        if key not in self._loaded:
+            raise _not_loaded(key)
+        arrived = time.perf_counter()
+        works = [Work(item, arrived, None, is_background=True) for item in items]
+        self._pool.submit_background(key, works)
+        entry = self._entries[key]
+        entry.num_pending += len(works)
+        futures = []
+        for work in works:
+            future: asyncio.Future[ItemScore] = self._loop.create_future()
+            future.add_done_callback(partial(self._on_done, entry, work))
+            work.futures.append(future)
+            futures.append(future)
+        return futures
+
     def _joinable(self, item_key: bytes, run: str, priority: int, deadline: float | None) -> Work | None:
         """Work for the same item that is at a worker, or waits as this run's; not dropped before this deadline."""
         for work in self._under_way.get(item_key, ()):
@@ -254,9 +269,9 @@ class Engine:
                 return work
         return None
 
-    def _on_done(self, entry: _Entry, work: Work, future: asyncio.Future[ItemScore]) -> None:
+    def _on_done(self, entry: Entry, work: Work, future: asyncio.Future[ItemScore]) -> None:
         if not future.cancelled() and future.exception() is None:
-            self.num_scored_items += 1
+            self.num_scored_items += not work.is_background
             if work.cache_key is not None:
                 self._cache.put(work.cache_key, future.result().value)
                 for same in self._under_way.get(work.cache_key, ()):
@@ -306,7 +321,7 @@ class Engine:
                 encoder=encoder,
                 number=self._num_loads,
             )
-            self._entries[key] = _Entry(version)
+            self._entries[key] = Entry(version)
             self._loaded[key] = version
             return version
 
@@ -323,7 +338,7 @@ class Engine:
         settings = self.settings
         return tuple(Batch.of(part) for part in in_batches(items, settings.max_batch_tokens, settings.max_batch_items))
 
-    async def _unload(self, entry: _Entry) -> None:
+    async def _unload(self, entry: Entry) -> None:
         await entry.until_idle()
         await self._pool.unload(entry.version.key)
         self._entries.pop(entry.version.key, None)
@@ -333,7 +348,7 @@ class Engine:
         self._entries.pop(key, None)
         self.on_lost(key, error)
 
-    def _entry(self, key: VersionKey) -> _Entry:
+    def _entry(self, key: VersionKey) -> Entry:
         if (entry := self._entries.get(key)) is None:
             raise _not_loaded(key)
         return entry
@@ -342,47 +357,6 @@ class Engine:
         if self.settings.workers == 0:
             return ThreadWorker(self._load_backend)
         return ProcessWorker(self._load_backend, self.threads_per_worker)
-
-
-class _Entry:
-    """A version with the requests that hold it and the items that are under way."""
-
-    def __init__(self, version: LoadedVersion) -> None:
-        self.version = version
-        self.num_users = 0
-        self.num_pending = 0
-        self.unloading: asyncio.Task[None] | None = None
-        self._idle = asyncio.Event()
-
-    def tell_if_idle(self) -> None:
-        """To be called whenever one of the numbers went down."""
-        if self.num_users == 0 and self.num_pending == 0:
-            self._idle.set()
-
-    async def until_idle(self) -> None:
-        """Waits until no request holds the version and no item is under way."""
-        while self.num_users or self.num_pending:
-            self._idle.clear()
-            await self._idle.wait()
-
-
-class Hold:
-    """A request's hold on a loaded version."""
-
-    __slots__ = ("_entry",)
-
-    def __init__(self, entry: _Entry) -> None:
-        self._entry = entry
-
-    def __enter__(self) -> LoadedVersion:
-        self._entry.num_users += 1
-        return self._entry.version
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._entry.num_users -= 1
-        self._entry.tell_if_idle()
 
 
 async def _in_thread(doing: str, function: Callable[[], T]) -> T:

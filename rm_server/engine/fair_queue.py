@@ -105,11 +105,15 @@ class FairQueue(Generic[W]):
             self.drop(item)
         return expired
 
+    def next_key(self, can_take: Callable[[VersionKey], bool]) -> VersionKey | None:
+        """The version whose turn it is among those that ``can_take`` allows; None: nothing waits for them."""
+        return self._turns.next(skip=[key for key in self._versions if not can_take(key)])
+
     def next_batch(
         self, max_tokens: int, max_items: int, can_take: Callable[[VersionKey], bool]
     ) -> tuple[VersionKey, list[W]] | None:
         """Takes the next batch, of the version whose turn it is among those that ``can_take`` allows."""
-        key = self._turns.next(skip=[key for key in self._versions if not can_take(key)])
+        key = self.next_key(can_take)
         if key is None:
             return None
         batch = self._versions[key].next_batch(max_tokens, max_items)
@@ -122,6 +126,11 @@ class FairQueue(Generic[W]):
         return any(
             version.num_tokens >= max_tokens or version.num_items >= max_items for version in self._versions.values()
         )
+
+    @property
+    def filled_share(self) -> float:
+        """What waits as a share of the bounds, of items or of tokens, whichever is more."""
+        return max(self.num_items / self._max_items, self.num_tokens / self._max_tokens)
 
     def take_all(self, key: VersionKey | None = None) -> list[W]:
         """Takes out and returns all that waits, for one version or for all (None)."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from rm_server.backends.items import Batch
 from rm_server.config import EngineSettings
+from rm_server.engine.background import BackgroundQueue
 from rm_server.engine.crew import Check, Crew, Seat, SentBatch, Verify
 from rm_server.engine.fair_queue import FairQueue
 from rm_server.engine.host import Computed, LoadOrder, LoadReport
@@ -88,6 +89,12 @@ class Pool:
             max_yield_s=settings.max_yield_s,
             run_weights=settings.run_weights,
         )
+        self._background: BackgroundQueue[Work] = BackgroundQueue(
+            max_items=settings.max_background_items,
+            max_tokens=settings.max_background_tokens,
+            max_batch_tokens=settings.max_batch_tokens,
+            crowded_share=settings.crowded_share,
+        )
         # Batches to compute again: a worker died, or the batch failed as a whole and was halved.
         self._again: deque[SentBatch] = deque()
         self._crew = Crew(make_worker, max(1, settings.workers), self)
@@ -135,20 +142,47 @@ class Pool:
         for work in self._queue.expire(now):
             self._drop_expired(work)
         self._queue.offer(key, run, works, priority=priority, deadline=deadline, now=now)
-        # At the end of this turn of the loop, so that calls that came together share a batch.
-        if not self._is_dispatch_due:
-            self._is_dispatch_due = True
-            self._loop.call_soon(self._dispatch)
+        for work in self._background.make_way(self._queue.filled_share):
+            work.cancel()
+        self._dispatch_soon()
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether callers have so much waiting that there is no background."""
+        return self._background.is_crowded(self._queue.filled_share)
+
+    def submit_background(self, key: VersionKey, works: Sequence[Work]) -> None:
+        """Takes all or nothing: raises QueueFull, or WorkerFailed while no worker can be started.
+
+        Each is computed when a worker has nothing else to do, or is cancelled when callers have too much waiting.
+        """
+        if self._crew.is_down:
+            raise WorkerFailed("No worker process is up; one is being started.", retry_after_s=1.0)
+        self._background.offer(key, works, filled_share=self._queue.filled_share, now=self._loop.time())
+        self._dispatch_soon()
+
+    def drop_background(self, key: VersionKey | None = None) -> None:
+        """Cancels what waits in the background, for one version or for all (None)."""
+        for work in self._background.take_all(key):
+            work.cancel()
 
     def drop(self, work: Work) -> None:
         """Nobody wants this one any more, or it was answered already. If it still waits, it is never computed."""
-        if work.is_waiting:
+        if work.is_waiting and work.is_background:
+            self._background.drop(work)
+        elif work.is_waiting:
             assert work.call is not None
             if any(future.cancelled() for future in work.futures):
                 self._metrics.item_dropped(work.call.key, "cancelled")
             self._queue.drop(work)
 
     # --- out ---
+
+    def _dispatch_soon(self) -> None:
+        # At the end of this turn of the loop, so that calls that came together share a batch.
+        if not self._is_dispatch_due:
+            self._is_dispatch_due = True
+            self._loop.call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
         self._is_dispatch_due = False
@@ -164,7 +198,26 @@ class Pool:
                     num_idle -= depth == 0
                     if sent is not None:
                         self._send(seat, sent, now)
+        self._dispatch_background(seats, now)
         self._metrics.queue_changed(self._queue.num_items, self._queue.num_tokens)
+
+    def _dispatch_background(self, seats: Sequence[Seat], now: float) -> None:
+        """One batch at a time, for a worker that has nothing else to do and nothing to wait for."""
+        if not self._background.num_items or self._queue.num_items or self._again:
+            return
+        if any(sent.is_background for seat in seats for sent in seat.in_flight):
+            return
+        for seat in seats:
+            if not seat.in_flight:
+                taken = self._background.next_batch(
+                    self._tokens_per_s, self._settings.max_batch_items, seat.keys.__contains__
+                )
+                if taken is not None:
+                    self._send(seat, SentBatch(*taken, is_background=True), now)
+                    return
+
+    def _tokens_per_s(self, key: VersionKey) -> float:
+        return self._throughput_of.get(key, self._throughput).tokens_per_s
 
     def _has_full_batch(self) -> bool:
         return bool(self._again) or self._queue.has_full_batch(
@@ -200,7 +253,7 @@ class Pool:
     def _expect(self, seat: Seat, now: float) -> None:
         """Sees to it that the worker gets its next batch in time, now that it begins with another one."""
         batch = seat.in_flight[0]
-        seconds = batch.num_tokens / self._throughput_of.get(batch.key, self._throughput).tokens_per_s
+        seconds = batch.num_tokens / self._tokens_per_s(batch.key)
         seat.refill_at = now + seconds - max(LEAD_S, LEAD_SHARE * seconds)
         if seat.refill_at > now:
             self._loop.call_at(seat.refill_at, self._dispatch)
@@ -218,8 +271,8 @@ class Pool:
         outcome = answer.result()
         if isinstance(outcome, Computed):
             self._answer(sent, outcome)
-        elif len(sent.works) == 1:
-            sent.works[0].fail(outcome)
+        elif sent.is_background or len(sent.works) == 1:
+            _fail(sent.works, outcome)
         else:
             # Too large for the memory, or one item is bad: in halves, until the guilty one stands alone.
             self._again += _halves(sent)
@@ -227,7 +280,8 @@ class Pool:
 
     def _answer(self, sent: SentBatch, computed: Computed) -> None:
         num_tokens = sent.num_tokens
-        self._throughput.add(num_tokens, computed.seconds)
+        if not sent.is_background:
+            self._throughput.add(num_tokens, computed.seconds)
         self._throughput_of.setdefault(sent.key, Throughput(GUESSED_TOKENS_PER_S)).add(num_tokens, computed.seconds)
         self._queue.tokens_per_s = self._throughput.tokens_per_s * max(1, self._crew.num_ready)
         self._metrics.batch_computed(sent.key, len(sent.works), num_tokens, computed.seconds)
@@ -236,7 +290,7 @@ class Pool:
             sent.works, computed.scores.tolist(), np.isfinite(computed.scores).tolist(), strict=True
         ):
             queue_s = sent.sent_at - work.arrived
-            if work.call is not last_call:
+            if work.call is not last_call and not sent.is_background:
                 last_call = work.call
                 self._metrics.queue_waited(sent.key, queue_s)
             if is_finite:
@@ -260,7 +314,9 @@ class Pool:
         """The batch that was being computed is tried once more, then in halves; the others were only in the pipe."""
         batches = list(seat.in_flight)
         seat.in_flight.clear()
-        if batches:
+        if batches and batches[0].is_background:
+            _fail(batches.pop(0).works, WorkerFailed(f"The worker process died at background work; {reason}."))
+        elif batches:
             batches[0].num_deaths += 1
             if batches[0].num_deaths >= MAX_DEATHS:
                 self._suspect(batches.pop(0), reason)
@@ -288,6 +344,7 @@ class Pool:
         again, self._again = self._again, deque()
         _fail((work for sent in again for work in sent.works), error)
         _fail(self._queue.take_all(), error)
+        _fail(self._background.take_all(), error)
 
     def on_lost(self, key: VersionKey, error: RmError) -> None:
         """Nobody can compute what waits for this version."""
@@ -296,6 +353,7 @@ class Pool:
             self._again.remove(sent)
             _fail(sent.works, reason)
         _fail(self._queue.take_all(key), reason)
+        _fail(self._background.take_all(key), reason)
         self._on_lost(key, error)
 
 

@@ -26,16 +26,20 @@ class Work(Waiting):
     """One item, computed once for all ``futures``: several where the same item was asked for while it was under way.
 
     ``arrived`` on `time.perf_counter`: the event loop's clock, which deadlines are on, may move in whole milliseconds.
+    ``is_background``: computed when nothing else is to do, if at all.
     """
 
-    __slots__ = ("arrived", "cache_key", "futures", "item")
+    __slots__ = ("arrived", "cache_key", "futures", "is_background", "item")
 
-    def __init__(self, item: EncodedItem, arrived: float, cache_key: bytes | None) -> None:
+    def __init__(
+        self, item: EncodedItem, arrived: float, cache_key: bytes | None, *, is_background: bool = False
+    ) -> None:
         super().__init__(item.num_tokens)
         self.item = item
         self.futures: list[asyncio.Future[ItemScore]] = []
         self.arrived = arrived
         self.cache_key = cache_key
+        self.is_background = is_background
 
     @property
     def is_wanted(self) -> bool:
@@ -47,6 +51,11 @@ class Work(Waiting):
         for future in self.futures:
             if not future.done():
                 future.set_result(score)
+
+    def cancel(self) -> None:
+        """Tells all who wait that it will not be computed."""
+        for future in list(self.futures):
+            future.cancel()
 
     def fail(self, error: RmError) -> None:
         """Answers all who wait."""

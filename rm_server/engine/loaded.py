@@ -1,0 +1,67 @@
+"""A loaded version, and those who hold it: it stays until nobody uses it and none of its items is under way."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from types import TracebackType
+
+from rm_server.backends.interface import Encoder
+from rm_server.registry.manifest import Manifest
+from rm_server.registry.records import VersionKey
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedVersion:
+    """A version that serves. ``memory_bytes``: in all workers together. ``precision`` empty: it has no weights.
+
+    ``number`` counts the loads of this engine, so that no two loads are ever mistaken for one another.
+    """
+
+    key: VersionKey
+    manifest: Manifest
+    precision: str
+    memory_bytes: int
+    encoder: Encoder
+    number: int
+
+
+class Entry:
+    """A version with the requests that hold it and the items that are under way."""
+
+    def __init__(self, version: LoadedVersion) -> None:
+        self.version = version
+        self.num_users = 0
+        self.num_pending = 0
+        self.unloading: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+
+    def tell_if_idle(self) -> None:
+        """To be called whenever one of the numbers went down."""
+        if self.num_users == 0 and self.num_pending == 0:
+            self._idle.set()
+
+    async def until_idle(self) -> None:
+        """Waits until no request holds the version and no item is under way."""
+        while self.num_users or self.num_pending:
+            self._idle.clear()
+            await self._idle.wait()
+
+
+class Hold:
+    """A request's hold on a loaded version."""
+
+    __slots__ = ("_entry",)
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
+
+    def __enter__(self) -> LoadedVersion:
+        self._entry.num_users += 1
+        return self._entry.version
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._entry.num_users -= 1
+        self._entry.tell_if_idle()
