@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rm_server.backends.composite import CompositeEncoder, read_composite
 from rm_server.backends.interface import Backend, ComputeSettings, Encoder
 from rm_server.backends.plain_folder import infer_manifest
 from rm_server.backends.rules import read_rules
@@ -25,6 +26,8 @@ def load_encoder(folder: Path, manifest: Manifest) -> Encoder:
     """The version's encoder; serving and training use the same. Raises BrokenVersion subclasses."""
     if manifest.kind == "rules":
         return RulesEncoder(read_rules(folder), manifest)
+    if manifest.kind == "composite":
+        return CompositeEncoder(read_composite(folder), manifest)
     return load_text_encoder(folder, manifest)
 
 
@@ -64,6 +67,9 @@ def load_backend(folder: Path, manifest: Manifest, settings: ComputeSettings) ->
     if manifest.kind == "rules":
         rules = read_rules(folder)
         return (SeveralRulesBackend if len(rules.rules) > 1 else RulesBackend)(rules, manifest)
+    if manifest.kind == "composite":
+        # What it computes itself are its own rules; the versions that it is made of are loaded beside it.
+        return SeveralRulesBackend(read_composite(folder).rules, manifest)
     if manifest.kind == "sequence_classification":
         from rm_server.backends.torch_backend import load_torch_backend
 

@@ -151,7 +151,7 @@ def parse_rule(where: str, name: str, spec: dict[str, Any], scale: Scale, common
 
 def parse_scale(where: str, spec: dict[str, Any]) -> Scale:
     """``weight``, ``gain``, ``bias`` and ``clip`` of a part. Raises UnsupportedArtifact."""
-    numbers = {key: _finite(where, key, spec[key]) for key in ("weight", "gain", "bias") if key in spec}
+    numbers = {key: finite_number_at(where, key, spec[key]) for key in ("weight", "gain", "bias") if key in spec}
     return Scale(**numbers, clip=_clip(where, spec))
 
 
@@ -161,13 +161,14 @@ def _clip(where: str, spec: dict[str, Any]) -> tuple[float, float]:
     clip = spec["clip"]
     if not isinstance(clip, list) or len(clip) != 2:
         raise UnsupportedArtifact(f"{where}: clip must be [low, high], not {clip!r}.")
-    low, high = (_finite(where, "clip", end) for end in clip)
+    low, high = (finite_number_at(where, "clip", end) for end in clip)
     if low > high:
         raise UnsupportedArtifact(f"{where}: clip is [{low}, {high}], and low must not be above high.")
     return (low, high)
 
 
-def _finite(where: str, key: str, value: Any) -> float:
+def finite_number_at(where: str, key: str, value: Any) -> float:
+    """The number. Raises UnsupportedArtifact for what is none, or not finite."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise UnsupportedArtifact(f"{where}: {key} must be a finite number, not {value!r}.")
     return float(value)

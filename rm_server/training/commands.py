@@ -208,7 +208,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 def _evaluate_in_home(pairs: list[Preference], arguments: argparse.Namespace) -> int:
     from rm_server.registry.home import open_home, operating_system_user
     from rm_server.registry.manifest import read_manifest
-    from rm_server.training.versions_by_name import find_version
+    from rm_server.registry.versions_by_name import find_version
 
     catalog, artifacts = open_home(home_of(arguments))
     try:

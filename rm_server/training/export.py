@@ -33,7 +33,7 @@ from rm_server.training.preferences import Preference, read_preferences
 from rm_server.training.reference_texts import BUILT_IN_TEXTS, Text, read_texts
 from rm_server.training.score_change import AccuracyChange, ScoreChange, accuracy_change, score_change
 from rm_server.training.statistics import FloatArray
-from rm_server.training.versions_by_name import find_version
+from rm_server.registry.versions_by_name import find_version
 
 EVALUATION_NAME = "export"
 """Under which the report is filed with the ONNX version."""

@@ -31,7 +31,7 @@ from rm_server.training.offline_scoring import ScoreTexts, offline_scorer
 from rm_server.training.reference_texts import BUILT_IN_TEXTS, Text, read_texts
 from rm_server.training.sources import version_source
 from rm_server.training.statistics import FloatArray
-from rm_server.training.versions_by_name import find_version
+from rm_server.registry.versions_by_name import find_version
 
 logger = logging.getLogger(__name__)
 

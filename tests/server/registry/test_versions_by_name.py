@@ -8,7 +8,7 @@ import pytest
 
 from rm_server.errors import InvalidSelector, LabelNotFound, ModelNotFound, RmError, VersionNotFound
 from rm_server.registry.records import Snapshot, VersionRecord
-from rm_server.training.versions_by_name import find_version
+from rm_server.registry.versions_by_name import find_version
 
 RECORDS = {
     (model, version): VersionRecord(model, version, "d", "rules", datetime.now(UTC), "me", "", 0)
