@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import shutil
 import tempfile
 import time
@@ -171,14 +172,19 @@ class ArtifactStore:
 
     @contextmanager
     def _fetching(self, digest: str) -> Iterator[None]:
-        """Held by one at a time. The file goes with the fetch, so that it says what is under way; see `fetch`."""
+        """Held by one at a time, of all threads and processes. Its file is there while somebody fetches or waits."""
         path = self.root / _FETCHING / digest
         path.parent.mkdir(exist_ok=True)
-        with path.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-            # Those who wait for this file find the version there; on a failure they are next, with the same file.
-            path.unlink(missing_ok=True)
+        while True:
+            with path.open("ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if not _is_same_file(file.fileno(), path):
+                    continue  # who held it before has removed it, and others may hold a new one
+                try:
+                    yield
+                finally:
+                    path.unlink()
+                return
 
     @contextmanager
     def _staged(self, source: str) -> Iterator[Path]:
@@ -235,6 +241,13 @@ class ArtifactStore:
             return True
         finally:
             shutil.rmtree(grave)
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _read_contents(folder: Path, digest: str) -> Contents:
