@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.metadata import version as package_version
 
 from prometheus_client import (
@@ -145,6 +146,49 @@ class Metrics:
         self._unloads = Counter("rm_unloads_total", "Versions taken out of memory.", ("model",), registry=registry)
         self._label_moves = Counter("rm_label_moves_total", "Labels set or removed.", ("model",), registry=registry)
 
+        # Scores. A mean on the common scale says how far the texts of now are from those it was calibrated on.
+        self._score_mean = Gauge(
+            "rm_score_mean", "Mean of a version's raw scores, the last 1000 or so.", _VERSION, registry=registry
+        )
+        self._score_std = Gauge(
+            "rm_score_std",
+            "Standard deviation of a version's raw scores, the last 1000 or so.",
+            _VERSION,
+            registry=registry,
+        )
+        self._score_calibrated_mean = Gauge(
+            "rm_score_calibrated_mean",
+            "The mean on the model's common scale, for versions with a calibration.",
+            _VERSION,
+            registry=registry,
+        )
+
+        # Shadows; the version is the shadow's.
+        self._shadow_items = Counter(
+            "rm_shadow_items_total",
+            "Completions that a shadow should score: ok, dropped, or the reason of its error.",
+            (*_VERSION, "outcome"),
+            registry=registry,
+        )
+        self._shadow_dropped = Counter(
+            "rm_shadow_dropped_total",
+            "Completions that a shadow did not score, or whose scores were not kept, by why.",
+            ("reason",),
+            registry=registry,
+        )
+        self._shadow_pearson = Gauge(
+            "rm_shadow_pearson",
+            "Correlation of a shadow's scores with those that callers got, of late.",
+            _VERSION,
+            registry=registry,
+        )
+        self._shadow_shift_std = Gauge(
+            "rm_shadow_shift_std",
+            "How much higher a shadow scores, of late, in standard deviations of the scores that callers got.",
+            _VERSION,
+            registry=registry,
+        )
+
         # The server.
         self._draining = Gauge("rm_draining", "1 once the server takes no new work.", registry=registry)
         self._catalog_reachable = Gauge(
@@ -255,9 +299,41 @@ class Metrics:
         """A version is out of memory; its gauges go with it."""
         model, version = _labels(key)
         self._unloads.labels(model).inc()
+        for gauge in (self._score_mean, self._score_std, self._score_calibrated_mean):
+            _remove(gauge, model, version)
         if (labels := self._version_labels.pop(key, None)) is not None:
             self._version_info.remove(model, version, *labels)
             self._version_memory.remove(model, version)
+
+    # --- scores and shadows ---
+
+    def recent_scores(self, key: VersionKey, mean: float, std: float, calibrated_mean: float | None) -> None:
+        """What a version's raw scores are like of late; ``calibrated_mean`` None: it has no calibration."""
+        self._score_mean.labels(*_labels(key)).set(mean)
+        self._score_std.labels(*_labels(key)).set(std)
+        if calibrated_mean is not None:
+            self._score_calibrated_mean.labels(*_labels(key)).set(calibrated_mean)
+
+    def shadow_items(self, key: VersionKey, outcome: str, num_items: int) -> None:
+        """``num_items`` completions of a shadow came to this: ok, or an error's reason."""
+        self._shadow_items.labels(*_labels(key), outcome).inc(num_items)
+
+    def shadow_dropped(self, key: VersionKey, reason: str, num_items: int) -> None:
+        """``num_items`` completions were not scored by a shadow."""
+        self._shadow_items.labels(*_labels(key), "dropped").inc(num_items)
+        self._shadow_dropped.labels(reason).inc(num_items)
+
+    def shadow_pair_lost(self) -> None:
+        """A pair of scores was not kept: too many wait for the catalog."""
+        self._shadow_dropped.labels("buffer_full").inc()
+
+    def shadow_agreement(self, key: VersionKey, pearson: float | None, shift_std: float | None) -> None:
+        """How a shadow agrees of late; None: undefined, or it is no shadow any more. There is no sample then."""
+        for gauge, value in ((self._shadow_pearson, pearson), (self._shadow_shift_std, shift_std)):
+            if value is None:
+                _remove(gauge, *_labels(key))
+            else:
+                gauge.labels(*_labels(key)).set(value)
 
     def label_moved(self, model: str) -> None:
         """A label was set or removed."""
@@ -290,3 +366,9 @@ class Metrics:
 
 def _labels(key: VersionKey | None) -> tuple[str, str]:
     return ("", "") if key is None else (key[0], str(key[1]))
+
+
+def _remove(gauge: Gauge, *labels: str) -> None:
+    """Takes a sample away, if it is there."""
+    with suppress(KeyError):
+        gauge.remove(*labels)

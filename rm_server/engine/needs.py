@@ -1,4 +1,4 @@
-"""Which versions a server must have loaded whatever an operator asks, and why: splits, pins and the leases of runs."""
+"""Which versions a server must have loaded whatever an operator asks, and why: shadows, splits, pins and leases."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ def needs_by_version(snapshot: Snapshot, holders: Mapping[VersionKey, Holders]) 
     Versions that are not in the catalog are left out: a lease may outlive what it names.
     """
     needs: dict[VersionKey, str] = {}
+    for key in snapshot.shadows:
+        needs[key] = "it is a shadow of its model's traffic. Remove the shadow."
     for (model, run), version in snapshot.pins.items():
         needs[model, version] = f"the run {run} is pinned to it. Remove the pin."
     for model, split in snapshot.splits.items():

@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,7 +31,7 @@ from rm_server.registry.records import CalibrationRecord, VersionKey
 from rm_server.scoring.calibration import calibrated
 from rm_server.scoring.routing import Route
 from rm_server.scoring.runs import Runs
-from rm_server.scoring.selector import parse
+from rm_server.scoring.selector import Selector, parse
 
 _NOTHING_TRIED = (DeadlineExceeded, Draining, WorkerFailed, VersionNotLoaded)
 """Where every item that could be encoded failed like this, nothing was tried and the call fails as a whole."""
@@ -124,22 +124,25 @@ class Scorer:
         self._runs = runs
         self._limits = limits
         self._metrics = metrics
+        self.on_scored: Callable[[ScoreCall, Route, Sequence[float | None]], None] = lambda call, route, scores: None
+        """Told of each answered call, with its raw scores in order; None where an item failed. Must not take long."""
 
     async def score(self, call: ScoreCall, deadline: float | None) -> ScoreAnswer:
         """Scores all completions with one version; each succeeds or fails by itself.
 
         ``deadline`` on the event loop's clock. Cancelling drops what is not being computed yet. Raises only when
         nothing could be tried: InvalidSelector, InvalidRequest, RequestTooLarge, NotFound's members, VersionChanged,
-        NotCalibrated, QueueFull, Draining, WorkerFailed, DeadlineExceeded.
+        NotCalibrated, QueueFull, Draining, WorkerFailed, DeadlineExceeded, CatalogUnavailable.
         """
         started = time.perf_counter()
         self._check_size(call)
         selector = parse(call.selector)
+        await self._settle_run(selector, call)
         route = self._runs.route(selector, call.run)
         calibration = self._checked_calibration(call, route)
         # No await between finding the version and holding it, so that no unload can come in between.
         with self._engine.use(route.key) as version:
-            self._runs.keep(selector, call.run, route)
+            self._runs.keep(selector, call.run)
             encoded = await self._engine.encode(
                 route.key,
                 [(prompt, completion) for prompt, completions in call.groups for completion in completions],
@@ -163,6 +166,7 @@ class Scorer:
         scores = [outcome for outcome in outcomes if isinstance(outcome, ItemScore)]
         answers = [_item_answer(item, outcome, calibration) for item, outcome in zip(encoded, outcomes, strict=True)]
         self._count(call, route, answers, [score.value for score in scores], tokenized - started)
+        self.on_scored(call, route, [o.value if isinstance(o, ItemScore) else None for o in outcomes])
         return ScoreAnswer(
             model=route.key[0],
             version=route.key[1],
@@ -179,6 +183,13 @@ class Scorer:
             ),
             arm=route.arm,
         )
+
+    async def _settle_run(self, selector: Selector, call: ScoreCall) -> None:
+        """Waits for the catalog where this server does not know the run, or knows something else than its caller."""
+        if not self._runs.is_settled(selector, call.run):
+            await self._runs.settle(selector, call.run, lambda route: self._checked_calibration(call, route))
+        if call.expected_digest and self._runs.route(selector, call.run).digest != call.expected_digest:
+            await self._runs.look_again(selector, call.run)
 
     def _check_size(self, call: ScoreCall) -> None:
         num_items = sum(len(completions) for _, completions in call.groups)
