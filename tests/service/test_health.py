@@ -137,6 +137,7 @@ def test_reflection_lists_the_services(server: RunningServer) -> None:
         "rm_api.v1.ScoringService",
         "rm_api.v1.ModelService",
         "rm_api.v1.ExperimentService",
+        "inference.GRPCInferenceService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     }
