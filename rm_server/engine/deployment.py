@@ -8,16 +8,21 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
+from rm_server.backends.device import device_kind
 from rm_server.engine.engine import Engine
 from rm_server.engine.lifecycle import State
-from rm_server.errors import RmError, VersionInUse
+from rm_server.errors import RmError, UnsupportedArtifact, VersionInUse
 from rm_server.registry.artifacts import ArtifactStore
-from rm_server.registry.manifest import Precision, read_manifest
-from rm_server.registry.records import VersionKey, VersionRecord
+from rm_server.registry.manifest import PRECISIONS, Manifest, Precision, read_manifest
+from rm_server.registry.records import ServingProfile, VersionKey, VersionRecord
 
 _log = logging.getLogger(__name__)
+
+
+Profiles: TypeAlias = Mapping[tuple[VersionKey, str], ServingProfile]
+"""By version and kind of device."""
 
 
 class DeploymentMetrics(Protocol):
@@ -49,12 +54,14 @@ class Deployment:
         engine: Engine,
         metrics: DeploymentMetrics,
         on_change: Callable[[VersionKey], None],
+        profiles: Callable[[], Profiles] = dict,
     ) -> None:
-        """``on_change`` is told of every change of a version's state, after it."""
+        """``on_change`` is told of every change of a version's state, after it. ``profiles``: those of the catalog."""
         self._artifacts = artifacts
         self._engine = engine
         self._metrics = metrics
         self._on_change = on_change
+        self._profiles = profiles
         self._busy: dict[VersionKey, State] = {}
         self._failed: dict[VersionKey, RmError] = {}
         engine.on_lost = self._lost
@@ -85,7 +92,8 @@ class Deployment:
             self._on_change(key)
 
     async def load(self, record: VersionRecord, precision: Precision | None) -> None:
-        """Verifies the files and loads them; ``precision`` None: as it is, or the server's own.
+        """Verifies the files and loads them; ``precision`` None: as it is; else the only one that the version has, what
+        its serving profile for this kind of device says, or the server's own, in this order.
 
         Raises VersionInUse when it is loaded in another precision, DigestMismatch, and what `Engine.load` raises; but
         for the first, it is FAILED then.
@@ -105,8 +113,9 @@ class Deployment:
             await asyncio.to_thread(verify)
             folder = self._artifacts.path(record.digest)
             manifest = await asyncio.to_thread(read_manifest, folder)
-            precision = precision or self._engine.settings.precision
-            loaded = await self._engine.load(key, folder, manifest, precision, verify)
+            profile = await asyncio.to_thread(self._profile_of, key)
+            chosen = choose_precision(manifest, precision, profile, self._engine.settings.precision)
+            loaded = await self._engine.load(key, folder, manifest, chosen, verify)
             self._failed.pop(key, None)
             self._metrics.version_loaded(
                 key,
@@ -132,6 +141,10 @@ class Deployment:
         finally:
             self._leave(key)
 
+    def _profile_of(self, key: VersionKey) -> ServingProfile | None:
+        by_device = {device: profile for (known, device), profile in self._profiles().items() if known == key}
+        return by_device.get(device_kind(self._engine.settings.device)) if by_device else None
+
     def _enter(self, key: VersionKey, state: State) -> None:
         self._busy[key] = state
         self._on_change(key)
@@ -144,6 +157,21 @@ class Deployment:
         self._failed[key] = error
         self._metrics.version_unloaded(key)
         self._on_change(key)
+
+
+def choose_precision(
+    manifest: Manifest, asked: Precision | None, profile: ServingProfile | None, default: Precision
+) -> Precision:
+    """What a version is loaded in. Raises UnsupportedArtifact where another than its only precision is asked for."""
+    if manifest.precision:
+        if asked not in (None, manifest.precision):
+            raise UnsupportedArtifact(
+                f"The version computes in {manifest.precision} and in nothing else, and {asked} is asked for. "
+                "Load it without a precision."
+            )
+        return manifest.precision
+    profiled = next((known for known in PRECISIONS if profile is not None and known == profile.precision), None)
+    return asked or profiled or default
 
 
 def _name(key: VersionKey) -> str:

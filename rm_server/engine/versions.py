@@ -55,7 +55,9 @@ class VersionManager:
         self._metrics = metrics
         self._following = Following(
             catalog,
-            lambda on_change: Deployment(artifacts, engine, metrics, on_change),
+            lambda on_change: Deployment(
+                artifacts, engine, metrics, on_change, lambda: self._following.in_catalog.profiles
+            ),
             metrics,
             poll_s=poll_s,
             policy=policy,

@@ -26,7 +26,16 @@ from rm_server.registry.records import (
     VersionKey,
     VersionRecord,
 )
-from rm_server.registry.tables import components, evaluations, history, labels, models, shadow_pairs, versions
+from rm_server.registry.tables import (
+    components,
+    evaluations,
+    history,
+    labels,
+    models,
+    serving_profiles,
+    shadow_pairs,
+    versions,
+)
 
 __all__ = [
     "CalibrationRecord",
@@ -85,6 +94,7 @@ class Catalog:
                 splits=MappingProxyType(queries.splits_by_model(connection)),
                 pins=MappingProxyType(queries.pinned_versions(connection)),
                 shadows=MappingProxyType(queries.shadows(connection)),
+                profiles=MappingProxyType(queries.serving_profiles_by_version(connection)),
             )
 
     def evaluations(self, model: str, version: int) -> tuple[EvaluationRecord, ...]:
@@ -160,7 +170,7 @@ class Catalog:
             row = queries.require_version(change.connection, model, version)
             if needs := needs_of(change.connection, model, version, change.time):
                 raise VersionInUse(f"{model}@{version} " + "; ".join(needs) + ".")
-            for table in (evaluations, components, versions):
+            for table in (evaluations, components, serving_profiles, versions):
                 change.connection.execute(delete(table).where(table.c.model == model, table.c.version == version))
             compared = (shadow_pairs.c.model == model, shadow_pairs.c.shadow_version == version)
             change.connection.execute(delete(shadow_pairs).where(*compared))

@@ -13,12 +13,13 @@ from rm_server.registry.records import (
     CalibrationRecord,
     HistoryRecord,
     RampPoint,
+    ServingProfile,
     Shadow,
     Split,
     VersionKey,
     VersionRecord,
 )
-from rm_server.registry.tables import labels, models, pins, split_arms, splits, state, versions
+from rm_server.registry.tables import labels, models, pins, serving_profiles, split_arms, splits, state, versions
 from rm_server.registry.tables import shadows as shadow_table
 
 
@@ -126,3 +127,14 @@ def history_record(row: Row[Any]) -> HistoryRecord:
         label=row.label,
         previous_version=row.previous_version,
     )
+
+
+def serving_profiles_by_version(connection: Connection) -> dict[tuple[VersionKey, str], ServingProfile]:
+    """All serving profiles, by version and kind of device."""
+    profiles = map(serving_profile, connection.execute(select(serving_profiles)))
+    return {((profile.model, profile.version), profile.device): profile for profile in profiles}
+
+
+def serving_profile(row: Row[Any]) -> ServingProfile:
+    """A row of `serving_profiles` as the record that the catalog hands out."""
+    return ServingProfile(**row._mapping)

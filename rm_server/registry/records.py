@@ -123,11 +123,32 @@ class Shadow:
 
 
 @dataclass(frozen=True, slots=True)
+class ServingProfile:
+    """How a version is computed best on one kind of device, as measured there.
+
+    ``device``: as `backends.device.device_kind` names it. ``precision`` is what a load takes that names none. The other
+    settings are a server's own, for all versions: they say how it was started when ``tokens_per_s`` was measured.
+    ``create_time`` None: not in the catalog yet.
+    """
+
+    model: str
+    version: int
+    device: str
+    precision: str
+    workers: int
+    threads_per_worker: int
+    max_batch_tokens: int
+    tokens_per_s: float
+    create_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The catalog at one revision, read in one transaction. Immutable, so any thread may keep it.
 
     ``wanted``: the versions that a server shall have loaded; ``wanted_precision`` holds those among them for which a
     precision was asked. ``splits`` by model; ``pins``: by model and run, the version.
+    ``profiles`` by version and kind of device.
     """
 
     revision: int
@@ -138,6 +159,7 @@ class Snapshot:
     splits: Mapping[str, Split] = field(default_factory=dict)
     pins: Mapping[tuple[str, str], int] = field(default_factory=dict)
     shadows: Mapping[VersionKey, Shadow] = field(default_factory=dict)
+    profiles: Mapping[tuple[VersionKey, str], ServingProfile] = field(default_factory=dict)
 
     def models(self) -> tuple[str, ...]:
         """The models that have versions, sorted."""

@@ -264,3 +264,19 @@ components = Table(
         ["part_model", "part_version"], ["versions.model", "versions.version"], name="fk_components_parts"
     ),
 )
+
+# How `rm-server tune` found a version to be computed best on a kind of machine.
+serving_profiles = Table(
+    "serving_profiles",
+    metadata,
+    Column("model", String(200), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("device", String(200), primary_key=True),
+    Column("precision", String(16), nullable=False),
+    Column("workers", Integer, nullable=False),
+    Column("threads_per_worker", Integer, nullable=False),
+    Column("max_batch_tokens", Integer, nullable=False),
+    Column("tokens_per_s", Double, nullable=False),
+    Column("create_time", UtcDateTime, nullable=False),
+    ForeignKeyConstraint(["model", "version"], ["versions.model", "versions.version"]),
+)

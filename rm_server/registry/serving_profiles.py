@@ -1,0 +1,70 @@
+"""Serving profiles in the catalog: how a version is computed best on a kind of machine, as `rm-server tune` found.
+
+A version is immutable and its digest says nothing of machines; so this lies beside it, and may change.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import ColumnElement, and_, delete, insert, select
+
+from rm_server.errors import InvalidRequest
+from rm_server.registry import queries
+from rm_server.registry.catalog import Catalog
+from rm_server.registry.manifest import PRECISIONS
+from rm_server.registry.names import MAX_NAME_LENGTH
+from rm_server.registry.records import ServingProfile
+from rm_server.registry.tables import serving_profiles
+
+
+def set_serving_profile(catalog: Catalog, profile: ServingProfile, actor: str, comment: str = "") -> None:
+    """Keeps a profile in place of the one that the version has for that kind of device.
+
+    Raises ModelNotFound, VersionNotFound, InvalidRequest.
+    """
+    _check(profile)
+    with catalog.changing(actor, comment) as change:
+        queries.require_version(change.connection, profile.model, profile.version)
+        change.connection.execute(delete(serving_profiles).where(_is(profile.model, profile.version, profile.device)))
+        change.connection.execute(
+            insert(serving_profiles).values(
+                model=profile.model,
+                version=profile.version,
+                device=profile.device,
+                precision=profile.precision,
+                workers=profile.workers,
+                threads_per_worker=profile.threads_per_worker,
+                max_batch_tokens=profile.max_batch_tokens,
+                tokens_per_s=profile.tokens_per_s,
+                create_time=change.time,
+            )
+        )
+        detail = (
+            f"{profile.precision}, {profile.workers} × {profile.threads_per_worker} threads, batches of "
+            f"{profile.max_batch_tokens} tokens: {profile.tokens_per_s:.0f} tokens/s on {profile.device}"
+        )
+        change.record("set_serving_profile", profile.model, profile.version, detail)
+
+
+def profile_of(catalog: Catalog, model: str, version: int, device: str) -> ServingProfile | None:
+    """What was found for a version on a kind of device (`backends.device.device_kind`).
+
+    Raises ModelNotFound or VersionNotFound.
+    """
+    with catalog.database.reading() as connection:
+        queries.require_version(connection, model, version)
+        row = connection.execute(select(serving_profiles).where(_is(model, version, device))).one_or_none()
+        return None if row is None else queries.serving_profile(row)
+
+
+def _is(model: str, version: int, device: str) -> ColumnElement[bool]:
+    table = serving_profiles.c
+    return and_(table.model == model, table.version == version, table.device == device)
+
+
+def _check(profile: ServingProfile) -> None:
+    if profile.precision not in PRECISIONS:
+        raise InvalidRequest(f"A serving profile's precision is {profile.precision!r}; known: {', '.join(PRECISIONS)}.")
+    if not 0 < len(profile.device) <= MAX_NAME_LENGTH:
+        raise InvalidRequest(f"A device's kind has 1 to {MAX_NAME_LENGTH} characters, not {len(profile.device)}.")
+    if min(profile.workers, profile.threads_per_worker, profile.max_batch_tokens, profile.tokens_per_s) <= 0:
+        raise InvalidRequest(f"A serving profile has workers, threads, tokens and a speed above 0, not {profile}.")
