@@ -72,6 +72,22 @@ class LimitSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CatalogSettings:
+    """Following the catalog. ``poll_s``: how often it is looked whether another server, or a command, changed it.
+
+    ``policy``: ``availability`` loads the new version before it unloads the old one; ``resource`` unloads first, for
+    devices that have no room for both, and nothing serves in between.
+    """
+
+    poll_s: float = 0.5
+    policy: Literal["availability", "resource"] = "availability"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.poll_s <= 60:
+            raise ConfigError(f"catalog.poll_s is {self.poll_s}; above 0 and up to 60 seconds was expected.")
+
+
+@dataclass(frozen=True, slots=True)
 class RunSettings:
     """Training runs. ``lease_s``: a lease ends so long after the last sign of life.
 
@@ -204,6 +220,7 @@ class ServeSettings:
     log: LogSettings = field(default_factory=LogSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
+    catalog: CatalogSettings = field(default_factory=CatalogSettings)
     runs: RunSettings = field(default_factory=RunSettings)
     shadow: ShadowSettings = field(default_factory=ShadowSettings)
 

@@ -1,4 +1,4 @@
-"""ExperimentService: training runs, and the leases by which each keeps its version."""
+"""ExperimentService: training runs, and the leases by which each keeps its version; splits are mixed in."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from rm_api.v1 import experiments_pb2
 from rm_server.api.calls import Call
 from rm_server.api.convert import calibration
 from rm_server.api.describe import timestamp
+from rm_server.api.split_methods import SplitMethods
 from rm_server.engine.versions import VersionManager
-from rm_server.scoring.leases import Lease
-from rm_server.scoring.runs import Runs, RunStatus
+from rm_server.registry.catalog import Catalog
+from rm_server.registry.run_records import Lease
+from rm_server.scoring.run_status import RunStatus
+from rm_server.scoring.runs import Runs
 
 
-class ExperimentService:
+class ExperimentService(SplitMethods):
     """Runs and leases over gRPC."""
 
-    def __init__(self, runs: Runs, versions: VersionManager) -> None:
+    def __init__(self, runs: Runs, versions: VersionManager, catalog: Catalog) -> None:
+        super().__init__(versions, catalog)
         self._runs = runs
-        self._versions = versions
 
     async def RegisterRun(
         self, request: experiments_pb2.RegisterRunRequest, call: Call
     ) -> experiments_pb2.RegisterRunResponse:
         """Gives the run a lease on a version."""
         call.run = request.run
-        lease, is_resumed = self._runs.register(
+        lease, is_resumed = await self._runs.register(
             request.run,
             request.model,
             lease_s=request.lease_seconds,
@@ -42,21 +45,20 @@ class ExperimentService:
     ) -> experiments_pb2.RenewLeaseResponse:
         """A sign of life."""
         call.run = request.run
-        lease = self._runs.renew(request.run, request.model)
+        lease = await self._runs.renew(request.run, request.model)
         call.key = lease.key
         return experiments_pb2.RenewLeaseResponse(lease=self._lease(lease))
 
     async def EndRun(self, request: experiments_pb2.EndRunRequest, call: Call) -> experiments_pb2.EndRunResponse:
         """Ends the run's leases."""
         call.run = request.run
-        self._runs.end(request.run, request.model or None)
+        await self._runs.end(request.run, request.model or None)
         return experiments_pb2.EndRunResponse()
 
     async def ListRuns(self, request: experiments_pb2.ListRunsRequest, call: Call) -> experiments_pb2.ListRunsResponse:
         """What is known of the runs."""
-        return experiments_pb2.ListRunsResponse(
-            runs=[_run_status(status) for status in self._runs.statuses(request.model or None)]
-        )
+        statuses = await self._runs.statuses(request.model or None, request.run or None)
+        return experiments_pb2.ListRunsResponse(runs=[_run_status(status) for status in statuses])
 
     def _lease(self, lease: Lease) -> experiments_pb2.Lease:
         record = self._versions.snapshot.versions.get(lease.key)
@@ -79,6 +81,9 @@ def _run_status(status: RunStatus) -> experiments_pb2.RunStatus:
         arm=status.arm or "",
         items=status.items,
         tokens=status.tokens,
+        items_per_second=status.items_per_s,
+        tokens_per_second=status.tokens_per_s,
+        version_items=status.version_items,
         score_mean=status.score_mean,
         score_std=status.score_std,
         last_seen_time=_epoch(status.last_seen),

@@ -31,7 +31,7 @@ SERVICE_NAMES = tuple(service.full_name for service in (SCORING, MODELS, EXPERIM
 REFLECTED_NAMES = (*SERVICE_NAMES, HEALTH.full_name, REFLECTION.full_name)
 
 MODEL_READS = ("ListModels", "GetVersion", "WatchModels", "ListHistory", "GetServerStatus")
-EXPERIMENT_READS = ("ListRuns",)
+EXPERIMENT_READS = ("ListRuns", "ListSplits")
 OIP_READS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata")
 HEALTH_READS = ("Check", "List", "Watch")
 

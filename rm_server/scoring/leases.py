@@ -1,61 +1,39 @@
-"""Which version each run holds, and for how long: state and rules, with the clock handed in."""
+"""The leases that this server knows, with their signs of life: state and rules, with the clock handed in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from rm_server.errors import RunNotFound
 from rm_server.registry.records import VersionKey
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A run's hold on a version, until ``lease_s`` after ``last_seen`` or the run says so; times since the epoch, in s.
-
-    ``arm``: of the split that chose the version; None: no split did. ``has_ended``: the run said so.
-    """
-
-    run: str
-    model: str
-    version: int
-    digest: str
-    arm: str | None
-    lease_s: float
-    last_seen: float
-    expires_at: float
-    has_ended: bool = False
-
-    @property
-    def key(self) -> VersionKey:
-        """(model, version)."""
-        return (self.model, self.version)
-
-    def is_active(self, now: float) -> bool:
-        """Whether it keeps its version from being unloaded."""
-        return now < self.expires_at
+from rm_server.registry.run_records import Lease
 
 
 class Leases:
-    """The last lease of each run and model. One that is over is remembered: the run gets that version again.
+    """The last lease of each run and model; one that is over is remembered, too.
 
-    They are in memory alone: a server that starts anew knows none.
+    The catalog has all of them. Signs of life are kept here first and written there now and then (see `due`): for a
+    lease of which the catalog hears nothing there are at least three quarters of its length left.
     """
 
     def __init__(self, max_known: int) -> None:
-        """``max_known``: beyond it, leases that are over are forgotten, those that were taken first first."""
+        """``max_known``: beyond it, leases that are over are forgotten, those that were given first first."""
         self._max_known = max_known
         self._leases: dict[tuple[str, str], Lease] = {}
+        self._last_written: dict[tuple[str, str], float] = {}
+        """Of the leases that were renewed since: the last sign of life that the catalog knows."""
 
-    def take(
-        self, run: str, model: str, version: int, digest: str, *, arm: str | None, lease_s: float, now: float
-    ) -> Lease:
-        """The run holds this version from now on, in place of what it held of the model."""
-        self._leases.pop((run, model), None)
-        lease = Lease(run, model, version, digest, arm, lease_s, now, now + lease_s)
-        self._leases[run, model] = lease
+    def put(self, lease: Lease, now: float) -> None:
+        """What the catalog says of a run. A sign of life that it has not heard of yet is kept."""
+        key = (lease.run, lease.model)
+        known = self._leases.pop(key, None)
+        if known is not None and known.revision == lease.revision and known.last_seen > lease.last_seen:
+            lease = known
+        else:
+            self._last_written.pop(key, None)
+        self._leases[key] = lease
         self._forget_some(now)
-        return lease
 
     def last(self, run: str, model: str) -> Lease | None:
         """What the run holds, or held last."""
@@ -67,25 +45,38 @@ class Leases:
         return lease if lease is not None and lease.is_active(now) else None
 
     def renew(self, run: str, model: str, now: float) -> Lease:
-        """A sign of life. Raises RunNotFound where the run holds nothing (any more)."""
-        lease = self.active(run, model, now)
-        if lease is None:
+        """A sign of life. Raises RunNotFound where the run has ended its lease, or never had one."""
+        lease = self._leases.get((run, model))
+        if lease is None or lease.has_ended:
             raise RunNotFound(f"The run {run!r} has no lease on {model!r}, or it has ended. Register the run again.")
+        self._last_written.setdefault((run, model), lease.last_seen)
         self._leases[run, model] = lease = replace(lease, last_seen=now, expires_at=now + lease.lease_s)
         return lease
 
-    def end(self, run: str, model: str | None, now: float) -> int:
-        """Ends the run's lease on a model, or all of its leases (None); how many were active.
-
-        Raises RunNotFound where the run never had one.
+    def due(self, now: float, quiet_s: float) -> list[Lease]:
+        """The signs of life to write: a quarter of the lease after the last one that was, or when the run has been
+        quiet for ``quiet_s``, so that the catalog then knows exactly when the lease ends.
         """
-        known = [lease for lease in self._leases.values() if lease.run == run and model in (None, lease.model)]
-        if not known:
-            raise RunNotFound(f"The run {run!r} has no lease" + (f" on {model!r}." if model is not None else "."))
-        for lease in known:
-            ended = replace(lease, expires_at=min(now, lease.expires_at), has_ended=True)
-            self._leases[run, lease.model] = ended
-        return sum(lease.is_active(now) for lease in known)
+        renewed = [(self._leases[key], written) for key, written in self._last_written.items()]
+        return [
+            lease
+            for lease, written in renewed
+            if lease.last_seen - written >= lease.lease_s / 4 or now - lease.last_seen >= quiet_s
+        ]
+
+    def unwritten(self) -> list[Lease]:
+        """All signs of life that the catalog has not heard of."""
+        return [self._leases[key] for key in self._last_written]
+
+    def note_written(self, leases: Iterable[Lease]) -> None:
+        """The catalog knows these signs of life."""
+        for lease in leases:
+            key = (lease.run, lease.model)
+            present = self._leases.get(key)
+            if present is None or present.revision != lease.revision or present.last_seen <= lease.last_seen:
+                self._last_written.pop(key, None)
+            else:
+                self._last_written[key] = lease.last_seen
 
     def holders(self, key: VersionKey, now: float) -> list[str]:
         """The runs that hold a version, sorted."""
@@ -99,3 +90,4 @@ class Leases:
             over = [key for key, lease in self._leases.items() if not lease.is_active(now)]
             for key in over[: len(self._leases) - self._max_known]:
                 del self._leases[key]
+                self._last_written.pop(key, None)

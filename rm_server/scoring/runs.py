@@ -1,69 +1,84 @@
-"""Training runs on this server: their leases, what they were scored with, and the version their bare selector means."""
+"""Training runs: the version that each one's bare selector means, given once and kept in the catalog."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from weakref import WeakValueDictionary
 
 from rm_server.config import RunSettings
 from rm_server.engine.versions import VersionManager
-from rm_server.errors import InvalidRequest, VersionChanged, VersionNotLoaded
+from rm_server.errors import CatalogUnavailable, Draining, InvalidRequest, RunNotFound, VersionChanged, VersionNotLoaded
+from rm_server.registry.catalog import Catalog
 from rm_server.registry.records import VersionKey
-from rm_server.scoring.leases import Lease, Leases
+from rm_server.registry.run_records import Lease
+from rm_server.registry.runs import Look, assign_run, changed_runs, end_runs, find_run
+from rm_server.scoring.leases import Leases
 from rm_server.scoring.routing import Route, resolve
-from rm_server.scoring.run_statistics import AllRunStatistics, RunStatistics
+from rm_server.scoring.run_activity import RunActivity
+from rm_server.scoring.run_status import RunStatus
 from rm_server.scoring.selector import Selector, parse
 
 SHORTEST_LEASE_S = 10.0
 LONGEST_LEASE_S = 7 * 24 * 3600.0
 
 _RUN = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
-
-
-@dataclass(frozen=True, slots=True)
-class RunStatus:
-    """What the server knows of a run on a model. Times in seconds since the epoch.
-
-    Mean and deviation are of the raw scores by ``version``, the one that scored it last. ``lease_expires_at`` None: it
-    has no lease.
-    """
-
-    run: str
-    model: str
-    version: int
-    arm: str | None
-    items: int
-    tokens: int
-    score_mean: float
-    score_std: float
-    last_seen: float
-    lease_expires_at: float | None
+_RETRY_AFTER_S = 0.5
 
 
 class Runs:
-    """All runs. A run that scores by the bare name gets a lease by that, too, and gives a sign of life each time."""
+    """All runs, of all servers on this catalog. A run that scores by the bare name gets a lease by that, too.
+
+    What a run is given is written to the catalog before it is used, in one transaction, so that all servers give the
+    same; this server remembers it then, and for a run that it knows nothing waits for the catalog. While the catalog
+    is away known runs go on, and others are refused. Lives on the event loop.
+    """
 
     def __init__(
-        self, versions: VersionManager, settings: RunSettings, *, clock: Callable[[], float] = time.time
+        self,
+        versions: VersionManager,
+        catalog: Catalog,
+        settings: RunSettings,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """``clock`` in seconds since the epoch."""
         self._versions = versions
+        self._catalog = catalog
         self._lease_s = settings.lease_s
         self._clock = clock
         self._leases = Leases(settings.max_known_runs)
-        self._statistics = AllRunStatistics(settings.max_known_runs)
+        self._activity = RunActivity(catalog, self._leases, settings.max_known_runs, clock)
+        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        # Versions that runs are being given now: not to be unloaded meanwhile.
+        self._giving: Counter[VersionKey] = Counter()
+        self._run_revision: int | None = None
         versions.add_guard(self._need_of)
+        versions.after_look(self._follow)
 
-    def register(
+    async def start(self) -> None:
+        """Writes what runs do to the catalog from now on."""
+        await self._activity.start()
+
+    async def stop(self) -> None:
+        """Writes the rest."""
+        await self._activity.stop()
+
+    # --- what runs ask for ---
+
+    async def register(
         self, run: str, model: str, *, lease_s: float = 0.0, expected_digest: str = "", move: bool = False
     ) -> tuple[Lease, bool]:
         """Gives the run a lease on a version; True: it is the version that the run had before.
 
         ``lease_s`` 0: the server's own. ``move``: not what it had, but what the bare name means without a lease.
-        Raises InvalidRequest, what `resolve` raises, VersionNotLoaded, and VersionChanged where the version has not the
-        expected digest.
+        Raises InvalidRequest, what `resolve` raises, VersionNotLoaded, Draining where the version is still being
+        loaded, CatalogUnavailable, and VersionChanged where the version has not the expected digest.
         """
         check_run(run)
         if lease_s and not SHORTEST_LEASE_S <= lease_s <= LONGEST_LEASE_S:
@@ -73,104 +88,198 @@ class Runs:
         selector = parse(model)
         if not selector.is_bare:
             raise InvalidRequest(f"A lease is on the bare name of a model, not on {model!r}.")
-        had = self._leases.last(run, model)
-        route = resolve(selector, self._versions.snapshot, None if had is None or move else had.version)
-        if expected_digest and expected_digest != route.digest:
-            raise VersionChanged(
-                f"The run {run!r} expected digest {expected_digest}, and would be given {_name(route.key)} with "
-                f"{route.digest}. Score by the version's number, or register without an expected digest."
-            )
-        if self._versions.state_of(route.key).state != "READY":
-            raise VersionNotLoaded(
-                f"The run {run!r} would be given {_name(route.key)}, which is not loaded. Load it, or register with "
-                "`move` to get what the bare name means now."
-            )
-        is_resumed = had is not None and not move
-        lease = self._take(run, route, had.arm if had is not None and is_resumed else route.arm, lease_s)
-        return lease, is_resumed
 
-    def renew(self, run: str, model: str) -> Lease:
+        def check(route: Route) -> None:
+            if expected_digest and expected_digest != route.digest:
+                raise VersionChanged(
+                    f"The run {run!r} expected digest {expected_digest}, and would be given {_name(route.key)} with "
+                    f"{route.digest}. Score by the version's number, or register without an expected digest."
+                )
+
+        async with self._lock(run, model):
+            seen = await self._look_up(run, model)
+            while True:
+                kept = None if move else seen
+                lease = self._proposal(selector, run, seen, kept, lease_s or self._lease_s, check)
+                lease, is_given = await self._give(lease, seen, kept)
+                if is_given:
+                    return lease, kept is not None
+                seen = lease
+
+    async def renew(self, run: str, model: str) -> Lease:
         """A sign of life. Raises RunNotFound."""
+        if self._leases.active(run, model, self._clock()) is None:
+            lease = await self._look_up(run, model)
+            if lease is None or not lease.is_active(self._clock()):
+                raise RunNotFound(
+                    f"The run {run!r} has no lease on {model!r}, or it has ended. Register the run again."
+                )
         return self._leases.renew(run, model, self._clock())
 
-    def end(self, run: str, model: str | None = None) -> None:
+    async def end(self, run: str, model: str | None = None) -> None:
         """Ends the run's lease on a model, or all (None). Raises RunNotFound."""
-        self._leases.end(run, model, self._clock())
+        for lease in await asyncio.to_thread(end_runs, self._catalog, run, model, self._clock()):
+            self._leases.put(lease, self._clock())
+
+    # --- the path of a call ---
+
+    def is_settled(self, selector: Selector, run: str) -> bool:
+        """Whether `route` knows by itself what a call of this run means. Where not: `settle` first."""
+        if not run or not selector.is_bare:
+            return True
+        lease = self._leases.active(run, selector.model, self._clock())
+        return lease is not None
+
+    async def settle(self, selector: Selector, run: str, check: Callable[[Route], object]) -> None:
+        """Finds out what the run was given, or gives it a version: that is in the catalog when this returns.
+
+        ``check`` is given what the run would get; what it raises is raised, and nothing is given then. Raises as
+        `register` does. While the catalog is away, a run whose lease expired goes on with what it had.
+        """
+        check_run(run)
+        async with self._lock(run, selector.model):
+            if self.is_settled(selector, run):
+                return
+            seen = self._leases.last(run, selector.model) or await self._look_up(run, selector.model)
+            while seen is None or not seen.is_active(self._clock()):
+                kept = None if seen is None or seen.has_ended else seen
+                proposal = self._proposal(selector, run, seen, kept, kept.lease_s if kept else self._lease_s, check)
+                seen, _ = await self._give(proposal, seen, kept)
+
+    async def look_again(self, selector: Selector, run: str) -> None:
+        """Asks the catalog what the run has: it may have moved on another server a moment ago."""
+        if run and selector.is_bare:
+            await self._look_up(run, selector.model)
 
     def route(self, selector: Selector, run: str) -> Route:
-        """Which version a call of this run means now.
+        """Which version a call of this run means now; for a run that is not settled, what it would be given.
 
         By the bare name a run means the version that it was given, until it ends or asks to move: after a pause longer
-        than its lease, too. This server remembers that only until it is started anew.
-
-        Raises InvalidRequest, what `resolve` raises, and VersionNotLoaded where the run's version is away.
+        than its lease, too. Raises InvalidRequest, what `resolve` raises, VersionNotLoaded where the run's version is
+        away, and Draining where it is still being loaded.
         """
         if run:
             check_run(run)
-        lease = self._given(selector, run)
+        lease = self._leases.last(run, selector.model) if run and selector.is_bare else None
+        had_arm = (lease.arm if lease is not None else None) or ""
+        if lease is not None and lease.has_ended:
+            lease = None
+        version = None if lease is None else lease.version
+        route = resolve(selector, self._versions.snapshot, version, run=run, now_s=self._clock(), had_arm=had_arm)
         if lease is None:
-            return resolve(selector, self._versions.snapshot, None)
-        route = resolve(selector, self._versions.snapshot, lease.version)
-        if self._versions.state_of(route.key).state != "READY":
-            raise VersionNotLoaded(
-                f"The run {run!r} was given {_name(route.key)}, which is not loaded. Load it, or register the run with "
-                "`move` to get what the bare name means now."
-            )
+            return route
+        self._check_ready(route, run)
         return replace(route, arm=lease.arm)
 
-    def keep(self, selector: Selector, run: str, route: Route) -> None:
-        """A call of this run is scored by this version: with the bare name, the run has a lease from now on."""
-        if not run or not selector.is_bare:
-            return
-        given = self._given(selector, run)
-        now = self._clock()
-        if given is not None and given.is_active(now):
-            self._leases.renew(run, selector.model, now)
-        else:
-            self._take(run, route, route.arm, 0.0 if given is None else given.lease_s)
+    def keep(self, selector: Selector, run: str) -> None:
+        """A call of this run, which is settled, is being scored: a sign of life."""
+        if run and selector.is_bare:
+            self._leases.renew(run, selector.model, self._clock())
 
     def scored(self, run: str, route: Route, scores: Sequence[float], tokens: int) -> None:
         """A call of this run was answered with these raw scores. The anonymous run is not kept."""
         if run:
-            self._statistics.add(run, *route.key, route.arm, scores=scores, tokens=tokens, now=self._clock())
+            self._activity.statistics.add(run, *route.key, scores=scores, tokens=tokens, now=self._clock())
 
-    def statuses(self, model: str | None = None) -> list[RunStatus]:
-        """What is known of all runs on a model, or on all models (None); last seen first."""
+    async def statuses(self, model: str | None = None, run: str | None = None) -> list[RunStatus]:
+        """What is known of the runs on a model, or on all models (None), of one run or all; last seen first."""
+        return await self._activity.statuses(model, run)
+
+    # --- giving ---
+
+    def _proposal(
+        self,
+        selector: Selector,
+        run: str,
+        seen: Lease | None,
+        kept: Lease | None,
+        lease_s: float,
+        check: Callable[[Route], object],
+    ) -> Lease:
+        """What the run would get: what it had (``kept``), or what the bare name means without a lease."""
         now = self._clock()
-        known = {(lease.run, lease.model): RunStatistics(lease.run, *lease.key, lease.arm) for lease in self._leases}
-        known |= {(seen.run, seen.model): seen for seen in self._statistics}
-        statuses = []
-        for seen in known.values():
-            lease = self._leases.last(seen.run, seen.model)
-            statuses.append(
-                RunStatus(
-                    run=seen.run,
-                    model=seen.model,
-                    version=seen.version,
-                    arm=seen.arm,
-                    items=seen.items,
-                    tokens=seen.tokens,
-                    score_mean=seen.score_mean,
-                    score_std=seen.score_std,
-                    last_seen=max(seen.last_seen, lease.last_seen if lease is not None else 0.0),
-                    lease_expires_at=lease.expires_at if lease is not None and lease.is_active(now) else None,
-                )
+        had_arm = (seen.arm if seen is not None else None) or ""
+        version = None if kept is None else kept.version
+        route = resolve(selector, self._versions.snapshot, version, run=run, now_s=now, had_arm=had_arm)
+        if kept is not None and kept.digest != route.digest:
+            raise VersionChanged(
+                f"The run {run!r} was given {_name(route.key)} with digest {kept.digest}; it has {route.digest} now. "
+                "Register the run with `move` to get what the bare name means now."
             )
-        statuses = [status for status in statuses if model in (None, status.model)]
-        return sorted(statuses, key=lambda status: (-status.last_seen, status.run, status.model))
+        check(route)
+        self._check_ready(route, run)
+        arm = route.arm if kept is None else kept.arm
+        return Lease(run, *route.key, route.digest, arm, lease_s, now, now + lease_s)
 
-    def _given(self, selector: Selector, run: str) -> Lease | None:
-        """What the run was given last by the bare name, unless it has ended."""
-        lease = self._leases.last(run, selector.model) if run and selector.is_bare else None
-        return None if lease is None or lease.has_ended else lease
+    async def _give(self, lease: Lease, seen: Lease | None, kept: Lease | None) -> tuple[Lease, bool]:
+        """Writes it, if the run has what was ``seen``; else False, and what it has.
 
-    def _take(self, run: str, route: Route, arm: str | None, lease_s: float) -> Lease:
-        model, version = route.key
-        return self._leases.take(
-            run, model, version, route.digest, arm=arm, lease_s=lease_s or self._lease_s, now=self._clock()
+        A run that keeps what it has goes on while the catalog is away.
+        """
+        try:
+            with self._held_back(lease.key):
+                lease, is_given = await asyncio.to_thread(assign_run, self._catalog, lease, seen)
+        except CatalogUnavailable:
+            if kept is None or kept.has_ended:
+                raise
+            return self._leases.renew(lease.run, lease.model, self._clock()), True
+        self._leases.put(lease, self._clock())
+        return lease, is_given
+
+    async def _look_up(self, run: str, model: str) -> Lease | None:
+        """What the catalog says of a run; while it is away, what is known here. Raises CatalogUnavailable."""
+        try:
+            lease = await asyncio.to_thread(find_run, self._catalog, run, model)
+        except CatalogUnavailable:
+            if (known := self._leases.last(run, model)) is None:
+                raise
+            return known
+        if lease is not None:
+            self._leases.put(lease, self._clock())
+        return self._leases.last(run, model)
+
+    async def _follow(self, look: Look) -> None:
+        """Other servers gave or took versions: what is known here of those runs is brought up to date."""
+        since, self._run_revision = self._run_revision, look.run_revision
+        if since is None or since == look.run_revision:
+            return
+        for lease in await asyncio.to_thread(changed_runs, self._catalog, since):
+            known = self._leases.last(lease.run, lease.model)
+            if known is not None and known.revision < lease.revision:
+                self._leases.put(lease, self._clock())
+
+    def _check_ready(self, route: Route, run: str) -> None:
+        key = route.key
+        state = self._versions.state_of(key).state
+        if state == "READY":
+            return
+        if state in ("REGISTERED", "LOADING") and key in self._versions.wanted:
+            raise Draining(
+                f"{_name(key)}, which the run {run!r} has, is being loaded on this server; come back soon.",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        raise VersionNotLoaded(
+            f"The run {run!r} was given {_name(key)}, which is not loaded. Load it, or register the run with "
+            "`move` to get what the bare name means now."
         )
 
+    @contextmanager
+    def _held_back(self, key: VersionKey) -> Iterator[None]:
+        """Nobody unloads the version meanwhile."""
+        self._giving[key] += 1
+        try:
+            yield
+        finally:
+            self._giving[key] -= 1
+            if not self._giving[key]:
+                del self._giving[key]
+
+    def _lock(self, run: str, model: str) -> asyncio.Lock:
+        return self._locks.setdefault((run, model), asyncio.Lock())
+
     def _need_of(self, key: VersionKey) -> str | None:
+        if key in self._giving:
+            return "a run is just being given it."
         runs = self._leases.holders(key, self._clock())
         if not runs:
             return None

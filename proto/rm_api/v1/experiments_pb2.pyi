@@ -74,10 +74,12 @@ class EndRunResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ListRunsRequest(_message.Message):
-    __slots__ = ("model",)
+    __slots__ = ("model", "run")
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     model: str
-    def __init__(self, model: _Optional[str] = ...) -> None: ...
+    run: str
+    def __init__(self, model: _Optional[str] = ..., run: _Optional[str] = ...) -> None: ...
 
 class ListRunsResponse(_message.Message):
     __slots__ = ("runs",)
@@ -86,7 +88,7 @@ class ListRunsResponse(_message.Message):
     def __init__(self, runs: _Optional[_Iterable[_Union[RunStatus, _Mapping]]] = ...) -> None: ...
 
 class RunStatus(_message.Message):
-    __slots__ = ("run", "model", "version", "arm", "items", "tokens", "score_mean", "score_std", "last_seen_time", "lease_expire_time")
+    __slots__ = ("run", "model", "version", "arm", "items", "tokens", "score_mean", "score_std", "last_seen_time", "lease_expire_time", "items_per_second", "tokens_per_second", "version_items")
     RUN_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +99,9 @@ class RunStatus(_message.Message):
     SCORE_STD_FIELD_NUMBER: _ClassVar[int]
     LAST_SEEN_TIME_FIELD_NUMBER: _ClassVar[int]
     LEASE_EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    VERSION_ITEMS_FIELD_NUMBER: _ClassVar[int]
     run: str
     model: str
     version: int
@@ -107,7 +112,10 @@ class RunStatus(_message.Message):
     score_std: float
     last_seen_time: _timestamp_pb2.Timestamp
     lease_expire_time: _timestamp_pb2.Timestamp
-    def __init__(self, run: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., arm: _Optional[str] = ..., items: _Optional[int] = ..., tokens: _Optional[int] = ..., score_mean: _Optional[float] = ..., score_std: _Optional[float] = ..., last_seen_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., lease_expire_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    items_per_second: float
+    tokens_per_second: float
+    version_items: int
+    def __init__(self, run: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., arm: _Optional[str] = ..., items: _Optional[int] = ..., tokens: _Optional[int] = ..., score_mean: _Optional[float] = ..., score_std: _Optional[float] = ..., last_seen_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., lease_expire_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., items_per_second: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., version_items: _Optional[int] = ...) -> None: ...
 
 class Arm(_message.Message):
     __slots__ = ("name", "version", "weight", "ramp")
