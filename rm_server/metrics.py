@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import version as package_version
 
 from prometheus_client import (
@@ -216,6 +217,19 @@ class Metrics:
             package_version("rm-service")
         ).set(1)
 
+        # What every call touches: looking a child up by its labels each time costs more than counting.
+        self._requests_of = cache(self._requests.labels)
+        self._request_seconds_of = cache(self._request_seconds.labels)
+        self._items_of = cache(self._items.labels)
+        self._tokens_of = cache(self._tokens.labels)
+        self._tokenize_seconds_of = cache(self._tokenize_seconds.labels)
+        self._queue_wait_seconds_of = cache(self._queue_wait_seconds.labels)
+        self._compute_seconds_of = cache(self._compute_seconds.labels)
+        self._batch_items_of = cache(self._batch_items.labels)
+        self._batch_tokens_of = cache(self._batch_tokens.labels)
+        self._cache_hits_of = cache(self._cache_hits.labels)
+        self._cache_misses_of = cache(self._cache_misses.labels)
+
     # --- requests ---
 
     def request_started(self) -> None:
@@ -226,16 +240,16 @@ class Metrics:
         """A call was answered; ``key`` None where no version was chosen."""
         model, version = _labels(key)
         self._in_flight.dec()
-        self._requests.labels(method, model, version, reason).inc()
-        self._request_seconds.labels(method, model, version).observe(seconds)
+        self._requests_of(method, model, version, reason).inc()
+        self._request_seconds_of(method, model, version).observe(seconds)
 
     def items_finished(self, key: VersionKey, reason: str, num_items: int) -> None:
         """``num_items`` completions of one call were answered alike."""
-        self._items.labels(*_labels(key), reason).inc(num_items)
+        self._items_of(*_labels(key), reason).inc(num_items)
 
     def tokens_scored(self, key: VersionKey, num_tokens: int, num_truncated: int) -> None:
         """What one call's scored items came to."""
-        self._tokens.labels(*_labels(key)).inc(num_tokens)
+        self._tokens_of(*_labels(key)).inc(num_tokens)
         if num_truncated:
             self._truncated.labels(*_labels(key)).inc(num_truncated)
 
@@ -247,18 +261,18 @@ class Metrics:
 
     def tokenized(self, key: VersionKey, seconds: float) -> None:
         """One call's content became tokens."""
-        self._tokenize_seconds.labels(*_labels(key)).observe(seconds)
+        self._tokenize_seconds_of(*_labels(key)).observe(seconds)
 
     def queue_waited(self, key: VersionKey, seconds: float) -> None:
         """An item got its turn."""
-        self._queue_wait_seconds.labels(*_labels(key)).observe(seconds)
+        self._queue_wait_seconds_of(*_labels(key)).observe(seconds)
 
     def batch_computed(self, key: VersionKey, num_items: int, num_tokens: int, seconds: float) -> None:
         """One forward pass is done."""
         labels = _labels(key)
-        self._compute_seconds.labels(*labels).observe(seconds)
-        self._batch_items.labels(*labels).observe(num_items)
-        self._batch_tokens.labels(*labels).observe(num_tokens)
+        self._compute_seconds_of(*labels).observe(seconds)
+        self._batch_items_of(*labels).observe(num_items)
+        self._batch_tokens_of(*labels).observe(num_tokens)
 
     def queue_changed(self, num_items: int, num_tokens: int) -> None:
         """What waits now, over all versions."""
@@ -275,8 +289,8 @@ class Metrics:
 
     def cache_asked(self, key: VersionKey, num_hits: int, num_misses: int) -> None:
         """The result cache was asked for the items of one call."""
-        self._cache_hits.labels(*_labels(key)).inc(num_hits)
-        self._cache_misses.labels(*_labels(key)).inc(num_misses)
+        self._cache_hits_of(*_labels(key)).inc(num_hits)
+        self._cache_misses_of(*_labels(key)).inc(num_misses)
 
     # --- versions ---
 

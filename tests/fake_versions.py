@@ -129,6 +129,9 @@ class FakeEncoder:
     parts = ()
     tokenizer_digest = None
 
+    def encode_plain_ids(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem] | None:
+        return None
+
     def encode(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> EncodedItem:
         if not completion:
             raise EmptyItem("no completion")

@@ -60,7 +60,7 @@ def content(message: scoring_pb2.Content) -> Content:
         case "messages":
             return tuple(ChatMessage(part.role, part.content) for part in message.messages.messages)
         case "token_ids":
-            return tuple(message.token_ids.ids)
+            return tuple(message.token_ids.ids[:])  # a slice is copied at once, an iterator number by number
         case _:
             return message.text
 

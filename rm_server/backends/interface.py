@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -38,6 +39,10 @@ class Encoder(Protocol):
 
         Raises EmptyItem, InvalidTokenIds, ItemTooLong or UnsupportedContent.
         """
+        ...
+
+    def encode_plain_ids(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem] | None:
+        """Encodes a whole call of token ids at once; None where it has to be looked at item by item."""
         ...
 
 

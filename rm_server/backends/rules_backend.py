@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
 
 from rm_server.backends.content_checks import check_unicode, checked_ids
 from rm_server.backends.items import Batch, ChatMessage, Content, EncodedItem, Float64Array
+from rm_server.backends.plain_ids import plain_ids
 from rm_server.backends.rules import RuleList
 from rm_server.backends.truncation import BoolArray, kept_tokens
 from rm_server.errors import EmptyItem, UnsupportedContent
@@ -57,6 +59,12 @@ class RulesEncoder:
             left = " left after truncation" if item.truncated else ""
             raise EmptyItem(f"The item has no prompt{left}, and {', '.join(names)} looks at the prompt.")
         return item
+
+    def encode_plain_ids(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem] | None:
+        """All at once; see `interface.Encoder`."""
+        if self._rules.looks_at != "token_ids":
+            return None
+        return plain_ids(pairs, _ANY_ID, self._manifest.max_tokens)
 
     def _of_ids(self, prompt: tuple[int, ...], completion: tuple[int, ...], rule: TruncationRule) -> EncodedItem:
         ids = checked_ids(tuple(prompt) + completion, _ANY_ID)

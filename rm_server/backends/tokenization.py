@@ -10,6 +10,7 @@ Nothing here is changed after construction: one encoder serves all threads.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -21,6 +22,7 @@ import numpy as np
 from rm_server.backends.content_checks import check_unicode, checked_ids
 from rm_server.backends.items import ChatMessage, Content, EncodedItem, Int32Array, RenderedText
 from rm_server.backends.json_file import first_line
+from rm_server.backends.plain_ids import plain_ids
 from rm_server.backends.truncation import BoolArray, kept_tokens
 from rm_server.errors import EmptyItem, UnsupportedContent
 from rm_server.registry.manifest import CHAT_TEMPLATE, PAIR_TEMPLATE, Manifest, TruncationRule
@@ -88,6 +90,10 @@ class TextEncoder:
             return self._of_pair(prompt_text, completion_text, rule)
         joined = self._join(prompt_text, completion_text)
         return self._of_text(self._begun_once(joined) if isinstance(completion, RenderedText) else joined, rule)
+
+    def encode_plain_ids(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem] | None:
+        """All at once; see `interface.Encoder`."""
+        return plain_ids(pairs, self._vocabulary_size, self.max_tokens)
 
     def _join(self, prompt: str, completion: str) -> _Joined:
         """Puts both into the template in one pass, so that braces in the content stay what they are.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import TypeAlias
 
 from rm_server.backends.interface import Encoder
@@ -81,7 +82,7 @@ class Encoding:
 
         ``deadline`` on the event loop's clock; raises DeadlineExceeded when it passes before all is done.
         """
-        if sum(_cost(prompt) + _cost(completion) for prompt, completion in pairs) <= INLINE_CHARACTERS:
+        if sum(map(_cost, chain.from_iterable(pairs))) <= INLINE_CHARACTERS:
             return _encode(encoder, pairs, truncation)
         job = _Job(encoder, pairs, truncation, asyncio.get_running_loop().create_future())
         self._jobs.setdefault(run, deque()).append(job)
@@ -134,6 +135,8 @@ class Encoding:
 
 
 def _encode(encoder: Encoder, pairs: Sequence[Pair], truncation: TruncationRule | None) -> list[EncodedItem | RmError]:
+    if (items := encoder.encode_plain_ids(pairs)) is not None:
+        return list(items)
     return [_encode_one(encoder, prompt, completion, truncation) for prompt, completion in pairs]
 
 

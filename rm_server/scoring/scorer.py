@@ -231,10 +231,11 @@ class Scorer:
 async def _all_done(futures: Sequence[asyncio.Future[ItemScore]], deadline: float | None) -> None:
     """Waits for all. Cancels those that are not done when the deadline passes, or when nobody waits any more."""
     waiting = [future for future in futures if not future.done()]
+    if not waiting:
+        return
     try:
-        if waiting:
-            timeout_s = None if deadline is None else deadline - asyncio.get_running_loop().time()
-            await asyncio.wait(waiting, timeout=timeout_s)
+        timeout_s = None if deadline is None else deadline - asyncio.get_running_loop().time()
+        await asyncio.wait(waiting, timeout=timeout_s)
     finally:
         for future in waiting:
             future.cancel()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from threading import Event
 
 import numpy as np
@@ -22,6 +22,9 @@ class GatedEncoder:
     def __init__(self) -> None:
         self.gate = Event()
         self.seen: list[str] = []
+
+    def encode_plain_ids(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem] | None:
+        return None
 
     def encode(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> EncodedItem:
         assert isinstance(completion, str)
