@@ -53,6 +53,14 @@ DECODERS_ONLY = ("gpt2", "llama", "qwen2", "mistral", "gemma2")
 FAMILIES_OF_POLICIES = (*DECODERS_ONLY, *ENCODER_DECODERS)
 
 
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "decoder": ("llama", {}),
+    "encoder-decoder": ("t5", {}),
+    "lora": ("llama", {"lora": {"rank": 2}}),
+}
+"""Policies that runs are tried with: a family, and settings."""
+
+
 def make_language_model(family: str = "gpt2", *, seed: int = 0, scale: float = 0.15, **config: Any) -> Any:
     """Random, with weights drawn larger than a fresh model's, so that a wrong position shows in the logits."""
     settings = {

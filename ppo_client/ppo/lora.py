@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS_OF_FAMILIES
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
@@ -75,6 +76,7 @@ def add_adapter(model: Any, config: LoRAConfig, seed: int) -> None:
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=0.0,
+        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
         target_modules="all-linear" if targets == ["all-linear"] else targets,
         # GPT-2 keeps its matrices transposed.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
@@ -85,16 +87,21 @@ def add_adapter(model: Any, config: LoRAConfig, seed: int) -> None:
             model.add_adapter(adapter)
     except ValueError as error:
         raise ConfigError(f"lora.target_modules: {error}") from error
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # whatever the weights below it are
+            parameter.data = parameter.data.float()
 
 
 def load_adapter(model: Any, place: Path) -> None:
-    """Puts the adapter in `place` into `model`, to go on training it. Raises CheckpointError if it is not whole."""
+    """Puts into the adapter of `model` what was saved in `place`. Raises CheckpointError if it is not the same."""
     try:
-        info = model.load_adapter(str(place), is_trainable=True, use_safetensors=True, local_files_only=True)
+        saved = load_file(place / _WEIGHTS)
+        tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in saved.items()}
+        result = set_peft_model_state_dict(model, tensors)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"the adapter in {place} cannot be read: {error}") from error
-    if info.missing_keys or info.unexpected_keys or info.mismatched_keys:
+    missing = [name for name in result.missing_keys if "lora_" in name]
+    if missing or result.unexpected_keys:
         raise CheckpointError(
-            f"the adapter in {place} is not the model's: missing {sorted(info.missing_keys)}, "
-            f"unexpected {sorted(info.unexpected_keys)}, of another shape {sorted(info.mismatched_keys)}"
+            f"the adapter in {place} is not the model's: it lacks {missing}, and has {result.unexpected_keys} besides"
         )

@@ -133,9 +133,8 @@ def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
 def _adapt(config: PPOConfig, model: Any, critic_start: _CriticStart | None, saved: Path | None) -> dict[str, str]:
     """Puts adapters into what is to be trained; returns digests of the weights below them."""
     digests = {"policy.model": weights_digest(model)}
-    if saved is None:
-        add_adapter(model, config.lora, config.train.seed)
-    else:
+    add_adapter(model, config.lora, config.train.seed)
+    if saved is not None:
         load_adapter(model, saved)
     if critic_start is not None:
         if critic_start.setting:

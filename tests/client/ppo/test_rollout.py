@@ -74,14 +74,34 @@ def collect(worker: RolloutWorker, prompts: Sequence[Any] = PROMPTS, reward: Rew
     return worker.collect(made, uniforms(0, Purpose.SAMPLING, 1, range(len(made)), NUM_TOKENS))
 
 
+@pytest.fixture(scope="module")
+def folders(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One policy of each family."""
+    found = {"llama": policy_folder}
+    for family in ("t5", "bart"):
+        found[family] = save_policy(tmp_path_factory.mktemp(family), family)
+        (found[family] / "generation_config.json").write_text(json.dumps({"eos_token_id": list(EOS_IDS)}))
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "t5", "bart"])
 @pytest.mark.parametrize("kind", ["shared", "separate"])
-def test_the_kl_of_a_copy_is_zero(policy_folder: Path, kind: str) -> None:
-    noted = collect(make_worker(policy_folder, FakeRewards(), kind=kind))
+def test_the_kl_of_a_copy_is_zero(folders: dict[str, Path], kind: str, family: str) -> None:
+    noted = collect(make_worker(folders[family], FakeRewards(), kind=kind))
     assert float((noted.log_probs - noted.reference_log_probs).sum(1).abs().max()) < 1e-4
-    passed = collect(make_worker(policy_folder, FakeRewards(), kind=kind, from_sampling=False))
+    passed = collect(make_worker(folders[family], FakeRewards(), kind=kind, from_sampling=False))
     assert torch.equal(passed.log_probs, passed.reference_log_probs)
     assert torch.equal(noted.sequences.response_ids, passed.sequences.response_ids)
     assert torch.allclose(noted.values, passed.values, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5", "bart"])
+@pytest.mark.parametrize("kind", ["shared", "separate"])
+def test_the_kl_of_a_new_adapter_is_exactly_zero(folders: dict[str, Path], kind: str, family: str) -> None:
+    worker = make_worker(folders[family], FakeRewards(), kind=kind, from_sampling=False, lora={"rank": 2}, size=3)
+    rollout = collect(worker)
+    assert torch.equal(rollout.log_probs, rollout.reference_log_probs)
+    assert bool(rollout.log_probs.any())
 
 
 def test_micro_batches_change_nothing(policy_folder: Path) -> None:

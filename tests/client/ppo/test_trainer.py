@@ -56,8 +56,10 @@ def test_the_saved_policy_is_a_plain_model_with_its_value_head_beside(folder: Pa
     assert (saved / "tokenizer.json").is_file()
 
 
-def learning(tmp_path: Path, rewards: FakeRewards, num_steps: int, **sections: Any) -> list[dict[str, Any]]:
-    save_policy(tmp_path / "policy", "gpt2", with_tokenizer=False, vocab_size=64, scale=0.05, eos_token_id=1)
+def learning(
+    tmp_path: Path, rewards: FakeRewards, num_steps: int, family: str = "gpt2", scale: float = 0.05, **sections: Any
+) -> list[dict[str, Any]]:
+    save_policy(tmp_path / "policy", family, with_tokenizer=False, vocab_size=64, scale=scale, eos_token_id=1)
     save_id_prompts(tmp_path / "prompts.jsonl", vocab_size=64)
     settings: dict[str, Any] = {
         "rollout": {"max_response_tokens": 8, "min_response_tokens": 8},
@@ -77,6 +79,26 @@ def test_it_learns_what_is_rewarded(tmp_path: Path, critic: str) -> None:
     assert rows[0]["score_mean"] == pytest.approx(0.5, abs=0.1)
     assert rows[-1]["score_mean"] > 0.85
     # Always, not just at first; the policy's configuration asks for dropout.
+    assert max(row["first_max_log_ratio"] for row in rows) < 1e-4
+
+
+@pytest.mark.parametrize(("family", "critic"), [("t5", "shared"), ("bart", "separate")])
+def test_an_encoder_decoder_learns(tmp_path: Path, family: str, critic: str) -> None:
+    rows = learning(tmp_path, FakeRewards(), 20, family, critic={"kind": critic})
+    assert rows[0]["score_mean"] == pytest.approx(0.5, abs=0.1)
+    assert rows[-1]["score_mean"] > 0.85
+    assert max(row["first_max_log_ratio"] for row in rows) < 1e-4
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_an_adapter_learns(tmp_path: Path, critic: str) -> None:
+    settings = {"rank": 4, "target_modules": ["all-linear"]}
+    more: dict[str, Any] = {"critic": {"kind": critic}, "ppo": {"learning_rate": 1e-2}}
+    # The vocabulary's rows stay as they are, so they must be large enough to tell tokens apart.
+    rows = learning(tmp_path, FakeRewards(), 20, scale=0.3, lora=settings, **more)
+    assert rows[0]["kl"] == 0.0, "exactly"
+    assert rows[0]["score_mean"] == pytest.approx(0.5, abs=0.1)
+    assert rows[-1]["score_mean"] > 0.85
     assert max(row["first_max_log_ratio"] for row in rows) < 1e-4
 
 
