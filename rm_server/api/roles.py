@@ -54,8 +54,11 @@ def _one(request: Any) -> int:
 
 
 def _rows(request: Any) -> int:
-    """Of the Open Inference Protocol's tensors, whose first dimension counts items."""
-    return max((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=0)
+    """Of the Open Inference Protocol's tensors, whose first dimension counts items.
+
+    Shapes are not checked yet: a negative one must not give back what a token has used.
+    """
+    return max(0, *(tensor.shape[0] for tensor in request.inputs if tensor.shape), 0)
 
 
 _READ = Rule(Role.SCORE, "model")

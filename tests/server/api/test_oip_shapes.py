@@ -18,6 +18,7 @@ from rm_server.api.oip_shapes import (
     stream_response,
     timeout_s,
 )
+from rm_server.api.roles import TABLE
 from rm_server.errors import InvalidRequest, InvalidSelector, ItemTooLong, MalformedRequest
 from rm_server.registry.records import CalibrationRecord, VersionRecord
 
@@ -133,6 +134,21 @@ def test_other_inputs_are_refused(inputs: Any, says: str) -> None:
 def test_bytes_that_are_no_text_are_malformed() -> None:
     with pytest.raises(MalformedRequest, match=r"completion\[1\] is no text in UTF-8"):
         score_call(request(("completion", "BYTES", [2], [b"a", b"\xff"])), "r")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "num_items"),
+    [
+        ([("input_ids", "INT64", [3, 2], []), ("attention_mask", "INT64", [3, 2], [])], 3),
+        ([("completion", "BYTES", [-1000], [])], 0),
+        ([], 0),
+    ],
+)
+def test_rows_count_against_a_token_s_limit(inputs: Any, num_items: int) -> None:
+    """And a shape that makes no sense gives nothing back: it is looked at before it is refused."""
+    count = TABLE["/inference.GRPCInferenceService/ModelInfer"].items
+    assert count is not None
+    assert count(request(*inputs)) == num_items
 
 
 # --- parameters ---
