@@ -101,6 +101,10 @@ class CompositeEncoder:
         """Its own rules take the ids of any tokenizer."""
         return None
 
+    def encode_plain_ids(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem] | None:
+        """Never: each part encodes for itself."""
+        return None
+
     def encode(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> EncodedItem:
         """Encodes one item for the own rules. Raises what `RulesEncoder.encode` raises."""
         if self._of_rules is None:

@@ -46,15 +46,19 @@ class Probes:
 
 
 def probes_of(encoder: Encoder, manifest: Manifest) -> Probes:
-    """Encodes golden examples and probes. Raises GoldenMismatch for a golden example that cannot be encoded."""
+    """Encodes golden examples and probes. Raises GoldenMismatch for a golden example that cannot be encoded.
+
+    A composite's golden scores are not its own rules' alone: its trial checks them, with all of its parts.
+    """
     items: list[EncodedItem] = []
-    for number, example in enumerate(manifest.golden):
+    golden = () if manifest.kind == "composite" else manifest.golden
+    for number, example in enumerate(golden):
         try:
             items.append(encoder.encode(example.prompt, example.completion))
         except RmError as error:
             raise GoldenMismatch(f"Golden example {number} cannot be encoded: {error.message}") from error
     probes = _encoded(encoder, _TEXT_PROBES) or _encoded(encoder, _ID_PROBES)
-    return Probes((*items, *probes), tuple(example.score for example in manifest.golden))
+    return Probes((*items, *probes), tuple(example.score for example in golden))
 
 
 def check(key: VersionKey, manifest: Manifest, precision: str, probes: Probes, scores: Float64Array) -> None:
@@ -66,7 +70,7 @@ def check(key: VersionKey, manifest: Manifest, precision: str, probes: Probes, s
             f"{name} gives NaN or an infinity for {num_bad} of {len(scores)} trial items; it is not loaded. "
             "Look for NaN in its weights, or load it in a wider precision."
         )
-    _check_golden(name, manifest, precision or "fp32", probes.golden_scores, scores[: len(probes.golden_scores)])
+    check_golden(name, manifest, precision or "fp32", probes.golden_scores, scores[: len(probes.golden_scores)])
     if manifest.kind not in _KINDS_THAT_MAY_BE_CONSTANT and len({item.ids.tobytes() for item in probes.items}) > 1:
         spread = float(scores.max() - scores.min())
         if spread <= SMALLEST_SPREAD * max(1.0, float(np.abs(scores).max())):
@@ -76,9 +80,10 @@ def check(key: VersionKey, manifest: Manifest, precision: str, probes: Probes, s
             )
 
 
-def _check_golden(
+def check_golden(
     name: str, manifest: Manifest, precision: str, expected: tuple[float, ...], scores: Float64Array
 ) -> None:
+    """Raises GoldenMismatch where a score is further from what was expected than the manifest tolerates."""
     if not expected:
         return
     tolerance = manifest.tolerance.get(precision)

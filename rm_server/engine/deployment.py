@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeAlias
 
 from rm_server.backends.device import device_kind
-from rm_server.engine.engine import Engine
+from rm_server.engine.engine import Engine, Trial
 from rm_server.engine.lifecycle import State
-from rm_server.errors import RmError, UnsupportedArtifact, VersionInUse
+from rm_server.errors import RmError, UnsupportedArtifact, VersionInUse, VersionNotLoaded
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.manifest import PRECISIONS, Manifest, Precision, read_manifest
 from rm_server.registry.records import ServingProfile, VersionKey, VersionRecord
@@ -64,16 +64,18 @@ class Deployment:
         self._profiles = profiles
         self._busy: dict[VersionKey, State] = {}
         self._failed: dict[VersionKey, RmError] = {}
+        self.composite_trial: Trial | None = None
+        """What a composite must pass before it serves, beside its parts."""
         engine.on_lost = self._lost
 
     def state_of(self, key: VersionKey) -> VersionStatus:
         """Where a version is on this server."""
         if (state := self._busy.get(key)) is not None:
             return VersionStatus(state)
-        if (loaded := self._engine.loaded.get(key)) is not None:
-            return VersionStatus("READY", memory_bytes=loaded.memory_bytes, precision=loaded.precision)
         if (error := self._failed.get(key)) is not None:
             return VersionStatus("FAILED", error)
+        if (loaded := self._engine.loaded.get(key)) is not None:
+            return VersionStatus("READY", memory_bytes=loaded.memory_bytes, precision=loaded.precision)
         return VersionStatus("REGISTERED")
 
     @property
@@ -86,36 +88,47 @@ class Deployment:
         """Whether the version takes work."""
         return key in self._engine.loaded
 
+    def lacks_part(self, key: VersionKey, part: VersionKey) -> None:
+        """A loaded composite FAILED, because something that it is made of is loaded no longer."""
+        self._failed[key] = VersionNotLoaded(f"{_name(key)} is made of {_name(part)}, which is not loaded any more.")
+        self._on_change(key)
+
     def forget_failure(self, key: VersionKey) -> None:
         """FAILED becomes REGISTERED."""
         if self._failed.pop(key, None) is not None:
             self._on_change(key)
 
-    async def load(self, record: VersionRecord, precision: Precision | None) -> None:
+    async def load(
+        self, record: VersionRecord, precision: Precision | None, first: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         """Verifies the files and loads them; ``precision`` None: as it is; else the only one that the version has, what
         its serving profile for this kind of device says, or the server's own, in this order.
 
+        ``first`` loads what the version needs beside it; what that raises, this raises.
         Raises VersionInUse when it is loaded in another precision, DigestMismatch, and what `Engine.load` raises; but
         for the first, it is FAILED then.
         """
         key = record.key
         loaded = self._engine.loaded.get(key)
-        if loaded is not None and (precision is None or loaded.precision in (precision, "")):
+        fits = loaded is not None and (precision is None or loaded.precision in (precision, ""))
+        if fits and key not in self._failed:
             return
-        if loaded is not None:
+        if loaded is not None and not fits:
             raise VersionInUse(
                 f"{_name(key)} is loaded in {loaded.precision}. Unload it first to load it in {precision}."
             )
         self._enter(key, "LOADING")
         started = time.perf_counter()
         try:
+            if first is not None:
+                await first()
             verify = partial(self._artifacts.verify, record.digest)
             await asyncio.to_thread(verify)
             folder = self._artifacts.path(record.digest)
             manifest = await asyncio.to_thread(read_manifest, folder)
             profile = await asyncio.to_thread(self._profile_of, key)
             chosen = choose_precision(manifest, precision, profile, self._engine.settings.precision)
-            loaded = await self._engine.load(key, folder, manifest, chosen, verify)
+            loaded = await self._engine.load(key, folder, manifest, chosen, verify, self._trial_of(record))
             self._failed.pop(key, None)
             self._metrics.version_loaded(
                 key,
@@ -144,6 +157,9 @@ class Deployment:
     def _profile_of(self, key: VersionKey) -> ServingProfile | None:
         by_device = {device: profile for (known, device), profile in self._profiles().items() if known == key}
         return by_device.get(device_kind(self._engine.settings.device)) if by_device else None
+
+    def _trial_of(self, record: VersionRecord) -> Trial | None:
+        return self.composite_trial if record.kind == "composite" else None
 
     def _enter(self, key: VersionKey, state: State) -> None:
         self._busy[key] = state

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -31,6 +31,9 @@ from rm_server.registry.records import VersionKey
 
 LOAD_BACKEND = "rm_server.backends.loading:load_backend"
 LOAD_ENCODER = "rm_server.backends.loading:load_encoder"
+
+Trial = Callable[[LoadedVersion], Awaitable[None]]
+"""Raises what is wrong with a version, judging by what it does beside the others."""
 
 T = TypeVar("T")
 
@@ -59,7 +62,7 @@ class Engine:
         self._load_encoder = load_encoder
         self._pool = Pool(settings, self._make_worker, metrics, self._lost)
         self._encoding = Encoding(settings.encode_threads)
-        self._cache = ResultCache(settings.cache_items)
+        self._cache: ResultCache[ItemScore] = ResultCache(settings.cache_items)
         # By what they compute: one of each run that waits for it, so that no run waits for its turn in another's queue.
         self._under_way: dict[bytes, list[Work]] = {}
         self._entries: dict[VersionKey, Entry] = {}
@@ -124,16 +127,18 @@ class Engine:
         manifest: Manifest,
         precision: Precision,
         verify: Verify = lambda: None,
+        trial: Trial | None = None,
     ) -> LoadedVersion:
         """Loads beside what serves, warms up and checks. Works, or changes nothing.
 
         A version that is loaded in this precision already is left as it is. Goes on when the caller is cancelled.
-        ``verify`` is asked again before a worker that takes the place of a dead one loads the same files.
+        ``verify`` is asked again before a worker that takes the place of a dead one loads the same files. ``trial`` may
+        encode and submit items before any request may use the version, and raises what is wrong with it.
 
         Raises BrokenVersion's members, OutOfMemory, WorkerFailed, Draining; VersionInUse where it is being unloaded, or
         is loaded in another precision.
         """
-        return await self._tasks.to_the_end(self._load(key, folder, manifest, precision, verify))
+        return await self._tasks.to_the_end(self._load(key, folder, manifest, precision, verify, trial))
 
     async def unload(self, key: VersionKey) -> None:
         """Takes no new requests, finishes those under way, frees the memory. Goes on when the caller is cancelled.
@@ -207,7 +212,7 @@ class Engine:
             work = None
             if item_key is not None:
                 if (known := self._cache.get(item_key)) is not None:
-                    future.set_result(ItemScore(known, 0.0, 0.0))
+                    future.set_result(known)
                     continue
                 work = new_by_key.get(item_key) or self._joinable(item_key, run, priority, deadline)
             if work is None:
@@ -273,9 +278,10 @@ class Engine:
         if not future.cancelled() and future.exception() is None:
             self.num_scored_items += not work.is_background
             if work.cache_key is not None:
-                self._cache.put(work.cache_key, future.result().value)
+                score = future.result()
+                self._cache.put(work.cache_key, ItemScore(score.value, 0.0, 0.0, score.parts))
                 for same in self._under_way.get(work.cache_key, ()):
-                    same.succeed(future.result())
+                    same.succeed(score)
         if not work.is_wanted:
             self._pool.drop(work)
             self._forget(work)
@@ -291,7 +297,13 @@ class Engine:
     # --- inside ---
 
     async def _load(
-        self, key: VersionKey, folder: Path, manifest: Manifest, precision: Precision, verify: Verify
+        self,
+        key: VersionKey,
+        folder: Path,
+        manifest: Manifest,
+        precision: Precision,
+        verify: Verify,
+        trial: Trial | None,
     ) -> LoadedVersion:
         async with self._load_turn:
             if self._is_draining:
@@ -321,7 +333,13 @@ class Engine:
                 encoder=encoder,
                 number=self._num_loads,
             )
-            self._entries[key] = Entry(version)
+            entry = self._entries[key] = Entry(version)
+            if trial is not None:
+                try:
+                    await trial(version)
+                except BaseException:
+                    await self._unload(entry)
+                    raise
             self._loaded[key] = version
             return version
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Protocol
 
@@ -23,6 +24,9 @@ from rm_server.registry.runs import Look, look
 
 Guard = Callable[[VersionKey], str | None]
 """Says who needs a version, in words for people; None: nobody."""
+
+_NEEDS_PARTS = ("LOADING", "READY", "DRAINING")
+"""States of a composite in which its parts must stay."""
 
 _log = logging.getLogger(__name__)
 
@@ -75,9 +79,17 @@ class Following:
 
     @property
     def wanted(self) -> frozenset[VersionKey]:
-        """What should be loaded here: what the catalog says, what labels and splits name, what runs hold."""
+        """What should be loaded here: what the catalog says, what labels and splits name, what runs hold.
+
+        And what those that are composites are made of.
+        """
         needed = {key for key in self.deployment.states if self.need_of(key) is not None}
-        return self.in_catalog.wanted | (self._named() - self.forced_out) | needed | self._needs.keys()
+        wanted = self._wanted_alone() | needed
+        return wanted | {part for key in wanted for part in self.in_catalog.parts.get(key, ())}
+
+    def _wanted_alone(self) -> frozenset[VersionKey]:
+        """What should be loaded whatever is loaded now."""
+        return self.in_catalog.wanted | (self._named() - self.forced_out) | self._needs.keys()
 
     def _named(self) -> set[VersionKey]:
         return {(model, version) for (model, _), version in self.in_catalog.labels.items()}
@@ -96,7 +108,13 @@ class Following:
     def need_of(self, key: VersionKey) -> str | None:
         """Who needs a version, besides labels and the catalog's list of what shall be loaded."""
         found = next((need for guard in self._guards if (need := guard(key)) is not None), None)
-        return found or self._needs.get(key)
+        return found or self._needs.get(key) or self._need_of_composites(key)
+
+    def _need_of_composites(self, key: VersionKey) -> str | None:
+        for composite in self.in_catalog.composites_of(key):
+            if self.deployment.state_of(composite).state in _NEEDS_PARTS or composite in self._wanted_alone():
+                return "the composite {}@{} is made of it. Unload that first.".format(*composite)
+        return None
 
     def labels_naming(self, key: VersionKey) -> list[str]:
         """The labels that name a version, in the catalog or still here."""
@@ -123,6 +141,29 @@ class Following:
         if key not in self.deployment.states:
             self.record(key)  # What never was gets no lock: callers can invent any number of versions.
         return self._locks.setdefault(key, asyncio.Lock())
+
+    # --- loading ---
+
+    async def load(self, record: VersionRecord, precision: Precision | None) -> None:
+        """Loads a version, and before it what it is made of. The caller has the version's lock.
+
+        Raises what `Deployment.load` raises.
+        """
+        parts = self.in_catalog.parts.get(record.key, ())
+        await self.deployment.load(record, precision, partial(self._load_parts, record.key, parts) if parts else None)
+
+    async def _load_parts(self, composite: VersionKey, parts: Iterable[VersionKey]) -> None:
+        for part in parts:
+            # From here on it is needed, and so it stays. It may be the caller who has the lock of a loaded one.
+            if self.deployment.is_loaded(part):
+                continue
+            try:
+                async with self.lock(part):  # composites' locks come before those of parts: no two wait for each other
+                    await self.deployment.load(self.record(part), self.wanted_precision(part))
+            except RmError as error:
+                name = "{}@{}".format(*part)
+                message = f"Its part {name} could not be loaded: {error.message}"
+                raise type(error)(message, retry_after_s=error.retry_after_s) from error
 
     # --- following ---
 
@@ -216,7 +257,7 @@ class Following:
                 if step.what == "unload":
                     await self.deployment.unload(key)
                 else:
-                    await self.deployment.load(self.record(key), self.wanted_precision(key))
+                    await self.load(self.record(key), self.wanted_precision(key))
         except RmError as error:
             _log.warning("Could not %s %s@%s: %s", step.what, *key, error)
         finally:
@@ -224,6 +265,10 @@ class Following:
         self.begin_steps()
 
     def _on_state(self, key: VersionKey) -> None:
+        if not self.deployment.is_loaded(key):
+            for composite in self.in_catalog.composites_of(key):
+                if self.deployment.state_of(composite).state == "READY":
+                    self.deployment.lacks_part(composite, key)
         self._serve()
         self.changes.publish("STATE", key[0])
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rm_server.backends.interface import Backend, ComputeSettings
+from rm_server.backends.interface import Backend, ComputeSettings, PartsBackend
 from rm_server.backends.items import Batch, Float64Array
 from rm_server.errors import InternalError, OutOfMemory, RmError, VersionNotLoaded
 from rm_server.registry.manifest import Manifest
@@ -49,10 +49,14 @@ class LoadReport:
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """Raw scores, shape (num_items,), and how long the forward pass took, in seconds."""
+    """Raw scores, shape (num_items,), and how long the forward pass took, in seconds.
+
+    ``parts``, shape (num_items, num_parts): what the scores are weighted sums of, where the version can tell.
+    """
 
     scores: Float64Array
     seconds: float
+    parts: Float64Array | None = None
 
 
 class Host:
@@ -93,12 +97,16 @@ class Host:
         backend = self._backends.get(key)
         if backend is None:
             raise VersionNotLoaded(f"{_name(key)} is not loaded in this worker.")
+        parts = None
         start = time.perf_counter()
-        scores = np.asarray(backend.score(batch), np.float64)
+        if isinstance(backend, PartsBackend):
+            scores, parts = backend.score_parts(batch)
+        else:
+            scores = np.asarray(backend.score(batch), np.float64)
         seconds = time.perf_counter() - start
         if scores.shape != (batch.num_items,):
             raise InternalError(f"{_name(key)} gave scores of shape {scores.shape} for {batch.num_items} items.")
-        return Computed(scores, seconds)
+        return Computed(scores, seconds, parts)
 
 
 def imported(name: str) -> Any:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from typing import Protocol
 
 import numpy as np
@@ -286,15 +287,16 @@ class Pool:
         self._queue.tokens_per_s = self._throughput.tokens_per_s * max(1, self._crew.num_ready)
         self._metrics.batch_computed(sent.key, len(sent.works), num_tokens, computed.seconds)
         last_call = None
-        for work, value, is_finite in zip(
-            sent.works, computed.scores.tolist(), np.isfinite(computed.scores).tolist(), strict=True
+        parts = repeat(()) if computed.parts is None else map(tuple, computed.parts.tolist())
+        for work, value, is_finite, of_item in zip(
+            sent.works, computed.scores.tolist(), np.isfinite(computed.scores).tolist(), parts, strict=False
         ):
             queue_s = sent.sent_at - work.arrived
             if work.call is not last_call and not sent.is_background:
                 last_call = work.call
                 self._metrics.queue_waited(sent.key, queue_s)
             if is_finite:
-                work.succeed(ItemScore(value, queue_s, computed.seconds))
+                work.succeed(ItemScore(value, queue_s, computed.seconds, of_item))
             else:
                 work.fail(
                     NonFiniteScore(

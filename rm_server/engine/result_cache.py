@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from hashlib import blake2b
+from typing import Generic, TypeVar
 
 from rm_server.backends.items import EncodedItem
 
 KEY_BYTES = 16
+
+S = TypeVar("S")
 
 
 def cache_key(loaded_number: int, item: EncodedItem) -> bytes:
@@ -28,21 +31,21 @@ def cache_key(loaded_number: int, item: EncodedItem) -> bytes:
     return digest.digest()
 
 
-class ResultCache:
+class ResultCache(Generic[S]):
     """At most ``max_items`` scores; the one that was asked for longest ago goes first."""
 
     def __init__(self, max_items: int) -> None:
         self._max_items = max_items
-        self._scores: OrderedDict[bytes, float] = OrderedDict()
+        self._scores: OrderedDict[bytes, S] = OrderedDict()
 
-    def get(self, key: bytes) -> float | None:
+    def get(self, key: bytes) -> S | None:
         """The score, if it is here."""
         score = self._scores.get(key)
         if score is not None:
             self._scores.move_to_end(key)
         return score
 
-    def put(self, key: bytes, score: float) -> None:
+    def put(self, key: bytes, score: S) -> None:
         """Keeps the score; the oldest go where there are too many."""
         self._scores[key] = score
         if len(self._scores) > self._max_items:

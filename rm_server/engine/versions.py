@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from rm_server.engine.changes import Subscription
 from rm_server.engine.deployment import Deployment, VersionStatus
-from rm_server.engine.engine import Engine
+from rm_server.engine.engine import Engine, Trial
 from rm_server.engine.following import Following, Guard, VersionMetrics
 from rm_server.engine.lifecycle import Policy
 from rm_server.errors import NotFound, RmError, VersionInUse, VersionNotLoaded
@@ -96,6 +96,10 @@ class VersionManager:
     def add_guard(self, guard: Guard) -> None:
         """Versions that ``guard`` knows a need for are neither unloaded nor deleted, whatever is asked."""
         self._following.add_guard(guard)
+
+    def set_composite_trial(self, trial: Trial) -> None:
+        """What a composite must pass before it serves: its golden examples, through all of its parts."""
+        self._deployment.composite_trial = trial
 
     def after_look(self, hook: Callable[[Look], Awaitable[None]]) -> None:
         """``hook`` is awaited after each look at the catalog that succeeded."""
@@ -211,7 +215,7 @@ class VersionManager:
         key = record.key
         was_loaded = self._deployment.is_loaded(key)
         precision = precision or self._wanted_precision(key)
-        await self._deployment.load(record, precision)
+        await self._following.load(record, precision)
         try:
             await asyncio.to_thread(self._catalog.set_wanted, *key, True, actor, precision=precision or "")
         except RmError:

@@ -14,12 +14,14 @@ from rm_server.errors import RmError
 class ItemScore:
     """A raw, finite score. ``queue_s``: the wait for a turn; ``compute_s``: the forward pass of its batch.
 
-    Both are 0 for a score from the result cache.
+    Both are 0 for a score from the result cache. ``parts``: what it is the weighted sum of, before the weights, where
+    the version can tell.
     """
 
     value: float
     queue_s: float
     compute_s: float
+    parts: tuple[float, ...] = ()
 
 
 class Work(Waiting):

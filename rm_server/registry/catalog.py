@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -18,6 +18,7 @@ from rm_server.registry.database import Database
 from rm_server.registry.label_trail import ROLLBACK, SET_LABEL, label_trail, rollback_target
 from rm_server.registry.names import MAX_NAME_LENGTH, check_digest, check_label, check_model_name
 from rm_server.registry.needs import needs_of
+from rm_server.registry.parts import insert_parts, parts_by_composite
 from rm_server.registry.records import (
     CalibrationRecord,
     EvaluationRecord,
@@ -94,6 +95,7 @@ class Catalog:
                 splits=MappingProxyType(queries.splits_by_model(connection)),
                 pins=MappingProxyType(queries.pinned_versions(connection)),
                 shadows=MappingProxyType(queries.shadows(connection)),
+                parts=MappingProxyType(parts_by_composite(connection)),
                 profiles=MappingProxyType(queries.serving_profiles_by_version(connection)),
             )
 
@@ -129,10 +131,12 @@ class Catalog:
         comment: str = "",
         *,
         origin: str = "",
+        parts: Mapping[VersionKey, str] = MappingProxyType({}),
     ) -> tuple[VersionRecord, bool]:
         """Makes an artifact the model's next version; (record, True). The model is made when it is new.
 
-        ``origin``: where the files come from, a commit of a hub for example; kept in the history.
+        ``origin``: where the files come from, a commit of a hub for example; kept in the history. ``parts``: what a
+        composite is made of, with digests; ModelNotFound, VersionNotFound or DigestMismatch where that is not there.
         A digest that the model has already is that version: (record, False), and nothing changes.
         """
         check_model_name(model)
@@ -157,6 +161,7 @@ class Catalog:
                     wanted_precision="",
                 )
             )
+            insert_parts(change.connection, (model, version), parts)
             detail = f"{kind}, digest {digest}" + (f", from {origin}" if origin else "")
             change.record("register", model, version, detail)
             return queries.version_record(queries.require_version(change.connection, model, version)), True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import getpass
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,8 +14,9 @@ from sqlalchemy import URL
 from rm_server.errors import CatalogUnavailable
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.catalog import Catalog
+from rm_server.registry.composite import parts_of, pinned_folder
 from rm_server.registry.manifest import Manifest, read_manifest
-from rm_server.registry.records import VersionRecord
+from rm_server.registry.records import Snapshot, VersionRecord
 from rm_server.registry.shared_store import SharedStore
 
 
@@ -86,9 +89,32 @@ def add_version(
     `Catalog.register` raise. Killed in between, it leaves files that no version names, for `sweep_artifacts`.
     """
     manifest = manifest or read_manifest(folder)
-    with artifacts.hold():
+    snapshot = catalog.snapshot()
+    with artifacts.hold(), as_version(folder, manifest, snapshot, artifacts) as folder:
         digest = artifacts.put(folder, manifest)
-        return catalog.register(model, digest, manifest.kind, manifest.max_tokens, actor, comment, origin=origin)
+        return catalog.register(
+            model,
+            digest,
+            manifest.kind,
+            manifest.max_tokens,
+            actor,
+            comment,
+            origin=origin,
+            parts=parts_of(folder, snapshot) if manifest.kind == "composite" else {},
+        )
+
+
+@contextmanager
+def as_version(folder: Path, manifest: Manifest, snapshot: Snapshot, artifacts: ArtifactStore) -> Iterator[Path]:
+    """The folder whose files become the version's, for the time: a composite's are pinned first.
+
+    Raises what `pinned_folder` raises.
+    """
+    if manifest.kind != "composite":
+        yield folder
+        return
+    with pinned_folder(folder, snapshot, artifacts) as pinned:
+        yield pinned
 
 
 def sweep_artifacts(catalog: Catalog, artifacts: ArtifactStore) -> tuple[str, ...]:

@@ -148,7 +148,7 @@ class Snapshot:
 
     ``wanted``: the versions that a server shall have loaded; ``wanted_precision`` holds those among them for which a
     precision was asked. ``splits`` by model; ``pins``: by model and run, the version.
-    ``profiles`` by version and kind of device.
+    ``profiles`` by version and kind of device. ``parts``: what composites are made of.
     """
 
     revision: int
@@ -160,6 +160,11 @@ class Snapshot:
     pins: Mapping[tuple[str, str], int] = field(default_factory=dict)
     shadows: Mapping[VersionKey, Shadow] = field(default_factory=dict)
     profiles: Mapping[tuple[VersionKey, str], ServingProfile] = field(default_factory=dict)
+    parts: Mapping[VersionKey, tuple[VersionKey, ...]] = field(default_factory=dict)
+
+    def composites_of(self, key: VersionKey) -> tuple[VersionKey, ...]:
+        """The composites that are made of a version."""
+        return tuple(composite for composite, parts in self.parts.items() if key in parts)
 
     def models(self) -> tuple[str, ...]:
         """The models that have versions, sorted."""
