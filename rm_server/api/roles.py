@@ -58,7 +58,8 @@ def _rows(request: Any) -> int:
 
     Shapes are not checked yet: a negative one must not give back what a token has used.
     """
-    return max(0, *(tensor.shape[0] for tensor in request.inputs if tensor.shape), 0)
+    sizes: list[int] = [tensor.shape[0] for tensor in request.inputs if tensor.shape]
+    return max([0, *sizes])
 
 
 _READ = Rule(Role.SCORE, "model")
