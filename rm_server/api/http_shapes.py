@@ -45,9 +45,16 @@ def openrlhf_groups(body: dict[str, Any]) -> list[Group]:
 
 
 def openrlhf_response(answer: ScoreAnswer) -> dict[str, Any]:
-    """``rewards`` with one number a query; ``scores`` the same, which OpenRLHF may filter by."""
+    """``rewards`` with one number a query; ``scores`` the same, which OpenRLHF may filter by.
+
+    ``extra_logs``, which OpenRLHF logs by name, has a composite's components, one number a query each.
+    """
     rewards = all_values(answer, "query")
-    return {"rewards": rewards, "scores": rewards, "extra_logs": {}, **_source(answer)}
+    logs: dict[str, list[float]] = {}
+    for item in answer.items:
+        for part in item.components:
+            logs.setdefault(f"component/{part.name}", []).append(part.value)
+    return {"rewards": rewards, "scores": rewards, "extra_logs": logs, **_source(answer)}
 
 
 def vllm_groups(body: dict[str, Any]) -> list[Group]:

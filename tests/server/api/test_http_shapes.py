@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from rm_server.api.http_shapes import (
 )
 from rm_server.backends.items import ChatMessage
 from rm_server.errors import InvalidRequest, ItemTooLong, MalformedRequest
+from rm_server.scoring.scorer import Component
 
 
 def test_openrlhf_sends_whole_texts_and_gets_a_number_each() -> None:
@@ -24,6 +26,18 @@ def test_openrlhf_sends_whole_texts_and_gets_a_number_each() -> None:
     response = openrlhf_response(answer(0.25, -1.5))
     assert response["rewards"] == response["scores"] == [0.25, -1.5]
     assert (response["model"], response["version"], response["digest"]) == ("m", 1, "d" * 64)
+
+
+def test_openrlhf_logs_a_composite_s_components() -> None:
+    parts = [(0.5, -0.25), (1.5, 0.0)]
+    scored = answer(0.25, 1.5)
+    items = [
+        replace(item, components=(Component("grammar", grammar, 1.0), Component("length", length, 1.0)))
+        for item, (grammar, length) in zip(scored.items, parts, strict=True)
+    ]
+    response = openrlhf_response(replace(scored, items=items))
+    assert response["extra_logs"] == {"component/grammar": [0.5, 1.5], "component/length": [-0.25, 0.0]}
+    assert openrlhf_response(answer(0.25))["extra_logs"] == {}
 
 
 def test_openrlhf_sends_empty_lists_to_servers_without_a_share() -> None:
