@@ -1,17 +1,16 @@
-"""A training run that kills itself, without warning, at a given moment: `python killed_run.py FOLDER MOMENT`."""
+"""A training run that kills itself, without warning, at a given moment."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_policies import FakeRewards, make_config
+from tiny_policies import KINDS, FakeRewards, make_config
 
-from ppo_client.ppo import PPOTrainer, checkpoint
+from ppo_client.ppo import PPOConfig, PPOTrainer, checkpoint
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "critic": {"kind": "separate"},
@@ -21,7 +20,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "train": {"num_steps": 5, "checkpoint_every_steps": 2, "samples_every_steps": 1, "seed": 5},
 }
 # Calls for scores: 4 to normalise, then 2 a step. Optimizer steps: 4 a step. Checkpoints after steps 2 and 4.
-MOMENTS = ("scoring", "update", "saving")
+MOMENTS = ("rollout", "scoring", "update", "saving")
+
+
+def settings(folder: Path, kind: str) -> PPOConfig:
+    return make_config(folder, **SETTINGS, **KINDS[kind][1])
 
 
 def die(*_: Any) -> None:
@@ -37,8 +40,18 @@ class DyingRewards(FakeRewards):
         return super().submit(model, **texts)
 
 
-def main(folder: Path, moment: str) -> None:
-    trainer = PPOTrainer(make_config(folder, **SETTINGS), DyingRewards() if moment == "scoring" else FakeRewards())
+def run(folder: Path, kind: str, moment: str) -> None:
+    torch.set_num_threads(1)
+    rewards = DyingRewards() if moment == "scoring" else FakeRewards()
+    trainer = PPOTrainer(settings(folder, kind), rewards)
+    if moment == "rollout":
+        policy = trainer.run.actor_critic.policy
+
+        def second_half(*_: Any) -> None:
+            if trainer.state.step == 3 and rewards.num_calls == 4 + 3 * 2 + 1:
+                die()  # its first micro-batch is asked for, its second is being written
+
+        policy.model.get_output_embeddings().register_forward_hook(second_half)
     if moment == "update":
         steps: list[int] = []
 
@@ -58,7 +71,3 @@ def main(folder: Path, moment: str) -> None:
 
         checkpoint.torch.save = save_half  # type: ignore[attr-defined]
     trainer.train()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from client.ppo.killed_run import MOMENTS, SETTINGS
+from accelerate.state import AcceleratorState
+from client.ppo import killed_run
+from client.ppo.killed_run import MOMENTS, SETTINGS, settings
 from safetensors.torch import load_file
-from tiny_policies import FakeRewards, make_config, read_jsonl, save_id_prompts, save_policy, without_times
+from tiny_policies import KINDS, FakeRewards, make_config, read_jsonl, save_id_prompts, save_policy, without_times
 
 from ppo_client.ppo import PPOTrainer
 from ppo_client.ppo.checkpoint import latest_checkpoint, load_tensors
 from ppo_client.ppo.errors import CheckpointError, ConfigError
 
+# Forks of a process that has imported all that takes seconds, and has no threads.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["ppo_client.ppo.trainer"])
+
+
+def make_inputs(folder: Path, kind: str) -> Path:
+    save_policy(folder / "policy", KINDS[kind][0])
+    save_id_prompts(folder / "prompts.jsonl")
+    return folder
+
 
 @pytest.fixture(scope="module")
-def uninterrupted(made_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    shutil.copytree(made_once, folder, dirs_exist_ok=True)
-    PPOTrainer(make_config(folder, **SETTINGS), FakeRewards()).train()
-    return folder / "run"
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    @cache
+    def run(kind: str) -> Path:
+        folder = make_inputs(tmp_path_factory.mktemp(kind), kind)
+        PPOTrainer(settings(folder, kind), FakeRewards()).train()
+        return folder / "run"
+
+    return run
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -32,7 +47,10 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert without_times(read_jsonl(one / name)) == without_times(read_jsonl(other / name))
     places = latest_checkpoint(one), latest_checkpoint(other)
     assert places[0].name == places[1].name
-    for name in ("model.safetensors", "critic.safetensors"):
+    tensors = [sorted(path.name for path in (place / "policy").glob("*.safetensors")) for place in places]
+    assert tensors[0] == tensors[1]
+    assert len(tensors[0]) == 2
+    for name in tensors[0]:
         first, second = (load_file(place / "policy" / name) for place in places)
         assert first.keys() == second.keys()
         assert all(torch.equal(first[key], second[key]) for key in first)
@@ -47,24 +65,23 @@ def without_run_id(state: str) -> str:
     return "\n".join(line for line in state.splitlines() if '"run"' not in line)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_and_resumed_is_the_same_bit_by_bit(folder: Path, uninterrupted: Path, moment: str) -> None:
-    script = Path(__file__).with_name("killed_run.py")
-    paths = [str(script.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    killed = subprocess.run(
-        [sys.executable, str(script), str(folder), moment],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert killed.returncode == -9, killed.stderr
+def test_killed_and_resumed_is_the_same_bit_by_bit(
+    tmp_path: Path, uninterrupted: Callable[[str], Path], moment: str, kind: str
+) -> None:
+    expected = uninterrupted(kind)
+    folder = make_inputs(tmp_path, kind)
+    killed = PROCESSES.Process(target=killed_run.run, args=(folder, kind, moment))
+    killed.start()
+    killed.join(300)
+    assert killed.exitcode == -9
     assert latest_checkpoint(folder / "run").name == "step-000002"
     logged = [row["step"] for row in read_jsonl(folder / "run" / "metrics.jsonl")]
     assert logged == ([1, 2, 3, 4] if moment == "saving" else [1, 2, 3])
+    AcceleratorState._reset_state(reset_partial_state=True)
     PPOTrainer.resume(folder / "run", FakeRewards()).train()
-    assert_same_run(folder / "run", uninterrupted)
+    assert_same_run(folder / "run", expected)
 
 
 def test_a_run_that_was_extended_goes_on_from_its_end(folder: Path) -> None:

@@ -1,24 +1,36 @@
-"""One run in two processes: `torchrun --nproc-per-node 2 two_processes.py FOLDER [resume]`."""
+"""Runs of every kind in two processes: `torchrun --nproc-per-node 2 two_processes.py FOLDER [resume]`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
-from tiny_policies import FakeRewards, make_config
+import torch
+from accelerate.state import AcceleratorState
+from tiny_policies import KINDS, FakeRewards, make_config
 
-from ppo_client.ppo import PPOTrainer
+from ppo_client.ppo import PPOConfig, PPOTrainer
 
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "kl": {"controller": "adaptive", "horizon": 100.0},
     "reward": {"normalize_samples": 16},
     "ppo": {"batch_size": 8, "num_minibatches": 2, "micro_batch_size": 1, "whiten_rewards": True},
     "train": {"num_steps": 3, "checkpoint_every_steps": 2},
 }
+CRITICS = {"decoder": "shared", "encoder-decoder": "separate", "lora": "separate"}
+
+
+def settings(folder: Path, kind: str) -> PPOConfig:
+    return make_config(folder, **SETTINGS, critic={"kind": CRITICS[kind]}, **KINDS[kind][1])
+
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    if sys.argv[2:] == ["resume"]:
-        PPOTrainer.resume(folder / "run", FakeRewards()).train()
-    else:
-        PPOTrainer(make_config(folder, **SETTINGS), FakeRewards()).train()
+    torch.set_num_threads(1)
+    for kind in KINDS:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        folder = Path(sys.argv[1]) / kind
+        if sys.argv[2:] == ["resume"]:
+            PPOTrainer.resume(folder / "run", FakeRewards()).train()
+        else:
+            PPOTrainer(settings(folder, kind), FakeRewards()).train()
