@@ -121,20 +121,20 @@ class VersionManager:
 
     # --- the operator's actions ---
 
-    async def load(self, key: VersionKey, precision: Precision | None, actor: str) -> None:
+    async def load(self, key: VersionKey, precision: Precision | None, actor: str, comment: str = "") -> None:
         """Loads a version, and says in the catalog that it shall be loaded. Works, or changes nothing.
 
         ``precision`` None: the server's own. Raises ModelNotFound, VersionNotFound, DigestMismatch, VersionInUse
         (loaded in another precision), and what `Engine.load` raises.
         """
-        await self._tasks.to_the_end(self._load(key, precision, actor))
+        await self._tasks.to_the_end(self._load(key, precision, actor, comment))
 
-    async def unload(self, key: VersionKey, force: bool, actor: str) -> None:
+    async def unload(self, key: VersionKey, force: bool, actor: str, comment: str = "") -> None:
         """Lets a version finish its work and frees it; says in the catalog that it shall not be loaded.
 
         Raises VersionNotLoaded; VersionInUse when a label names it (unless ``force``) or a run has a lease on it.
         """
-        await self._tasks.to_the_end(self._unload(key, force, actor))
+        await self._tasks.to_the_end(self._unload(key, force, actor, comment))
 
     async def set_label(
         self,
@@ -207,17 +207,19 @@ class VersionManager:
 
     # --- how, each under the version's lock ---
 
-    async def _load(self, key: VersionKey, precision: Precision | None, actor: str) -> None:
+    async def _load(self, key: VersionKey, precision: Precision | None, actor: str, comment: str) -> None:
         async with self._lock(key):
-            await self._load_and_want(self._record(key), precision, actor)
+            await self._load_and_want(self._record(key), precision, actor, comment)
 
-    async def _load_and_want(self, record: VersionRecord, precision: Precision | None, actor: str) -> None:
+    async def _load_and_want(
+        self, record: VersionRecord, precision: Precision | None, actor: str, comment: str = ""
+    ) -> None:
         key = record.key
         was_loaded = self._deployment.is_loaded(key)
         precision = precision or self._wanted_precision(key)
         await self._following.load(record, precision)
         try:
-            await asyncio.to_thread(self._catalog.set_wanted, *key, True, actor, precision=precision or "")
+            await asyncio.to_thread(self._catalog.set_wanted, *key, True, actor, comment, precision=precision or "")
         except RmError:
             if not was_loaded:
                 await self._deployment.unload(key)
@@ -226,12 +228,13 @@ class VersionManager:
         self._retiring.pop(key, None)
         await self._refresh()
 
-    async def _unload(self, key: VersionKey, force: bool, actor: str) -> None:
+    async def _unload(self, key: VersionKey, force: bool, actor: str, comment: str = "") -> None:
         async with self._lock(key):
             self._record(key)
             is_loaded = self._deployment.is_loaded(key)
             if not is_loaded and self.state_of(key).state != "FAILED" and key not in self._following.in_catalog.wanted:
                 raise VersionNotLoaded(f"{_name(key)} is not loaded on this server.")
+            await self._following.refresh_holders()  # a run may just have ended on another server
             self._check_not_needed(key)
             labels = self._labels_naming(key)
             if is_loaded and labels and not force:
@@ -240,7 +243,7 @@ class VersionManager:
                     "then calls by the label fail."
                 )
             was_wanted, precision = key in self._following.in_catalog.wanted, self._wanted_precision(key)
-            await asyncio.to_thread(self._catalog.set_wanted, *key, False, actor)
+            await asyncio.to_thread(self._catalog.set_wanted, *key, False, actor, comment)
             # A run may have been given it meanwhile, here or on another server; a split may have got it.
             await self._refresh()
             await self._following.refresh_holders()
@@ -264,7 +267,7 @@ class VersionManager:
         async with self._lock(key):
             record = self._record(key)
             if load and not (self._deployment.is_loaded(key) and key in self._following.in_catalog.wanted):
-                await self._load_and_want(record, None, actor)
+                await self._load_and_want(record, None, actor, comment)
             if not self._deployment.is_loaded(key):
                 raise VersionNotLoaded(
                     f"{_name(key)} is not loaded, so the label {label!r} cannot move to it. Load it first, or ask to."
@@ -281,7 +284,7 @@ class VersionManager:
         _, target = await asyncio.to_thread(self._catalog.rollback_versions, model, label)
         key = (model, target)
         async with self._lock(key):
-            await self._load_and_want(self._record(key), None, actor)
+            await self._load_and_want(self._record(key), None, actor, comment)
             moved = await asyncio.to_thread(self._catalog.rollback, model, label, actor, comment, expected=target)
             self._retiring.pop(key, None)
             await self._refresh()
@@ -335,6 +338,7 @@ class VersionManager:
             self._record(key)
             if self._deployment.is_loaded(key):
                 raise VersionInUse(f"{_name(key)} is loaded on this server. Unload it first.")
+            await self._following.refresh_holders()
             self._check_not_needed(key)
             await asyncio.to_thread(self._catalog.delete_version, *key, actor, comment)
             self._deployment.forget_failure(key)
