@@ -83,7 +83,7 @@ def test_a_server_serves_what_another_machine_registered(tmp_path: Path, url: st
     catalog.close()
     with serving(tmp_path / "b", "--catalog", database, "--artifacts", url) as target:
         (model,) = rm_server("models", "--server", target)
-    assert [(version["state"], version["labels"]) for version in model["versions"]] == [("READY", ["stable"])]
+    assert [(version["state"], version["labels"]) for version in model["versions"]] == [("ready", ["stable"])]
 
 
 def test_the_command_collects_what_no_version_names(tmp_path: Path, url: str) -> None:
