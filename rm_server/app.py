@@ -27,6 +27,7 @@ from rm_server.api.reloading import WatchedFiles, watch
 from rm_server.api.rpc import Edge
 from rm_server.api.scoring_service import ScoringService
 from rm_server.api.server import SERVICE_NAMES, GrpcServer, HttpServer
+from rm_server.api.shadow_service import ShadowService
 from rm_server.api.tokens import parse_tokens
 from rm_server.config import ConfigError, ServeSettings, parse_address
 from rm_server.engine.engine import Engine
@@ -34,7 +35,10 @@ from rm_server.engine.versions import VersionManager
 from rm_server.metrics import Metrics
 from rm_server.registry.home import Home, open_home
 from rm_server.scoring.runs import Runs
+from rm_server.scoring.score_watch import ScoreWatch
 from rm_server.scoring.scorer import Scorer
+from rm_server.scoring.shadow_pairs import PairBuffer
+from rm_server.scoring.shadowing import make_shadowing
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +98,9 @@ class App:
         )
         runs = Runs(versions, catalog, settings.runs)
         scorer = Scorer(engine, versions, runs, settings.limits, metrics)
+        pairs = PairBuffer(catalog, settings.shadow, metrics, lambda key: key in versions.snapshot.shadows)
+        shadowing = make_shadowing(engine, versions, artifacts, pairs, metrics, log_texts=settings.shadow.log_texts)
+        scorer.on_scored = ScoreWatch(lambda: versions.snapshot, shadowing, metrics).scored
         calls = Calls(metrics, settings.log.access_share)
         readiness = Readiness(versions, calls)
         # Bound before anything is loaded, so that a port that is taken is found at once; answers come later.
@@ -102,6 +109,7 @@ class App:
             scoring=ScoringService(scorer, calls, settings.transport.max_stream_requests),
             models=ModelService(versions, catalog, engine, calls),
             experiments=ExperimentService(runs, versions, catalog),
+            shadows=ShadowService(versions, catalog, pairs.flush),
             oip=OipService(scorer, versions, readiness, calls, settings.transport.max_stream_requests),
             health=HealthService(versions, readiness, SERVICE_NAMES),
             address=settings.listen,
@@ -132,7 +140,9 @@ class App:
         stack.push_async_callback(versions.stop)
         await runs.start()
         stack.push_async_callback(runs.stop)
-        for watcher in (readiness.follow, lambda: _measure_lag(metrics), lambda: watch(self._watched)):
+        stack.push_async_callback(pairs.stop)
+        stack.push_async_callback(shadowing.stop)
+        for watcher in (readiness.follow, pairs.run, lambda: _measure_lag(metrics), lambda: watch(self._watched)):
             stack.push_async_callback(_cancel, asyncio.create_task(watcher()))
         await grpc_server.start()
         calls.open()

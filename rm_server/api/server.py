@@ -19,6 +19,7 @@ from rm_server.api.oip_service import OipService
 from rm_server.api.reflection import REFLECTION, ReflectionService
 from rm_server.api.rpc import Edge
 from rm_server.api.scoring_service import ScoringService
+from rm_server.api.shadow_service import ShadowService
 from rm_server.config import ConfigError, TransportSettings, parse_address
 
 SCORING = scoring_pb2.DESCRIPTOR.services_by_name["ScoringService"]
@@ -32,6 +33,7 @@ REFLECTED_NAMES = (*SERVICE_NAMES, HEALTH.full_name, REFLECTION.full_name)
 
 MODEL_READS = ("ListModels", "GetVersion", "WatchModels", "ListHistory", "GetServerStatus")
 EXPERIMENT_READS = ("ListRuns", "ListSplits")
+SHADOW_READS = ("ListShadows", "GetShadowReport")
 OIP_READS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata")
 HEALTH_READS = ("Check", "List", "Watch")
 
@@ -46,6 +48,7 @@ class GrpcServer:
         scoring: ScoringService,
         models: ModelService,
         experiments: ExperimentService,
+        shadows: ShadowService,
         oip: OipService,
         health: HealthService,
         address: str,
@@ -58,6 +61,7 @@ class GrpcServer:
                 edge.handler(SCORING, scoring),
                 edge.handler(MODELS, models, reads=MODEL_READS),
                 edge.handler(EXPERIMENTS, experiments, reads=EXPERIMENT_READS),
+                edge.handler(EXPERIMENTS, shadows, reads=SHADOW_READS),
                 edge.handler(OIP, oip, reads=OIP_READS),
                 edge.handler(HEALTH, health, reads=HEALTH_READS),
                 edge.handler(REFLECTION, ReflectionService(REFLECTED_NAMES)),

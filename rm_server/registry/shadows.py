@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,13 +37,18 @@ class ShadowPair:
     completion: str = ""
 
 
+def check_share(share: float) -> None:
+    """Raises InvalidRequest where no shadow can have this share."""
+    if not 0 < share <= 1:  # NaN neither
+        raise InvalidRequest(f"The share of a shadow is above 0 and at most 1, not {share:g}.")
+
+
 def set_shadow(catalog: Catalog, model: str, version: int, share: float, actor: str, comment: str = "") -> Shadow:
     """Lets a version score a share of its model's calls, too; one that does so already gets the new share.
 
     Raises InvalidRequest, ModelNotFound, VersionNotFound.
     """
-    if not (math.isfinite(share) and 0 < share <= 1):
-        raise InvalidRequest(f"The share of a shadow is above 0 and at most 1, not {share:g}.")
+    check_share(share)
     with catalog.changing(actor, comment) as change:
         record = queries.require_version(change.connection, model, version)
         if record.kind == COMPOSITE:

@@ -78,6 +78,13 @@ class PairBuffer:
                 self._waiting.extend(newer)
                 raise
 
+    async def stop(self) -> None:
+        """Writes what there is, once more."""
+        try:
+            await self.flush()
+        except RmError as error:
+            _log.warning("%d pairs of scores are lost with this server: %s", len(self._waiting), error)
+
     async def run(self) -> None:
         """Flushes for ever, and keeps the gauges."""
         while True:

@@ -13,12 +13,16 @@ from typing import Protocol
 from rm_server.backends.items import ChatMessage, Content, EncodedItem
 from rm_server.engine.engine import Engine
 from rm_server.engine.tasks import Tasks
+from rm_server.engine.versions import VersionManager
 from rm_server.engine.work import ItemScore
 from rm_server.errors import QueueFull, RmError
+from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.records import Shadow, Snapshot, VersionKey
 from rm_server.registry.shadows import ShadowPair
+from rm_server.registry.vocabulary import read_vocabulary_digest
 from rm_server.scoring.routing import Route
 from rm_server.scoring.scorer import ScoreCall
+from rm_server.scoring.shadow_pairs import PairBuffer
 
 OK = "ok"
 ENCODING_TURN = "the shadows"
@@ -175,18 +179,25 @@ class Shadowing:
         return [_outcome(future) for future in futures]
 
 
-class Vocabularies:
-    """Digests of the vocabularies of versions, each read once. ``read`` is called in a thread."""
+def make_shadowing(
+    engine: Engine,
+    versions: VersionManager,
+    artifacts: ArtifactStore,
+    pairs: PairBuffer,
+    metrics: ShadowMetrics,
+    *,
+    log_texts: bool,
+) -> Shadowing:
+    """As a server has it: shadows from the catalog, vocabularies from the artifacts."""
+    known: dict[str, str] = {}
 
-    def __init__(self, read: Callable[[VersionKey], str]) -> None:
-        self._read = read
-        self._known: dict[VersionKey, str] = {}
+    async def vocabulary_of(key: VersionKey) -> str:
+        digest = versions.snapshot.versions[key].digest
+        if digest not in known:
+            known[digest] = await asyncio.to_thread(lambda: read_vocabulary_digest(artifacts.path(digest)))
+        return known[digest]
 
-    async def of(self, key: VersionKey) -> str:
-        """Raises what ``read`` raises."""
-        if key not in self._known:
-            self._known[key] = await asyncio.to_thread(self._read, key)
-        return self._known[key]
+    return Shadowing(engine, lambda: versions.snapshot, vocabulary_of, pairs.add, metrics, log_texts=log_texts)
 
 
 def _outcome(future: asyncio.Future[ItemScore]) -> ItemScore | RmError | None:
