@@ -7,6 +7,9 @@ from dataclasses import dataclass
 BURST_S = 1.0
 """A bucket holds what comes in so long: at 100 a second, 100 may come at once after a pause."""
 
+ROUNDING = 1e-6
+"""In calls or items: who waited for as long as was said is let in, whatever rounding did to the bucket's level."""
+
 FULL_SLOTS_RETRY_S = 0.1
 """When to come back to a token all of whose concurrent calls are under way: nobody knows when one of them ends."""
 
@@ -46,7 +49,7 @@ class Bucket:
         self._level = min(self._burst, self._level + self._rate_per_s * (now - self._filled_at))
         self._filled_at = now
         missing = min(amount, self._burst) - self._level
-        return missing / self._rate_per_s if missing > 0 else 0.0
+        return missing / self._rate_per_s if missing > ROUNDING else 0.0
 
     def take(self, amount: float) -> None:
         """Takes it; `wait_s` said that it may be taken."""
