@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import EOS_ID, make_tokenizer
 from tiny_policies import FakeRewards, make_config, read_jsonl, save_policy
+from tokenizers.processors import TemplateProcessing
 
 from ppo_client import cli
 from ppo_client.client.errors import InvalidFile, InvalidSelector, ModelNotFound, ServerUnreachable
 from ppo_client.ppo import run as run_module
 from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.config_file import load_config, to_toml
+from ppo_client.ppo.sequences import Prompts
 
 
 class Client(FakeRewards):
@@ -149,6 +152,28 @@ def test_sample_is_reproducible_and_reads_files(tmp_path: Path, capsys: pytest.C
     assert cli.main(["sample", policy, *more]) == 0
     assert written.read_text(encoding="utf-8").startswith("one ▸ ")
     assert "two ▸" not in written.read_text(encoding="utf-8")
+
+
+def test_an_encoder_decoder_reads_the_eos_that_its_tokenizer_adds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """T5 was trained with it; where the response goes on with the prompt, it is taken off."""
+    read: dict[str, list[int]] = {}
+    collate = Prompts.collate
+
+    def noting(prompts: Any, pad_id: int, device: Any = None) -> Prompts:
+        read[family] = list(prompts[0])
+        return collate(prompts, pad_id, device)
+
+    monkeypatch.setattr(Prompts, "collate", noting)
+    for family in ("llama", "t5"):
+        policy = save_policy(tmp_path / family, family)
+        tokenizer = make_tokenizer()
+        tokenizer._tokenizer.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", EOS_ID)])
+        tokenizer.save_pretrained(policy)
+        assert cli.main(["sample", str(policy), "--prompt", "the end", "--max-response-tokens", "3"]) == 0
+        assert capsys.readouterr().out.startswith("the end ▸ ")
+    assert read["t5"] == [*read["llama"], EOS_ID]
 
 
 @pytest.mark.parametrize("command", ["sft", "train", "resume", "sample"])

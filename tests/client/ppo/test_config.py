@@ -38,6 +38,16 @@ def test_what_is_required_is_named_together() -> None:
         ("reward", {"prompt_template": "no place"}, "would not see the prompt"),
         ("reward", {"prompt_template": "Q: {prompt}"}, 'set reward.input = "text"'),
         ("critic", {"model": "elsewhere"}, 'set critic.kind = "separate"'),
+        ("critic", {"init": "reward"}, 'set critic.kind = "separate", or remove critic.init'),
+        (
+            "critic",
+            {"kind": "separate", "init": "reward", "model": "trunk"},
+            "both say where the critic's trunk starts",
+        ),
+        ("lora", {"rank": -1}, "lora.rank must not be negative"),
+        ("lora", {"rank": 2, "alpha": 0}, "lora.alpha must be above 0"),
+        ("lora", {"merge": True}, "set lora.rank, or remove them"),
+        ("lora", {"target_modules": ["q_proj"]}, "set lora.rank, or remove them"),
         ("kl", {"controller": "adaptive", "coefficient": 0.0}, "the adaptive controller multiplies"),
         ("policy", {"dtype": "bfloat16"}, 'set train.mixed_precision = "bf16" instead'),
         ("data", {"where": "train"}, "field=value"),
@@ -59,3 +69,7 @@ def test_a_fixed_length_leaves_no_room_for_an_eos_rule(tmp_path: Path) -> None:
 
 def test_optimizer_steps_are_counted(tmp_path: Path) -> None:
     assert make_config(tmp_path, ppo={"num_epochs": 3, "num_minibatches": 4}).optimizer_steps_per_step == 12
+
+
+def test_below_an_adapter_weights_may_be_bfloat16(tmp_path: Path) -> None:
+    assert make_config(tmp_path, policy={"dtype": "bfloat16"}, lora={"rank": 2}).policy.dtype == "bfloat16"

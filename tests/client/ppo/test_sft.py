@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_models import EOS_ID
 from tiny_policies import save_policy
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from ppo_client import cli
 from ppo_client.ppo.errors import DataError
@@ -49,6 +49,35 @@ def test_fine_tuning(tmp_path: Path, kind: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned")
     ids = AutoTokenizer.from_pretrained(tmp_path / "tuned")("in the end", return_tensors="pt")["input_ids"]
     assert int(model(input_ids=ids).logits[0, -1].argmax()) == EOS_ID
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_an_encoder_decoder_learns_completions_and_where_they_end(tmp_path: Path, family: str) -> None:
+    policy = save_policy(tmp_path / "policy", family)
+    data = write(tmp_path / "data.jsonl", *[{"prompt": "in the", "completion": " end"}] * 16)
+    output = str(tmp_path / "tuned")
+    settings = SFTSettings(
+        model=str(policy),
+        data=data,
+        output=output,
+        max_steps=100,
+        batch_size=4,
+        learning_rate=1e-2,
+        schedule="constant",
+    )
+    assert fine_tune(settings)["train_loss"] > 0
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(output), AutoTokenizer.from_pretrained(output)
+    ids = tokenizer("in the", return_tensors="pt")["input_ids"]
+    # Its cache counts the encoder's layers, of which this T5 has fewer.
+    written = model.generate(ids, max_new_tokens=8, do_sample=False, use_cache=False)[0, 1:].tolist()
+    assert written == [*tokenizer(" end")["input_ids"], EOS_ID]
+
+
+def test_an_encoder_decoder_cannot_learn_texts_without_prompts(tmp_path: Path) -> None:
+    policy = save_policy(tmp_path / "policy", "t5")
+    data = write(tmp_path / "data.jsonl", {"text": "a"})
+    with pytest.raises(DataError, match="is an encoder-decoder, which reads a `prompt`"):
+        fine_tune(SFTSettings(model=str(policy), data=data, output=str(tmp_path / "tuned")))
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
