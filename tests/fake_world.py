@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,14 @@ BY = {"actor": "me"}
 class World:
     """A server's registry and engine, with a manager over them."""
 
-    def __init__(self, home: Path, engine: Engine) -> None:
+    def __init__(self, home: Path, engine: Engine, clock: Callable[[], float], catalog_url: str) -> None:
         self.folder = home
-        self.catalog, self.artifacts = open_home(home / "home")
+        self.catalog, self.artifacts = open_home(Home(home / "home", catalog_url))
+        self._url = Home(home / "home", catalog_url).catalog_url
         self._others: list[Catalog] = []
         self.engine = engine
         self.metrics = Metrics()
-        self.versions = VersionManager(self.catalog, self.artifacts, engine, self.metrics, poll_s=0.005)
+        self.versions = VersionManager(self.catalog, self.artifacts, engine, self.metrics, poll_s=0.005, clock=clock)
 
     async def register(self, factor: float = 0.5, **options: Any) -> VersionKey:
         """Registers the next version of m; its scores are the sum of the ids times ``factor``."""
@@ -53,7 +55,7 @@ class World:
     @property
     def elsewhere(self) -> Catalog:
         """The catalog as another process sees it."""
-        self._others.append(Catalog(Home(self.folder / "home").catalog_url))
+        self._others.append(Catalog(self._url))
         return self._others[-1]
 
     async def stop(self) -> None:
@@ -73,10 +75,12 @@ def fake_manifest(factor: float) -> Manifest:
 
 
 @asynccontextmanager
-async def running_world(folder: Path, **settings: Any) -> AsyncIterator[World]:
-    """All of it, started; ``settings`` are those of the engine."""
+async def running_world(
+    folder: Path, *, clock: Callable[[], float] = time.time, catalog_url: str = "", **settings: Any
+) -> AsyncIterator[World]:
+    """All of it, started; ``settings`` are those of the engine. Two on one folder are two servers on one home."""
     async with running_engine(**settings) as engine:
-        world = World(folder, engine)
+        world = World(folder, engine, clock, catalog_url)
         try:
             await world.versions.start()
             yield world

@@ -35,9 +35,9 @@ class Clock:
 @asynccontextmanager
 async def running_runs(folder: Path) -> AsyncIterator[tuple[World, Runs, Clock]]:
     """Versions 1 and 2 of m are loaded, and 1 is stable. Version 3 is not loaded."""
-    async with running_world(folder) as world:
-        clock = Clock()
-        runs = Runs(world.versions, RunSettings(lease_s=900.0), clock=clock)
+    clock = Clock()
+    async with running_world(folder, clock=clock) as world:
+        runs = Runs(world.versions, world.catalog, RunSettings(lease_s=900.0), clock=clock)
         for number in (1, 2, 3):
             await world.register(float(number))
             if number < 3:
@@ -46,45 +46,48 @@ async def running_runs(folder: Path) -> AsyncIterator[tuple[World, Runs, Clock]]
         yield world, runs, clock
 
 
-def call(runs: Runs, selector: str, run: str) -> Route:
+async def call(runs: Runs, selector: str, run: str) -> Route:
     """What the scorer does with a run."""
+    if not runs.is_settled(parse(selector), run):
+        await runs.settle(parse(selector), run, lambda route: None)
     route = runs.route(parse(selector), run)
-    runs.keep(parse(selector), run, route)
+    runs.keep(parse(selector), run)
     return route
 
 
 async def test_a_run_keeps_its_version_while_the_label_moves(tmp_path: Path) -> None:
     async with running_runs(tmp_path) as (world, runs, _clock):
-        lease, is_resumed = runs.register("r", "m")
+        lease, is_resumed = await runs.register("r", "m")
         assert (lease.key, lease.expires_at, is_resumed) == (("m", 1), 1900.0, False)
         await world.versions.set_label("m", "stable", 2, **BY)
-        assert call(runs, "m", "r").key == ("m", 1)
-        assert call(runs, "m", "r").label is None
+        assert (await call(runs, "m", "r")).key == ("m", 1)
+        assert (await call(runs, "m", "r")).label is None
         # Whoever follows the label follows it, lease or no lease.
-        assert call(runs, "m@stable", "r").key == ("m", 2)
-        assert call(runs, "m", "other").key == ("m", 2)
-        assert call(runs, "m", "").key == ("m", 2)
-        again, is_resumed = runs.register("r", "m")
+        assert (await call(runs, "m@stable", "r")).key == ("m", 2)
+        assert (await call(runs, "m", "other")).key == ("m", 2)
+        assert (await call(runs, "m", "")).key == ("m", 2)
+        again, is_resumed = await runs.register("r", "m")
         assert (again.key, is_resumed) == (("m", 1), True)
-        moved, is_resumed = runs.register("r", "m", move=True)
+        moved, is_resumed = await runs.register("r", "m", move=True)
         assert (moved.key, is_resumed) == (("m", 2), False)
 
 
 async def test_scoring_by_the_bare_name_takes_a_lease_and_renews_it(tmp_path: Path) -> None:
     async with running_runs(tmp_path) as (world, runs, clock):
-        assert call(runs, "m", "r") == Route(("m", 1), world.versions.snapshot.versions["m", 1].digest, "stable")
+        digest = world.versions.snapshot.versions["m", 1].digest
+        assert await call(runs, "m", "r") == Route(("m", 1), digest, chosen_by="lease")
         await world.versions.set_label("m", "stable", 2, **BY)
         for _ in range(5):
             clock.now += 800
-            assert call(runs, "m", "r").key == ("m", 1)
+            assert (await call(runs, "m", "r")).key == ("m", 1)
 
 
 async def test_a_run_has_its_version_after_a_pause_longer_than_its_lease(tmp_path: Path) -> None:
     async with running_runs(tmp_path) as (world, runs, clock):
-        runs.register("r", "m", lease_s=60.0)
+        await runs.register("r", "m", lease_s=60.0)
         await world.versions.set_label("m", "stable", 2, **BY)
         clock.now += 1000
-        assert call(runs, "m", "r").key == ("m", 1)
+        assert (await call(runs, "m", "r")).key == ("m", 1)
         # With a lease as long as it had.
         with pytest.raises(VersionInUse):
             await world.versions.unload(("m", 1), True, **BY)
@@ -92,20 +95,20 @@ async def test_a_run_has_its_version_after_a_pause_longer_than_its_lease(tmp_pat
         await world.versions.unload(("m", 1), False, **BY)
         with pytest.raises(VersionNotLoaded, match="'r' was given m@1, which is not loaded"):
             runs.route(parse("m"), "r")
-        assert call(runs, "m@stable", "r").key == ("m", 2)
-        runs.end("r", "m")
-        assert call(runs, "m", "r").key == ("m", 2)
+        assert (await call(runs, "m@stable", "r")).key == ("m", 2)
+        await runs.end("r", "m")
+        assert (await call(runs, "m", "r")).key == ("m", 2)
 
 
 async def test_a_leased_version_is_not_unloaded_until_the_lease_ends(tmp_path: Path) -> None:
     async with running_runs(tmp_path) as (world, runs, clock):
         for number in range(7):
-            call(runs, "m", f"r{number}")
+            await call(runs, "m", f"r{number}")
         await world.versions.set_label("m", "stable", 2, **BY)
         with pytest.raises(VersionInUse, match="the runs r0, r1, r2, r3, r4 and 2 more have leases"):
             await world.versions.unload(("m", 1), True, **BY)
         for number in range(6):
-            runs.end(f"r{number}", "m")
+            await runs.end(f"r{number}", "m")
         with pytest.raises(VersionInUse, match="the runs r6 have"):
             await world.versions.unload(("m", 1), True, **BY)
         clock.now += 900
@@ -114,68 +117,68 @@ async def test_a_leased_version_is_not_unloaded_until_the_lease_ends(tmp_path: P
 
 async def test_a_run_that_comes_back_gets_its_version_or_an_error(tmp_path: Path) -> None:
     async with running_runs(tmp_path) as (world, runs, _clock):
-        runs.register("r", "m")
-        runs.end("r", "m")
+        await runs.register("r", "m")
+        await runs.end("r", "m")
         await world.versions.set_label("m", "stable", 2, **BY)
-        assert runs.register("r", "m")[0].key == ("m", 1)
-        runs.end("r", "m")
+        assert (await runs.register("r", "m"))[0].key == ("m", 1)
+        await runs.end("r", "m")
         await world.versions.unload(("m", 1), False, **BY)
         with pytest.raises(VersionNotLoaded, match="m@1, which is not loaded"):
-            runs.register("r", "m")
-        assert runs.register("r", "m", move=True)[0].key == ("m", 2)
+            await runs.register("r", "m")
+        assert (await runs.register("r", "m", move=True))[0].key == ("m", 2)
 
 
 async def test_an_expected_digest_is_compared(tmp_path: Path) -> None:
     async with running_runs(tmp_path) as (world, runs, _clock):
         digests = {number: world.versions.snapshot.versions["m", number].digest for number in (1, 2)}
-        assert runs.register("r", "m", expected_digest=digests[1])[0].digest == digests[1]
+        assert (await runs.register("r", "m", expected_digest=digests[1]))[0].digest == digests[1]
         with pytest.raises(VersionChanged, match=digests[2]):
-            runs.register("r", "m", expected_digest=digests[2])
+            await runs.register("r", "m", expected_digest=digests[2])
         with pytest.raises(VersionChanged):
-            runs.register("new", "m", expected_digest="0" * 64)
-        assert [status.run for status in runs.statuses()] == ["r"]
+            await runs.register("new", "m", expected_digest="0" * 64)
+        assert [status.run for status in await runs.statuses()] == ["r"]
 
 
 async def test_refuses_what_cannot_be(tmp_path: Path) -> None:
     async with running_runs(tmp_path) as (world, runs, _clock):
         for run in ("", "a b", "x" * 129, "ü"):
             with pytest.raises(InvalidRequest, match="cannot name a run"):
-                runs.register(run, "m")
+                await runs.register(run, "m")
         with pytest.raises(InvalidRequest, match="cannot name a run"):
             runs.route(parse("m"), "a b")
         for lease_s in (1.0, -5.0, 1e6, float("nan")):
             with pytest.raises(InvalidRequest, match="10 to 604800"):
-                runs.register("r", "m", lease_s=lease_s)
+                await runs.register("r", "m", lease_s=lease_s)
         with pytest.raises(InvalidRequest, match="bare name"):
-            runs.register("r", "m@stable")
+            await runs.register("r", "m@stable")
         with pytest.raises(ModelNotFound):
-            runs.register("r", "x")
+            await runs.register("r", "x")
         with pytest.raises(RunNotFound):
-            runs.renew("r", "m")
+            await runs.renew("r", "m")
         await world.versions.remove_label("m", "stable", **BY)
         with pytest.raises(NoDefaultVersion):
-            runs.register("r", "m")
-        assert runs.statuses() == []
+            await runs.register("r", "m")
+        assert await runs.statuses() == []
 
 
 async def test_a_lease_can_have_its_own_length(tmp_path: Path) -> None:
     async with running_runs(tmp_path) as (_world, runs, clock):
-        assert runs.register("r", "m", lease_s=60.0)[0].expires_at == 1060.0
+        assert (await runs.register("r", "m", lease_s=60.0))[0].expires_at == 1060.0
         clock.now += 50
-        assert runs.renew("r", "m").expires_at == 1110.0
+        assert (await runs.renew("r", "m")).expires_at == 1110.0
 
 
 async def test_says_what_runs_there_are(tmp_path: Path) -> None:
     async with running_runs(tmp_path) as (_world, runs, clock):
-        runs.register("leased", "m")
+        await runs.register("leased", "m")
         clock.now += 10
-        route = call(runs, "m@2", "follower")
+        route = await call(runs, "m@2", "follower")
         runs.scored("follower", route, [1.0, 3.0], 20)
         runs.scored("", route, [1.0], 20)
-        first, second = runs.statuses()
+        first, second = await runs.statuses()
         assert (first.run, first.version, first.items, first.tokens) == ("follower", 2, 2, 20)
         assert (first.score_mean, first.score_std, first.last_seen, first.lease_expires_at) == (2.0, 1.0, 1010.0, None)
         assert (second.run, second.version, second.items, second.last_seen) == ("leased", 1, 0, 1000.0)
         assert second.lease_expires_at == 1900.0
-        assert [status.run for status in runs.statuses("m")] == ["follower", "leased"]
-        assert runs.statuses("n") == []
+        assert [status.run for status in await runs.statuses("m")] == ["follower", "leased"]
+        assert await runs.statuses("n") == []

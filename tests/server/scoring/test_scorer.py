@@ -34,6 +34,7 @@ from rm_server.errors import (
 )
 from rm_server.metrics import Metrics
 from rm_server.registry.records import CalibrationRecord
+from rm_server.scoring.composites import Composites
 from rm_server.scoring.runs import Runs
 from rm_server.scoring.scorer import ItemAnswer, ScoreAnswer, ScoreCall, Scorer
 
@@ -45,9 +46,10 @@ class Service:
         self.engine, self.versions, self.catalog = world.engine, world.versions, world.catalog
         self._world = world
         self.metrics = Metrics()
-        self.runs = Runs(world.versions, RunSettings())
+        self.runs = Runs(world.versions, world.catalog, RunSettings())
         limits = LimitSettings(max_items_per_request=50)
-        self._scorer = Scorer(world.engine, world.versions, self.runs, limits, self.metrics)
+        composites = Composites(world.engine, world.artifacts, lambda: world.versions.snapshot)
+        self._scorer = Scorer(world.engine, world.versions, self.runs, limits, self.metrics, composites)
 
     @property
     def folder(self) -> Path:
@@ -157,7 +159,7 @@ async def test_a_run_is_leased_counted_and_told_of_a_change(tmp_path: Path) -> N
         await service.versions.set_label("m", "stable", 2, load=True, **BY)
         again = await service.score("m", ((), [(8,)]), run="r")
         assert (first.version, again.version, again.label) == (1, 1, None)
-        (status,) = service.runs.statuses()
+        (status,) = await service.runs.statuses()
         assert (status.run, status.items, status.tokens, status.score_mean) == ("r", 3, 3, 7 / 3)
         with pytest.raises(VersionChanged, match="m@2"):
             await service.score("m@stable", ((), [(2,)]), run="r", expected_digest=first.digest)
@@ -171,7 +173,7 @@ async def test_a_call_that_is_refused_takes_no_lease(tmp_path: Path) -> None:
         await service.versions.unload(("m", 1), True, **BY)
         with pytest.raises(VersionNotLoaded):
             await service.score("m", ((), [(2,)]), run="r")
-        assert service.runs.statuses() == []
+        assert await service.runs.statuses() == []
 
 
 # --- calls that fail as a whole ---
