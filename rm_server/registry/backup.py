@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Table, delete, insert, select, update
+from sqlalchemy import Connection, Table, delete, func, insert, select, update
 from sqlalchemy.exc import OperationalError, StatementError
 
 from rm_server.errors import AlreadyExists, CatalogUnavailable, InvalidRequest
@@ -91,12 +91,24 @@ def _replace_all(change: Change, tables: dict[str, list[dict[str, Any]]]) -> Non
     for table in _tables():
         if rows := tables.get(table.name):
             connection.execute(insert(table), [_from_json(table, row) for row in rows])
+    _continue_sequences(connection)
     for name, next_version in given.items():
         known = connection.scalar(select(models.c.next_version).where(models.c.name == name))
         if known is None:
             connection.execute(insert(models).values(name=name, next_version=next_version))
         elif known < next_version:
             connection.execute(update(models).where(models.c.name == name).values(next_version=next_version))
+
+
+def _continue_sequences(connection: Connection) -> None:
+    """PostgreSQL counts on from where it was, and would give ids that the restored rows have already."""
+    if connection.dialect.name != "postgresql":
+        return
+    for table in _tables():
+        if (counted := table.autoincrement_column) is not None:
+            highest = connection.scalar(select(func.max(counted))) or 0
+            sequence = func.pg_get_serial_sequence(table.name, counted.name)
+            connection.execute(select(func.setval(sequence, highest + 1, False)))
 
 
 def _to_json(row: Any) -> dict[str, Any]:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import text
+from postgresql import has_postgresql
+from sqlalchemy import Boolean, Float, Integer, String, Table, func, insert, select, text
+from sqlalchemy.types import TypeEngine
 
 from rm_server.errors import AlreadyExists, CatalogUnavailable, InvalidRequest
 from rm_server.registry.backup import back_up, restore
 from rm_server.registry.catalog import CalibrationRecord, Catalog, Snapshot
+from rm_server.registry.tables import UtcDateTime, metadata, state
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 
@@ -116,3 +122,87 @@ def test_a_backup_is_there_as_a_whole(catalog: Catalog, tmp_path: Path) -> None:
     back_up(catalog, path)
     assert json.loads(path.read_text())["revision"] == 7
     assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
+
+
+# --- every table, on either database ---
+
+TIME = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+
+
+def fill_every_table(catalog: Catalog) -> dict[str, list[tuple[object, ...]]]:
+    """Two more rows in each table, whatever tables there are; all that is in them then."""
+    with catalog.database.writing() as connection:
+        for table in metadata.sorted_tables:
+            if table is not state:
+                connection.execute(insert(table), [_row(table, number) for number in (1, 2)])
+    return all_rows(catalog)
+
+
+def _row(table: Table, number: int) -> dict[str, object]:
+    """Values that keep every foreign key: columns that refer have what the row ``number`` of the other table has."""
+    return {
+        column.name: _value(column.name, column.type, number)
+        for column in table.columns
+        if column is not table.autoincrement_column
+    }
+
+
+def _value(name: str, kind: TypeEngine[Any], number: int) -> object:
+    if isinstance(kind, UtcDateTime):
+        return TIME + timedelta(seconds=number)
+    if isinstance(kind, Boolean):
+        return number % 2 == 0
+    if isinstance(kind, Float):
+        return number / 3
+    if isinstance(kind, Integer):
+        return 100 + number
+    is_digest = name in ("digest", "calibration_digest")
+    text = f"{number:064x}" if is_digest else f"{'m' if name in ('name', 'model', 'part_model') else name} ü{number}"
+    return text[: kind.length] if isinstance(kind, String) and kind.length else text
+
+
+def all_rows(catalog: Catalog) -> dict[str, list[tuple[object, ...]]]:
+    with catalog.database.reading() as connection:
+        return {
+            table.name: sorted((tuple(row) for row in connection.execute(select(table))), key=repr)
+            for table in metadata.sorted_tables
+            if table is not state
+        }
+
+
+@pytest.fixture(params=["sqlite", "postgresql"] if has_postgresql() else ["sqlite"])
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Catalog]:
+    """Another empty catalog, to restore into."""
+    url = f"sqlite:///{tmp_path}/target.db"
+    if request.param == "postgresql":
+        url = str(request.getfixturevalue("postgresql_url"))
+    catalog = Catalog(url)
+    yield catalog
+    catalog.close()
+
+
+def test_every_table_is_in_a_backup_and_comes_back(empty: Catalog, target: Catalog, tmp_path: Path) -> None:
+    written = fill_every_table(empty)
+    assert all(written.values()), "each table has rows, or the test shows nothing of it"
+    for source, other, file in ((empty, target, "there.json"), (target, empty, "back.json")):
+        back_up(source, tmp_path / file)
+        restore(other, tmp_path / file, "bob", replaces=True)
+    both = all_rows(empty)
+    assert {name: rows for name, rows in both.items() if name != "history"} == {
+        name: rows for name, rows in written.items() if name != "history"
+    }
+    assert set(written["history"]) < set(both["history"])
+
+
+def test_rows_that_come_after_a_restore_get_ids_of_their_own(empty: Catalog, target: Catalog, tmp_path: Path) -> None:
+    fill_every_table(empty)
+    back_up(empty, tmp_path / "backup.json")
+    restore(target, tmp_path / "backup.json", "bob")
+    counted = [
+        table for table in metadata.sorted_tables if table.autoincrement_column is not None and table is not state
+    ]
+    assert counted
+    for table in counted:
+        with target.database.writing() as connection:
+            connection.execute(insert(table), [_row(table, 3)])
+            assert connection.scalar(select(func.count()).select_from(table)) == 3
