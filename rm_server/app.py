@@ -34,6 +34,7 @@ from rm_server.engine.engine import Engine
 from rm_server.engine.versions import VersionManager
 from rm_server.metrics import Metrics
 from rm_server.registry.home import Home, open_home
+from rm_server.scoring.composites import Composites
 from rm_server.scoring.runs import Runs
 from rm_server.scoring.score_watch import ScoreWatch
 from rm_server.scoring.scorer import Scorer
@@ -97,7 +98,9 @@ class App:
             catalog, artifacts, engine, metrics, poll_s=settings.catalog.poll_s, policy=settings.catalog.policy
         )
         runs = Runs(versions, catalog, settings.runs)
-        scorer = Scorer(engine, versions, runs, settings.limits, metrics)
+        composites = Composites(engine, artifacts, lambda: versions.snapshot)
+        versions.set_composite_trial(composites.trial)
+        scorer = Scorer(engine, versions, runs, settings.limits, metrics, composites)
         pairs = PairBuffer(catalog, settings.shadow, metrics, lambda key: key in versions.snapshot.shadows)
         shadowing = make_shadowing(engine, versions, artifacts, pairs, metrics, log_texts=settings.shadow.log_texts)
         scorer.on_scored = ScoreWatch(lambda: versions.snapshot, shadowing, metrics).scored

@@ -127,7 +127,6 @@ class FakeEncoder:
     """Text becomes its character codes. Ids go through as they are."""
 
     parts = ()
-    tokenizer_digest = None
 
     def encode_plain_ids(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem] | None:
         return None

@@ -11,7 +11,8 @@ from rm_server.backends.items import ChatMessage, Content
 from rm_server.errors import InternalError, InvalidRequest
 from rm_server.registry.manifest import Transform, TruncationRule
 from rm_server.registry.records import CalibrationRecord
-from rm_server.scoring.scorer import Component, ItemAnswer, ScoreAnswer, ScoreCall
+from rm_server.scoring.evaluation import Component
+from rm_server.scoring.scorer import ItemAnswer, ScoreAnswer, ScoreCall
 
 MAX_PRIORITY = 10
 

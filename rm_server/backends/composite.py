@@ -96,11 +96,6 @@ class CompositeEncoder:
         """Names and weights of the components."""
         return tuple((part.name, part.scale.weight) for part in self.composite.parts)
 
-    @property
-    def tokenizer_digest(self) -> str | None:
-        """Its own rules take the ids of any tokenizer."""
-        return None
-
     def encode_plain_ids(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem] | None:
         """Never: each part encodes for itself."""
         return None

@@ -29,11 +29,6 @@ class Encoder(Protocol):
         """Names and weights of what the score is the sum of; empty where it is one number."""
         ...
 
-    @property
-    def tokenizer_digest(self) -> str | None:
-        """The same for encoders whose token ids mean the same. None: ids of any tokenizer will do."""
-        ...
-
     def encode(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> EncodedItem:
         """Encodes one item; ``truncation`` None: the manifest's rule.
 

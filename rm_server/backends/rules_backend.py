@@ -34,11 +34,6 @@ class RulesEncoder:
         rules = self._rules.rules
         return tuple((rule.name, rule.scale.weight) for rule in rules) if len(rules) > 1 else ()
 
-    @property
-    def tokenizer_digest(self) -> str | None:
-        """Rules take the ids of any tokenizer."""
-        return None
-
     def encode(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> EncodedItem:
         """Encodes one item; see `interface.Encoder`. Lengths over text are in characters."""
         if not completion:

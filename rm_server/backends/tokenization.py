@@ -12,8 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from hashlib import sha256
 from typing import Any, TypeAlias, cast
 
 import jinja2
@@ -67,11 +65,6 @@ class TextEncoder:
     def parts(self) -> tuple[tuple[str, float], ...]:
         """A network's score is one number."""
         return ()
-
-    @cached_property
-    def tokenizer_digest(self) -> str:
-        """Of all that makes ids of text. Takes a few ms the first time."""
-        return sha256(self._rust.to_str().encode()).hexdigest()
 
     def encode(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> EncodedItem:
         """Encodes one item; see `interface.Encoder`."""

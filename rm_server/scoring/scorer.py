@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Protocol
 
-from rm_server.backends.items import Content, EncodedItem
+from rm_server.backends.items import Content
 from rm_server.config import LimitSettings
 from rm_server.engine.engine import Engine
+from rm_server.engine.loaded import LoadedVersion
 from rm_server.engine.versions import VersionManager
 from rm_server.engine.work import ItemScore
 from rm_server.errors import (
-    DeadlineExceeded,
-    Draining,
     NonFiniteScore,
     NotCalibrated,
     RequestTooLarge,
     RmError,
     VersionChanged,
-    VersionNotLoaded,
-    WorkerFailed,
 )
 from rm_server.registry.manifest import Transform, TruncationRule
 from rm_server.registry.records import CalibrationRecord, VersionKey
 from rm_server.scoring.calibration import calibrated
+from rm_server.scoring.composites import Composites
+from rm_server.scoring.evaluation import Component, Evaluated, How, evaluate
 from rm_server.scoring.routing import Route
 from rm_server.scoring.runs import Runs
 from rm_server.scoring.selector import Selector, parse
-
-_NOTHING_TRIED = (DeadlineExceeded, Draining, WorkerFailed, VersionNotLoaded)
-"""Where every item that could be encoded failed like this, nothing was tried and the call fails as a whole."""
 
 
 class ScoringMetrics(Protocol):
@@ -61,17 +57,6 @@ class ScoreCall:
     bypass_cache: bool = False
     expected_digest: str = ""
     priority: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Component:
-    """One part of a composite: ``weight * value`` was added. ``version`` 0: a rule of the composite's own."""
-
-    name: str
-    value: float
-    weight: float
-    version: int = 0
-    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +102,20 @@ class Scorer:
     """Answers calls. Lives on the engine's event loop."""
 
     def __init__(
-        self, engine: Engine, versions: VersionManager, runs: Runs, limits: LimitSettings, metrics: ScoringMetrics
+        self,
+        engine: Engine,
+        versions: VersionManager,
+        runs: Runs,
+        limits: LimitSettings,
+        metrics: ScoringMetrics,
+        composites: Composites,
     ) -> None:
         self._engine = engine
         self._versions = versions
         self._runs = runs
         self._limits = limits
         self._metrics = metrics
+        self._composites = composites
         self.on_scored: Callable[[ScoreCall, Route, Sequence[float | None]], None] = lambda call, route, scores: None
         """Told of each answered call, with its raw scores in order; None where an item failed. Must not take long."""
 
@@ -143,30 +135,11 @@ class Scorer:
         # No await between finding the version and holding it, so that no unload can come in between.
         with self._engine.use(route.key) as version:
             self._runs.keep(selector, call.run)
-            encoded = await self._engine.encode(
-                route.key,
-                [(prompt, completion) for prompt, completions in call.groups for completion in completions],
-                call.truncation,
-                run=call.run,
-                deadline=deadline,
-            )
-            tokenized = time.perf_counter()
-            if deadline is not None and asyncio.get_running_loop().time() >= deadline:
-                raise DeadlineExceeded("The deadline passed before the items had their turn; nothing was computed.")
-            futures = self._engine.submit(
-                route.key,
-                [item for item in encoded if isinstance(item, EncodedItem)],
-                run=call.run,
-                priority=call.priority,
-                deadline=deadline,
-                use_cache=not call.bypass_cache,
-            )
-            await _all_done(futures, deadline)
-        outcomes = _outcomes(encoded, futures)
-        scores = [outcome for outcome in outcomes if isinstance(outcome, ItemScore)]
-        answers = [_item_answer(item, outcome, calibration) for item, outcome in zip(encoded, outcomes, strict=True)]
-        self._count(call, route, answers, [score.value for score in scores], tokenized - started)
-        self.on_scored(call, route, [o.value if isinstance(o, ItemScore) else None for o in outcomes])
+            evaluated = await self._evaluate(version, call, deadline)
+        scores = [outcome for outcome in evaluated.outcomes if isinstance(outcome, ItemScore)]
+        answers = _item_answers(evaluated, calibration)
+        self._count(call, route, answers, [score.value for score in scores], evaluated.tokenize_s)
+        self.on_scored(call, route, [o.value if isinstance(o, ItemScore) else None for o in evaluated.outcomes])
         return ScoreAnswer(
             model=route.key[0],
             version=route.key[1],
@@ -176,13 +149,20 @@ class Scorer:
             calibration=calibration,
             items=answers,
             timings=Timings(
-                tokenize_s=tokenized - started,
+                tokenize_s=evaluated.tokenize_s,
                 queue_s=max((score.queue_s for score in scores), default=0.0),
                 compute_s=max((score.compute_s for score in scores), default=0.0),
                 total_s=time.perf_counter() - started,
             ),
             arm=route.arm,
         )
+
+    async def _evaluate(self, version: LoadedVersion, call: ScoreCall, deadline: float | None) -> Evaluated:
+        pairs = [(prompt, completion) for prompt, completions in call.groups for completion in completions]
+        how = How(call.run, call.truncation, call.priority, not call.bypass_cache, deadline)
+        if version.manifest.kind == "composite":
+            return await self._composites.evaluate(version, pairs, how)
+        return await evaluate(self._engine, version, pairs, how)
 
     async def _settle_run(self, selector: Selector, call: ScoreCall) -> None:
         """Waits for the catalog where this server does not know the run, or knows something else than its caller."""
@@ -228,53 +208,31 @@ class Scorer:
         self._runs.scored(call.run, route, raw_scores, num_tokens)
 
 
-async def _all_done(futures: Sequence[asyncio.Future[ItemScore]], deadline: float | None) -> None:
-    """Waits for all. Cancels those that are not done when the deadline passes, or when nobody waits any more."""
-    waiting = [future for future in futures if not future.done()]
-    if not waiting:
-        return
-    try:
-        timeout_s = None if deadline is None else deadline - asyncio.get_running_loop().time()
-        await asyncio.wait(waiting, timeout=timeout_s)
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-def _outcomes(
-    encoded: Sequence[EncodedItem | RmError], futures: Sequence[asyncio.Future[ItemScore]]
-) -> list[ItemScore | RmError]:
-    """What became of each item. Raises where nothing could be tried, or where the deadline passed in between."""
-    of_futures = [_outcome(future) for future in futures]
-    late = [outcome for outcome in of_futures if isinstance(outcome, DeadlineExceeded)]
-    if late:
-        raise late[0]
-    if of_futures and all(isinstance(outcome, _NOTHING_TRIED) for outcome in of_futures):
-        raise next(outcome for outcome in of_futures if isinstance(outcome, RmError))
-    of_items = iter(of_futures)
-    return [item if isinstance(item, RmError) else next(of_items) for item in encoded]
-
-
-def _outcome(future: asyncio.Future[ItemScore]) -> ItemScore | RmError:
-    if future.cancelled():
-        return DeadlineExceeded("The deadline passed before all items of the call were computed.")
-    error = future.exception()
-    if error is None:
-        return future.result()
-    if isinstance(error, RmError):
-        return error
-    raise error
+def _item_answers(evaluated: Evaluated, calibration: CalibrationRecord | None) -> list[ItemAnswer]:
+    no_components = repeat(())
+    return [
+        _item_answer(outcome, truncated, num_tokens, components, calibration)
+        for outcome, truncated, num_tokens, components in zip(
+            evaluated.outcomes,
+            evaluated.truncated,
+            evaluated.num_tokens,
+            no_components if evaluated.components is None else evaluated.components,
+            strict=False,
+        )
+    ]
 
 
 def _item_answer(
-    item: EncodedItem | RmError, outcome: ItemScore | RmError, calibration: CalibrationRecord | None
+    outcome: ItemScore | RmError,
+    truncated: bool,
+    num_tokens: int,
+    components: tuple[Component, ...],
+    calibration: CalibrationRecord | None,
 ) -> ItemAnswer:
-    if isinstance(item, RmError):
-        return ItemAnswer(None, item)
     if isinstance(outcome, RmError):
-        return ItemAnswer(None, outcome, item.truncated, item.num_tokens)
+        return ItemAnswer(None, outcome, truncated, num_tokens)
     value = outcome.value if calibration is None else calibrated(outcome.value, calibration)
     if not math.isfinite(value):
         error = NonFiniteScore(f"The raw score {outcome.value} is {value} when it is calibrated; ask for raw scores.")
-        return ItemAnswer(None, error, item.truncated, item.num_tokens)
-    return ItemAnswer(value, None, item.truncated, item.num_tokens)
+        return ItemAnswer(None, error, truncated, num_tokens)
+    return ItemAnswer(value, None, truncated, num_tokens, components)

@@ -28,12 +28,12 @@ from rm_server.registry.layout import WEIGHTS, WEIGHTS_INDEX, version_files
 from rm_server.registry.manifest import GoldenExample, Manifest, Precision, read_manifest, write_manifest
 from rm_server.registry.onnx_file import MODEL
 from rm_server.registry.records import VersionRecord
+from rm_server.registry.versions_by_name import find_version
 from rm_server.training.offline_scoring import Scored, ScoreTexts, offline_scorer
 from rm_server.training.preferences import Preference, read_preferences
 from rm_server.training.reference_texts import BUILT_IN_TEXTS, Text, read_texts
 from rm_server.training.score_change import AccuracyChange, ScoreChange, accuracy_change, score_change
 from rm_server.training.statistics import FloatArray
-from rm_server.registry.versions_by_name import find_version
 
 EVALUATION_NAME = "export"
 """Under which the report is filed with the ONNX version."""

@@ -25,13 +25,13 @@ from rm_server.registry.manifest import FILE_NAME as MANIFEST_NAME
 from rm_server.registry.manifest import Manifest, TruncationRule, read_manifest
 from rm_server.registry.names import check_model_name
 from rm_server.registry.records import CalibrationRecord, VersionRecord
+from rm_server.registry.versions_by_name import find_version
 from rm_server.training.calibration import Calibration, match_moments, standardise
 from rm_server.training.golden import check_golden, choose_golden_texts, record_golden
 from rm_server.training.offline_scoring import ScoreTexts, offline_scorer
 from rm_server.training.reference_texts import BUILT_IN_TEXTS, Text, read_texts
 from rm_server.training.sources import version_source
 from rm_server.training.statistics import FloatArray
-from rm_server.registry.versions_by_name import find_version
 
 logger = logging.getLogger(__name__)
 

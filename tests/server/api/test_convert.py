@@ -16,7 +16,8 @@ from rm_server.engine.lifecycle import State
 from rm_server.errors import InvalidRequest, ItemTooLong
 from rm_server.registry import manifest
 from rm_server.registry.records import CalibrationRecord
-from rm_server.scoring.scorer import Component, ItemAnswer
+from rm_server.scoring.evaluation import Component
+from rm_server.scoring.scorer import ItemAnswer
 
 
 def test_every_word_has_its_enum_value() -> None:

@@ -17,7 +17,7 @@ from rm_server.api.http_shapes import (
 )
 from rm_server.backends.items import ChatMessage
 from rm_server.errors import InvalidRequest, ItemTooLong, MalformedRequest
-from rm_server.scoring.scorer import Component
+from rm_server.scoring.evaluation import Component
 
 
 def test_openrlhf_sends_whole_texts_and_gets_a_number_each() -> None:
