@@ -237,7 +237,13 @@ def _watched(
                 text = path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(f"auth.tokens: {path} cannot be read: {error}.") from error
-            access.use(parse_tokens(text, str(path)))
+            entries = parse_tokens(text, str(path))
+            for entry in entries:
+                if entry.certificate and settings.tls.client_ca is None:
+                    raise ConfigError(
+                        f"{path}: {entry.name} shows a certificate; only with tls.client_ca are they seen."
+                    )
+            access.use(entries)
 
         watched.append(WatchedFiles("tokens", (path,), load_tokens, metrics))
         load_tokens()

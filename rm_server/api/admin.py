@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,11 +35,21 @@ class AdminError(Exception):
 
 class Admin:
     """A connection to one server. ``ca``: the certificate authority of its TLS; without it the line is plain.
+    ``cert`` and ``key``: what this side shows of itself, where the server asks for it.
 
     ``timeout_s`` is for everything but loading, unloading and registering, which take as long as they take.
     """
 
-    def __init__(self, target: str, *, token: str = "", ca: Path | None = None, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        token: str = "",
+        ca: Path | None = None,
+        cert: Path | None = None,
+        key: Path | None = None,
+        timeout_s: float = 10.0,
+    ) -> None:
         self._target = target
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._timeout_s = timeout_s
@@ -46,7 +57,8 @@ class Admin:
         if ca is None:
             self._channel = grpc.insecure_channel(target, options)
         else:
-            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(_read(ca)), options)
+            pair = (_read(key), _read(cert)) if cert is not None and key is not None else (None, None)
+            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(_read(ca), *pair), options)
         self._models = models_pb2_grpc.ModelServiceStub(self._channel)
         self._experiments = experiments_pb2_grpc.ExperimentServiceStub(self._channel)
 
@@ -136,6 +148,30 @@ class Admin:
         response = self._call(self._experiments.ListRuns, experiments_pb2.ListRunsRequest(model=model))
         return [_run(message) for message in response.runs]
 
+    # --- shadows ---
+
+    def set_shadow(self, model: str, version: int, share: float, *, load: bool, comment: str = "") -> Row:
+        """The shadow as it is now."""
+        shadow = experiments_pb2.Shadow(model=model, version=version, share=share)
+        request = experiments_pb2.SetShadowRequest(shadow=shadow, load=load, comment=comment)
+        return _shadow(self._call(self._experiments.SetShadow, request, timeout_s=None).shadow)
+
+    def shadows(self, model: str = "") -> list[Row]:
+        """The shadows of a model, or all."""
+        response = self._call(self._experiments.ListShadows, experiments_pb2.ListShadowsRequest(model=model))
+        return [_shadow(message) for message in response.shadows]
+
+    def remove_shadow(self, model: str, version: int, *, comment: str = "") -> None:
+        """Ends a shadow."""
+        request = experiments_pb2.RemoveShadowRequest(model=model, version=version, comment=comment)
+        self._call(self._experiments.RemoveShadow, request)
+
+    def shadow_report(self, model: str, version: int, against: int | None = None) -> Row:
+        """How a shadow compares with a version; None: with the one that callers got most often."""
+        request = experiments_pb2.GetShadowReportRequest(model=model, version=version, against_version=against or 0)
+        report: Row = json.loads(self._call(self._experiments.GetShadowReport, request).report_json)
+        return report
+
     def _call(self, method: Any, request: Any, timeout_s: float | None = 0.0) -> Any:
         with self._translated():
             return method(request, timeout=self._timeout_s if timeout_s == 0.0 else None, metadata=self._metadata)
@@ -209,6 +245,15 @@ def _run(message: experiments_pb2.RunStatus) -> Row:
         "score_std": message.score_std,
         "last_seen_time": _time(message.last_seen_time),
         "lease_expire_time": _time(message.lease_expire_time) if message.HasField("lease_expire_time") else None,
+    }
+
+
+def _shadow(message: experiments_pb2.Shadow) -> Row:
+    return {
+        "model": message.model,
+        "version": message.version,
+        "share": message.share,
+        "create_time": _time(message.create_time),
     }
 
 

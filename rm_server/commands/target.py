@@ -31,6 +31,8 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--token-file", type=Path, metavar="FILE", help="the token it wants (default: $RM_TOKEN)")
     group.add_argument("--ca", type=Path, metavar="FILE", help="speak TLS, and trust this certificate authority")
+    group.add_argument("--cert", type=Path, metavar="FILE", help="the certificate to show, where it asks for one")
+    group.add_argument("--key", type=Path, metavar="FILE", help="the certificate's key")
 
 
 def add_home_option(parser: argparse.ArgumentParser, *, is_required: bool = False) -> None:
@@ -47,9 +49,17 @@ def open_server(arguments: argparse.Namespace) -> Iterator[Admin]:
     """The server that the arguments name; its refusals become CommandError."""
     from rm_server.api.admin import Admin, AdminError
 
+    if (arguments.cert is None) != (arguments.key is None) or (arguments.cert is not None and arguments.ca is None):
+        raise CommandError("--cert and --key belong together, and need --ca.")
     target = arguments.server or os.environ.get("RM_TARGET") or DEFAULT_SERVER
     try:
-        with Admin(target, token=_token(arguments.token_file), ca=arguments.ca) as admin:
+        with Admin(
+            target,
+            token=_token(arguments.token_file),
+            ca=arguments.ca,
+            cert=arguments.cert,
+            key=arguments.key,
+        ) as admin:
             yield admin
     except AdminError as error:
         raise CommandError(str(error)) from error
