@@ -71,13 +71,16 @@ def make_version(folder: Path, manifest: Manifest | None = None, **options: obje
 
 
 @asynccontextmanager
-async def running_engine(**settings: Any) -> AsyncIterator[Engine]:
+async def running_engine(
+    *, load_weightless: str = "fake_versions:load_weightless", **settings: Any
+) -> AsyncIterator[Engine]:
     """An engine over fake versions, with these EngineSettings; computes in a thread unless told otherwise."""
     engine = Engine(
         EngineSettings(**{"workers": 0, "threads_per_worker": 1} | settings),
         Metrics(),
         load_backend="fake_versions:load_backend",
         load_encoder="fake_versions:load_encoder",
+        load_weightless=load_weightless,
     )
     await engine.start()
     try:
@@ -107,6 +110,15 @@ async def outcomes(futures: Iterable[asyncio.Future[ItemScore]]) -> list[float |
 
 def load_encoder(folder: Path, manifest: Manifest) -> FakeEncoder:
     return FakeEncoder()
+
+
+def load_weightless(folder: Path, manifest: Manifest) -> None:
+    """Where all is computed by workers."""
+
+
+def load_second_backend(folder: Path, manifest: Manifest) -> FakeBackend:
+    """Where versions have no weights."""
+    return load_backend(folder, manifest, ComputeSettings())
 
 
 def load_backend(folder: Path, manifest: Manifest, settings: ComputeSettings) -> FakeBackend:

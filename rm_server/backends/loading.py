@@ -19,7 +19,7 @@ from rm_server.registry.manifest import Manifest
 if TYPE_CHECKING:
     from rm_server.backends.tokenization import TextEncoder
 
-__all__ = ["infer_manifest", "load_backend", "load_encoder", "load_text_encoder"]
+__all__ = ["infer_manifest", "load_backend", "load_encoder", "load_text_encoder", "load_weightless"]
 
 
 def load_encoder(folder: Path, manifest: Manifest) -> Encoder:
@@ -27,8 +27,15 @@ def load_encoder(folder: Path, manifest: Manifest) -> Encoder:
     if manifest.kind == "rules":
         return RulesEncoder(read_rules(folder), manifest)
     if manifest.kind == "composite":
+        if manifest.transform != "weighted_sum":
+            raise UnsupportedArtifact(f"A composite's transform is weighted_sum, not {manifest.transform}.")
         return CompositeEncoder(read_composite(folder), manifest)
     return load_text_encoder(folder, manifest)
+
+
+def load_weightless(folder: Path, manifest: Manifest) -> Backend | None:
+    """The backend of a version that has no weights, so that it can be held twice; None: it has some."""
+    return RulesBackend(read_rules(folder), manifest) if manifest.kind == "rules" else None
 
 
 def load_text_encoder(folder: Path, manifest: Manifest) -> TextEncoder:

@@ -16,9 +16,9 @@ from rm_server.backends.items import Batch, EncodedItem
 from rm_server.config import EngineSettings
 from rm_server.engine.batcher import in_batches
 from rm_server.engine.checks import check, probes_of
-from rm_server.engine.crew import Verify
+from rm_server.engine.crew import SentBatch, Verify
 from rm_server.engine.encoding import Encoding, Pair
-from rm_server.engine.host import LoadOrder, LoadReport, attempt, imported
+from rm_server.engine.host import Computed, LoadOrder, LoadReport, attempt, computed, imported
 from rm_server.engine.loaded import Entry, Hold, LoadedVersion
 from rm_server.engine.pool import Pool, PoolMetrics, QueueStats
 from rm_server.engine.result_cache import ResultCache, cache_key
@@ -31,6 +31,10 @@ from rm_server.registry.records import VersionKey
 
 LOAD_BACKEND = "rm_server.backends.loading:load_backend"
 LOAD_ENCODER = "rm_server.backends.loading:load_encoder"
+LOAD_WEIGHTLESS = "rm_server.backends.loading:load_weightless"
+
+AT_ONCE_S = 0.0005
+"""Work of at most so long, for a version without weights, is done on the event loop: a worker is two hops away."""
 
 Trial = Callable[[LoadedVersion], Awaitable[None]]
 """Raises what is wrong with a version, judging by what it does beside the others."""
@@ -54,12 +58,14 @@ class Engine:
         *,
         load_backend: str = LOAD_BACKEND,
         load_encoder: str = LOAD_ENCODER,
+        load_weightless: str = LOAD_WEIGHTLESS,
     ) -> None:
-        """``load_backend`` and ``load_encoder`` as ``module:function``; the backend's is called in the workers."""
+        """The functions that load, as ``module:function``; the backend's is called in the workers."""
         self.settings = settings
         self._metrics = metrics
         self._load_backend = load_backend
         self._load_encoder = load_encoder
+        self._load_weightless = load_weightless
         self._pool = Pool(settings, self._make_worker, metrics, self._lost)
         self._encoding = Encoding(settings.encode_threads)
         self._cache: ResultCache[ItemScore] = ResultCache(settings.cache_items)
@@ -221,7 +227,8 @@ class Engine:
                 if item_key is not None:
                     new_by_key[item_key] = work
             waiting.append((work, future))
-        if new:
+        is_at_once = entry.version.weightless is not None and self._pool.expected_s(key, new) <= AT_ONCE_S
+        if new and not is_at_once:
             self._pool.submit(key, new, run=run, priority=priority, deadline=deadline)
         if use_cache:
             self._metrics.cache_asked(key, len(items) - len(new), len(new))
@@ -232,6 +239,8 @@ class Engine:
             work.futures.append(future)
             future.add_done_callback(partial(self._on_done, entry, work))
         entry.num_pending += len(waiting)
+        if new and is_at_once:
+            self._compute_at_once(entry.version, new)
         return futures
 
     @property
@@ -261,6 +270,20 @@ class Engine:
             work.futures.append(future)
             futures.append(future)
         return futures
+
+    def _compute_at_once(self, version: LoadedVersion, works: list[Work]) -> None:
+        backend, key = version.weightless, version.key
+        assert backend is not None
+        sent = SentBatch(key, works, sent_at=time.perf_counter())
+        batch = Batch.of([work.item for work in works])
+        outcome = attempt(f"Scoring with {key[0]}@{key[1]}", lambda: computed(backend, key, batch))
+        if isinstance(outcome, Computed):
+            self._pool.answer(sent, outcome)
+        elif len(works) == 1:
+            works[0].fail(outcome)
+        else:  # the guilty one alone
+            for work in works:
+                self._compute_at_once(version, [work])
 
     def _joinable(self, item_key: bytes, run: str, priority: int, deadline: float | None) -> Work | None:
         """Work for the same item that is at a worker, or waits as this run's; not dropped before this deadline."""
@@ -318,6 +341,7 @@ class Engine:
             doing = f"Loading {key[0]}@{key[1]}"
             encoder = await _in_thread(doing, lambda: imported(self._load_encoder)(folder, manifest))
             probes = await _in_thread(doing, lambda: probes_of(encoder, manifest))
+            weightless = await _in_thread(doing, lambda: imported(self._load_weightless)(folder, manifest))
 
             def check_report(report: LoadReport) -> None:
                 check(key, manifest, report.precision, probes, report.probe_scores)
@@ -332,6 +356,7 @@ class Engine:
                 memory_bytes=sum(report.memory_bytes for report in reports),
                 encoder=encoder,
                 number=self._num_loads,
+                weightless=weightless,
             )
             entry = self._entries[key] = Entry(version)
             if trial is not None:

@@ -97,16 +97,21 @@ class Host:
         backend = self._backends.get(key)
         if backend is None:
             raise VersionNotLoaded(f"{_name(key)} is not loaded in this worker.")
-        parts = None
-        start = time.perf_counter()
-        if isinstance(backend, PartsBackend):
-            scores, parts = backend.score_parts(batch)
-        else:
-            scores = np.asarray(backend.score(batch), np.float64)
-        seconds = time.perf_counter() - start
-        if scores.shape != (batch.num_items,):
-            raise InternalError(f"{_name(key)} gave scores of shape {scores.shape} for {batch.num_items} items.")
-        return Computed(scores, seconds, parts)
+        return computed(backend, key, batch)
+
+
+def computed(backend: Backend, key: VersionKey, batch: Batch) -> Computed:
+    """Scores a batch with a backend that is at hand. Raises what the backend raises, and InternalError."""
+    parts = None
+    start = time.perf_counter()
+    if isinstance(backend, PartsBackend):
+        scores, parts = backend.score_parts(batch)
+    else:
+        scores = np.asarray(backend.score(batch), np.float64)
+    seconds = time.perf_counter() - start
+    if scores.shape != (batch.num_items,):
+        raise InternalError(f"{_name(key)} gave scores of shape {scores.shape} for {batch.num_items} items.")
+    return Computed(scores, seconds, parts)
 
 
 def imported(name: str) -> Any:

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from types import TracebackType
 
-from rm_server.backends.interface import Encoder
+from rm_server.backends.interface import Backend, Encoder
 from rm_server.registry.manifest import Manifest
 from rm_server.registry.records import VersionKey
 
@@ -16,6 +16,7 @@ class LoadedVersion:
     """A version that serves. ``memory_bytes``: in all workers together. ``precision`` empty: it has no weights.
 
     ``number`` counts the loads of this engine, so that no two loads are ever mistaken for one another.
+    ``weightless``: the backend, once more, of a version that has no weights.
     """
 
     key: VersionKey
@@ -24,6 +25,7 @@ class LoadedVersion:
     memory_bytes: int
     encoder: Encoder
     number: int
+    weightless: Backend | None = None
 
 
 class Entry:

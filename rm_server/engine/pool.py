@@ -167,6 +167,11 @@ class Pool:
         for work in self._background.take_all(key):
             work.cancel()
 
+    def expected_s(self, key: VersionKey, works: Sequence[Work]) -> float:
+        """How long a forward pass over these should take, by what this version took so far."""
+        throughput = self._throughput_of.get(key, self._throughput)
+        return sum(work.num_tokens for work in works) / throughput.tokens_per_s
+
     def drop(self, work: Work) -> None:
         """Nobody wants this one any more, or it was answered already. If it still waits, it is never computed."""
         if work.is_waiting and work.is_background:
@@ -271,7 +276,7 @@ class Pool:
         self._dispatch()
         outcome = answer.result()
         if isinstance(outcome, Computed):
-            self._answer(sent, outcome)
+            self.answer(sent, outcome)
         elif sent.is_background or len(sent.works) == 1:
             _fail(sent.works, outcome)
         else:
@@ -279,7 +284,8 @@ class Pool:
             self._again += _halves(sent)
             self._dispatch()
 
-    def _answer(self, sent: SentBatch, computed: Computed) -> None:
+    def answer(self, sent: SentBatch, computed: Computed) -> None:
+        """Gives each item what became of it."""
         num_tokens = sent.num_tokens
         if not sent.is_background:
             self._throughput.add(num_tokens, computed.seconds)
