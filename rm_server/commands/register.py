@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rm_server.commands.common import CommandError, Row, add_json_option, print_json
 from rm_server.commands.models import SHORT_DIGEST
 from rm_server.commands.target import add_home_option, add_server_options, open_server, open_server_or_home
+from rm_server.commands.tune import print_tuning, tune
 from rm_server.registry.options import home_of
 
 # What computes is imported by the command that needs it: `rm-server --help` must not load torch.
@@ -45,6 +46,7 @@ _HOME_ONLY = (
     "reference_data",
     "match",
     "evaluation",
+    "tune",
 )
 
 
@@ -86,6 +88,9 @@ def add_parsers(commands: Any) -> None:
         metavar="FILE",
         help="a report of `rm-server evaluate --json FILE`; may be repeated (default: the folder's evaluation.json)",
     )
+    parser.add_argument(
+        "--tune", action="store_true", default=None, help="then find how it is computed fastest here, as `tune` does"
+    )
     parser.add_argument("--device", default="cpu", help="where golden and reference scores are computed, in fp32")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_json_option(parser)
@@ -119,11 +124,15 @@ def run_register(arguments: argparse.Namespace) -> int:
     with open_server_or_home(arguments) as home:
         (model,) = home.models(arguments.model)
     row = next(version for version in model["versions"] if version["version"] == done.record.version)
-    if arguments.json:
-        print_json({**row, "created": done.created, "evaluations": list(done.evaluations)})
-    else:
+    if not arguments.json:
         print(_summary(row, done.created))
         print("\n".join(_details(done)))
+    tuning = tune(arguments, f"{arguments.model}@{done.record.version}") if arguments.tune else None
+    if arguments.json:
+        told = {"tuning": tuning.as_dict()} if tuning else {}
+        print_json({**row, "created": done.created, "evaluations": list(done.evaluations), **told})
+    elif tuning:
+        print_tuning(tuning)
     return 0
 
 

@@ -15,7 +15,7 @@ from rm_server.registry.home import open_home
 
 COMMANDS = [
     *("serve", "status", "runs", "register", "models", "load", "unload"),
-    *("label", "history", "watch", "rollback", "backup", "restore", "train", "evaluate"),
+    *("label", "history", "watch", "rollback", "backup", "restore", "train", "evaluate", "export", "tune"),
 ]
 
 
