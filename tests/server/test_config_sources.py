@@ -56,6 +56,20 @@ def test_other_variables_are_left_alone(tmp_path: Path) -> None:
     load(tmp_path, environment={"RM_TARGET": "localhost:1", "PATH": "/bin"})
 
 
+def test_catalog_and_artifacts_have_the_variables_of_every_command(tmp_path: Path) -> None:
+    shared = {"RM_CATALOG": "postgresql+psycopg://rm@db/rm", "RM_ARTIFACTS": "s3://rewards"}
+    settings = load(tmp_path, environment=shared)
+    assert (settings.catalog_url, settings.artifacts) == ("postgresql+psycopg://rm@db/rm", "s3://rewards")
+    settings = load(tmp_path, environment={"RM_SERVER_ARTIFACTS": "s3://ours", **shared}, catalog_url="sqlite:///x.db")
+    assert (settings.catalog_url, settings.artifacts) == ("sqlite:///x.db", "s3://ours")
+
+
+def test_the_catalog_s_password_is_not_shown(tmp_path: Path) -> None:
+    settings = load(tmp_path, environment={"RM_CATALOG": "postgresql+psycopg://rm:secret@db/rm"})
+    assert "secret" not in as_toml(settings)
+    assert "secret" not in repr(settings)
+
+
 def test_a_misspelt_setting_is_refused_with_the_nearest(tmp_path: Path) -> None:
     assert "engine.max_batch_token (in" in refusal(tmp_path, "[engine]\nmax_batch_token = 1")
     assert "did you mean engine.max_batch_tokens?" in refusal(tmp_path, "[engine]\nmax_batch_token = 1")

@@ -61,9 +61,22 @@ def test_a_version_s_way_from_registered_to_served_and_back(
     history = shell.json("history", "polite")
     assert [(change["action"], change["comment"]) for change in history if change["comment"]] == [
         ("set_label", "better"),
+        ("load", "better"),
         ("set_label", "first"),
     ]
     assert history[0]["action"] == "remove_label"
+
+
+def test_a_label_goes_back_on_a_running_server(shell: Shell, server: RunningServer, tmp_path: Path) -> None:
+    server.deploy("regretted", *[make_version(tmp_path / str(seed), seed) for seed in (25, 26)])
+    shell("label", "regretted", "stable", 2, "--unload-previous")
+    assert shell("rollback", "regretted", "--comment", "too kind") == ("regretted@stable names 1 again; it named 2.\n")
+    assert server.score("regretted@stable", "a").version == 1
+    change = shell.json("history", "regretted", "--limit", 1)[0]
+    assert (change["action"], change["version"], change["comment"]) == ("rollback", 1, "too kind")
+    assert change["actor"]
+    assert "no earlier version" in shell("rollback", "regretted", status=1)
+    assert "no label 'canary'" in shell("rollback", "regretted", "--label", "canary", status=1)
 
 
 def test_what_another_process_registers_can_be_loaded_at_once(

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import insert, text
+from postgresql import PASSWORD, PostgreSQL, new_database
+from sqlalchemy import insert, select, text
 
+from rm_server.config import ConfigError
 from rm_server.errors import CatalogUnavailable, StorageFull
 from rm_server.registry import database as database_module
 from rm_server.registry.database import Database
@@ -37,6 +39,55 @@ def test_a_commit_outlives_a_power_cut_and_readers_never_wait(url: str) -> None:
             for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
         }
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10_000}
+
+
+def test_on_postgresql_the_migrations_make_them_too_and_are_made_once(postgresql_url: str) -> None:
+    failures: list[Exception] = []
+
+    def open_it() -> None:
+        try:
+            Database(postgresql_url).close()
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=open_it) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    database = Database(postgresql_url)
+    with database.reading() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+    database.close()
+
+
+def test_a_database_that_was_restarted_is_used_again_and_one_that_is_away_is_said(postgresql: PostgreSQL) -> None:
+    with new_database(postgresql.url) as url:
+        database = Database(url)
+        postgresql.restart()
+        with database.writing() as connection:
+            connection.execute(insert(models).values(name="m", next_version=1))
+        postgresql.stop()
+        try:
+            with pytest.raises(CatalogUnavailable) as caught, database.reading():
+                pass
+            assert caught.value.retry_after_s == 1.0
+            assert PASSWORD not in str(caught.value)
+            assert "rm:***@127.0.0.1" in str(caught.value)
+        finally:
+            postgresql.start()
+        with database.reading() as connection:
+            assert connection.scalar(select(models.c.name)) == "m"
+        database.close()
+
+
+def test_a_driver_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ConfigError, match=r"needs the package psycopg: install rm-service\[postgres\]") as caught:
+        Database("postgresql+psycopg://rm:secret@127.0.0.1/rm")
+    assert "secret" not in str(caught.value)
 
 
 def test_an_exception_leaves_nothing(url: str) -> None:
