@@ -13,7 +13,7 @@ from rm_server.api.rpc import Send
 from rm_server.engine.versions import VersionManager
 from rm_server.errors import InvalidSelector, LabelNotFound, ModelNotFound, RmError, VersionNotFound
 from rm_server.registry.records import VersionKey
-from rm_server.scoring.routing import resolve
+from rm_server.scoring.routing import DEFAULT_LABEL, resolve
 from rm_server.scoring.selector import parse
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -78,9 +78,21 @@ class Readiness:
         return self._calls.is_open and self._has_started and is_whole
 
     def can_score(self, selector: str) -> bool:
-        """Whether a call with this selector and no lease would be scored. Raises RmError where it names nothing."""
-        route = resolve(parse(selector), self._versions.snapshot, None)
-        return self._calls.is_open and self._versions.state_of(route.key).state == "READY"
+        """Whether a call with this selector and no lease would be scored, whatever arm of a split its run would get.
+
+        Raises RmError where it names nothing.
+        """
+        wanted, snapshot = parse(selector), self._versions.snapshot
+        split = snapshot.splits.get(wanted.model) if wanted.is_bare else None
+        keys = {(wanted.model, arm.version) for arm in split.arms} if split is not None else set()
+        if split is None or (wanted.model, DEFAULT_LABEL) in snapshot.labels:
+            keys.add(resolve(wanted, snapshot, None).key)
+        return self._calls.is_open and all(self._versions.state_of(key).state == "READY" for key in keys)
+
+    @property
+    def is_catalog_reachable(self) -> bool:
+        """False while the catalog cannot be read. Nobody has to stay away for that: what is loaded goes on serving."""
+        return self._versions.catalog_error is None
 
 
 class HealthService:

@@ -73,7 +73,13 @@ class HttpService:
             for part in self._readiness.missing()
         ]
         is_ready = self._readiness.is_ready
-        body = {"ready": is_ready, "draining": self._calls.is_draining, "missing": missing}
+        body = {
+            "ready": is_ready,
+            "draining": self._calls.is_draining,
+            "missing": missing,
+            # The text of the error stays in the log: it may name hosts.
+            "catalog_reachable": self._readiness.is_catalog_reachable,
+        }
         return web.json_response(body, status=200 if is_ready else 503)
 
     async def _scrape(self, request: web.Request) -> web.Response:

@@ -14,6 +14,10 @@ def needs_by_version(snapshot: Snapshot, holders: Mapping[VersionKey, Holders]) 
     Versions that are not in the catalog are left out: a lease may outlive what it names.
     """
     needs: dict[VersionKey, str] = {}
+    # What somebody set says more than the runs that follow from it, so it comes later and wins.
+    for key, holder in holders.items():
+        more = f" and {holder.num_runs - 1} more" if holder.num_runs > 1 else ""
+        needs[key] = f"the runs {holder.first}{more} have leases on it. End them, or wait until the leases expire."
     for key in snapshot.shadows:
         needs[key] = "it is a shadow of its model's traffic. Remove the shadow."
     for (model, run), version in snapshot.pins.items():
@@ -21,7 +25,4 @@ def needs_by_version(snapshot: Snapshot, holders: Mapping[VersionKey, Holders]) 
     for model, split in snapshot.splits.items():
         for arm in split.arms:
             needs[model, arm.version] = f"it is the arm {arm.name} of the model's split. Change the split."
-    for key, holder in holders.items():
-        more = f" and {holder.num_runs - 1} more" if holder.num_runs > 1 else ""
-        needs[key] = f"the runs {holder.first}{more} have leases on it. End them, or wait until the leases expire."
     return {key: need for key, need in needs.items() if key in snapshot.versions}

@@ -147,7 +147,8 @@ def test_reflection_lists_the_services(server: RunningServer) -> None:
 def test_the_probes_answer(server: RunningServer) -> None:
     assert get(server, "/healthz") == (200, '{"alive": true}')
     status, body = get(server, "/readyz")
-    assert (status, json.loads(body)) == (200, {"ready": True, "draining": False, "missing": []})
+    expected = {"ready": True, "draining": False, "missing": [], "catalog_reachable": True}
+    assert (status, json.loads(body)) == (200, expected)
 
 
 def test_readyz_says_what_is_missing(tmp_path: Path, versions: list[Path]) -> None:

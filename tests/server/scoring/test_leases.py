@@ -13,7 +13,9 @@ from rm_server.scoring.leases import Leases
 QUIET_S = 2.0
 
 
-def put(leases: Leases, run: str = "r", model: str = "m", version: int = 1, now: float = 0.0, revision: int = 1) -> Lease:
+def put(
+    leases: Leases, run: str = "r", model: str = "m", version: int = 1, now: float = 0.0, revision: int = 1
+) -> Lease:
     lease = Lease(run, model, version, f"digest {version}", None, 10.0, now, now + 10.0, revision=revision)
     leases.put(lease, now)
     return lease
