@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rm_server.commands.common import CommandError
+from rm_server.registry.shadows import remove_shadow, set_shadow
+from rm_server.scoring.shadow_report import read_report
 
 if TYPE_CHECKING:
     from rm_server.registry.catalog import Catalog
-    from rm_server.registry.records import HistoryRecord, Snapshot, VersionRecord
+    from rm_server.registry.records import HistoryRecord, Shadow, Snapshot, VersionRecord
 
 Row = dict[str, Any]
 
@@ -50,6 +52,23 @@ class HomeAdmin:
     def history(self, model: str = "", limit: int = 0) -> list[Row]:
         """The last changes, newest first."""
         return [_change(record) for record in self._catalog.history(model or None, limit or 100)]
+
+    def set_shadow(self, model: str, version: int, share: float, *, load: bool, comment: str = "") -> Row:
+        """Lets a version shadow; servers load it for that, whether ``load`` says so or not."""
+        return _shadow(set_shadow(self._catalog, model, version, share, self._actor, comment))
+
+    def shadows(self, model: str = "") -> list[Row]:
+        """The shadows of a model, or all."""
+        shadows = self._catalog.snapshot().shadows.values()
+        return [_shadow(shadow) for shadow in shadows if model in ("", shadow.model)]
+
+    def remove_shadow(self, model: str, version: int, *, comment: str = "") -> None:
+        """Ends a shadow."""
+        remove_shadow(self._catalog, model, version, self._actor, comment)
+
+    def shadow_report(self, model: str, version: int, against: int | None = None) -> Row:
+        """By the pairs that servers have written: the last seconds may be missing."""
+        return read_report(self._catalog, model, version, against)
 
     def _unwant(self, model: str, version: int | None, comment: str) -> None:
         if version is not None and version not in self._catalog.snapshot().labels_of(model).values():
@@ -96,6 +115,15 @@ def _change(record: HistoryRecord) -> Row:
         "version": record.version or None,
         "detail": record.detail,
         "comment": record.comment,
+    }
+
+
+def _shadow(shadow: Shadow) -> Row:
+    return {
+        "model": shadow.model,
+        "version": shadow.version,
+        "share": shadow.share,
+        "create_time": _time(shadow.create_time.isoformat()),
     }
 
 
