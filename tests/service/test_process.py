@@ -21,6 +21,9 @@ import pytest
 from rm_api.v1 import models_pb2, models_pb2_grpc, scoring_pb2_grpc
 from running_server import LOCAL_ONLY, Gate, running, score_request
 
+from rm_server.api.roles import Role
+from rm_server.api.tokens import TokenEntry, hash_of
+from rm_server.api.tokens_file import add_token
 from rm_server.app import SERVER_FILE, run
 from rm_server.config import EngineSettings, ServeSettings
 
@@ -44,6 +47,27 @@ def serving(home: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], 
     finally:
         process.kill()
         process.communicate()
+
+
+def test_sighup_reads_the_tokens_again(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.toml"
+    add_token(file, TokenEntry("first", Role.SCORE, sha256=hash_of("first")))
+    log = tmp_path / "server.log"
+    with serving(tmp_path / "home", "--workers", "0", "--tokens", str(file)) as (process, address):
+        process.send_signal(signal.SIGHUP)  # the file is as it was: polling alone would not read it
+        deadline = time.monotonic() + 30
+        while "files were loaded again" not in log.read_text():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+        with grpc.insecure_channel(address, LOCAL_ONLY) as channel:
+            status = models_pb2_grpc.ModelServiceStub(channel).GetServerStatus
+            request = models_pb2.GetServerStatusRequest()
+            assert status(request, metadata=(("authorization", "Bearer first"),)).device == "cpu"
+            with pytest.raises(grpc.RpcError) as caught:
+                status(request)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
 
 
 def test_it_serves_until_sigterm_and_finishes_what_is_under_way(tmp_path: Path, versions: list[Path]) -> None:

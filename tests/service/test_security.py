@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import ssl
 import subprocess
+import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -18,6 +21,9 @@ from rm_api.v1 import errors_pb2, models_pb2, models_pb2_grpc
 from running_server import LOCAL_ONLY, RunningServer, error_of, running
 
 from rm_server import cli
+from rm_server.api.roles import Role
+from rm_server.api.tokens import TokenEntry, hash_of
+from rm_server.api.tokens_file import add_token, revoke_token
 from rm_server.config import AuthSettings, ConfigError, TlsSettings
 
 TOKEN = "s3cret-token"
@@ -33,6 +39,9 @@ class Keys:
     server_key: Path
     client: Path
     client_key: Path
+    renewed: Path
+    renewed_key: Path
+    other_ca: Path
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +54,16 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
         subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
 
     new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl(
-        "req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=test authority"
-    )
+    for ca in ("ca", "other_ca"):
+        authority = ("-days", "2", "-subj", f"/CN=test authority {ca}")
+        openssl("req", "-x509", *new_key, "-keyout", f"{ca}.key", "-out", f"{ca}.pem", *authority)
     (folder / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
-    for name in ("server", "client"):
+    for name in ("server", "client", "renewed"):
         openssl("req", *new_key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
         signing = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
         openssl("x509", "-req", "-in", f"{name}.csr", *signing, "-out", f"{name}.pem")
-    return Keys(*(folder / name for name in ("ca.pem", "server.pem", "server.key", "client.pem", "client.key")))
+    names = ("ca.pem", *(f"{name}.{part}" for name in ("server", "client", "renewed") for part in ("pem", "key")))
+    return Keys(*(folder / name for name in (*names, "other_ca.pem")))
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +196,149 @@ def test_certificates_that_cannot_be_used_are_named(tmp_path: Path, keys: Keys, 
         cert.write_text(content)
     with pytest.raises(ConfigError, match="cert"):
         RunningServer(tmp_path / "home", tls=TlsSettings(cert=cert, key=keys.server_key)).start()
+
+
+# --- while the server serves ---
+
+
+def greeted_with(address: str, keys: Keys, *, alpn: str) -> str:
+    """The common name in the certificate that the server shows to a new connection of a client with ours."""
+    context = ssl.create_default_context(cafile=keys.ca)
+    context.load_cert_chain(keys.client, keys.client_key)
+    context.set_alpn_protocols([alpn])
+    host, _, port = address.rpartition(":")
+    plain = socket.create_connection((host, int(port)), timeout=30)
+    with context.wrap_socket(plain, server_hostname=host) as secure:
+        certificate = secure.getpeercert()
+    assert certificate is not None
+    return str(dict(part[0] for part in certificate["subject"])["commonName"])  # type: ignore[index,misc]
+
+
+def reload(server: RunningServer) -> None:
+    """As SIGHUP does; whether it is done is seen by what comes after it on the server's loop."""
+    done = threading.Event()
+    server.loop.call_soon_threadsafe(lambda: (server.app.reload(), done.set()))
+    assert done.wait(30)
+
+
+def authorization(token: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {token}"),)
+
+
+def test_tokens_come_and_go_while_the_server_serves(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.toml"
+    add_token(file, TokenEntry("first", Role.SCORE, sha256=hash_of("first")))
+    with running(tmp_path / "home", auth=AuthSettings(tokens=file)) as server:
+
+        def code(token: str) -> grpc.StatusCode:
+            try:
+                server.models.GetServerStatus(STATUS, metadata=authorization(token), timeout=30)
+            except grpc.RpcError as error:
+                return error.code()
+            return grpc.StatusCode.OK
+
+        assert (code("first"), code("second")) == (grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED)
+        add_token(file, TokenEntry("second", Role.SCORE, sha256=hash_of("second")))
+        until(lambda: code("second") is grpc.StatusCode.OK)  # nobody told the server
+        assert code("first") is grpc.StatusCode.OK
+        revoke_token(file, "first")
+        until(lambda: code("first") is grpc.StatusCode.UNAUTHENTICATED)
+        assert code("second") is grpc.StatusCode.OK
+
+        file.write_text("[[token]]\nname = 'third'")
+        reload(server)
+        assert code("second") is grpc.StatusCode.OK
+        assert server.metric("rm_files_refused", files="tokens") == 1
+        assert server.metric("rm_reloads_total", files="tokens", reason="refused") >= 1
+        file.unlink()
+        reload(server)
+        assert code("second") is grpc.StatusCode.OK
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Asks until it holds."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+
+
+def test_a_server_does_not_start_with_a_broken_tokens_file(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.toml"
+    with pytest.raises(ConfigError, match="cannot be read"):
+        RunningServer(tmp_path / "home", auth=AuthSettings(tokens=file)).start()
+    file.write_text("[[token]]")
+    with pytest.raises(ConfigError, match="token 1: name is None"):
+        RunningServer(tmp_path / "home", auth=AuthSettings(tokens=file)).start()
+    add_token(tmp_path / "other.toml", TokenEntry("ops", Role.ADMIN, certificate="client"))
+    with pytest.raises(ConfigError, match=r"only with tls\.client_ca"):
+        RunningServer(tmp_path / "home", auth=AuthSettings(tokens=tmp_path / "other.toml")).start()
+
+
+def test_certificates_are_renewed_while_the_server_serves(tmp_path: Path, keys: Keys) -> None:
+    files = TlsSettings(cert=tmp_path / "cert.pem", key=tmp_path / "key.pem", client_ca=tmp_path / "ca.pem")
+    assert files.cert is not None
+    assert files.key is not None
+    assert files.client_ca is not None
+    for source, target in ((keys.server, files.cert), (keys.server_key, files.key), (keys.ca, files.client_ca)):
+        shutil.copy(source, target)
+    with running(tmp_path / "home", tls=files) as server, channel(server, keys, with_certificate=True) as open_before:
+
+        def greetings() -> set[str]:
+            return {
+                greeted_with(server.app.grpc_address, keys, alpn="h2"),
+                greeted_with(server.app.http_address, keys, alpn="http/1.1"),
+            }
+
+        status = models_pb2_grpc.ModelServiceStub(open_before).GetServerStatus
+        status(STATUS)
+        assert greetings() == {"server"}
+        shutil.copy(keys.renewed, files.cert)  # its key is still the old one's: not to be used
+        reload(server)
+        assert server.metric("rm_files_refused", files="tls") == 1
+        assert greetings() == {"server"}
+        shutil.copy(keys.renewed_key, files.key)
+        reload(server)
+        assert server.metric("rm_files_refused", files="tls") == 0
+        assert greetings() == {"renewed"}
+        status(STATUS)
+
+        # An authority that is taken away lets nobody in any more.
+        shutil.copy(keys.other_ca, files.client_ca)
+        reload(server)
+        with pytest.raises((urllib.error.URLError, ConnectionError, ssl.SSLError)):
+            get(server, keys, "/healthz", with_certificate=True)
+        with channel(server, keys, with_certificate=True) as new, pytest.raises(grpc.RpcError) as caught:
+            models_pb2_grpc.ModelServiceStub(new).GetServerStatus(STATUS, timeout=10)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("name", ["client", "127.0.0.1", "localhost"], ids=["CN", "address", "SAN"])
+def test_a_certificate_stands_for_a_token(tmp_path: Path, keys: Keys, name: str) -> None:
+    file = tmp_path / "tokens.toml"
+    add_token(file, TokenEntry("scorer", Role.SCORE, certificate=name))
+    add_token(file, TokenEntry("operator", Role.DEPLOY, sha256=hash_of("operator")))
+    tls = TlsSettings(cert=keys.server, key=keys.server_key, client_ca=keys.ca)
+    with running(tmp_path / "home", tls=tls, auth=AuthSettings(tokens=file)) as server:
+        with channel(server, keys, with_certificate=True) as known:
+            models = models_pb2_grpc.ModelServiceStub(known)
+            assert models.GetServerStatus(STATUS).device == "cpu"
+            load = models_pb2.LoadVersionRequest(selector="m@1")
+            code, error = error_of(lambda: models.LoadVersion(load))
+            assert (code, error.reason) == (
+                grpc.StatusCode.PERMISSION_DENIED,
+                errors_pb2.ERROR_REASON_PERMISSION_DENIED,
+            )
+            code, _ = error_of(lambda: models.LoadVersion(load, metadata=authorization("operator")))
+            assert code is grpc.StatusCode.NOT_FOUND
+            code, _ = error_of(lambda: models.GetServerStatus(STATUS, metadata=authorization("wrong")))
+            assert code is grpc.StatusCode.UNAUTHENTICATED
+        assert get(server, keys, "/get_reward", with_certificate=True, method="POST") == 400
+        stranger = replace(keys, client=keys.renewed, client_key=keys.renewed_key)
+        if name == "client":
+            with channel(server, stranger, with_certificate=True) as unknown:
+                code, _ = error_of(lambda: models_pb2_grpc.ModelServiceStub(unknown).GetServerStatus(STATUS))
+            assert code is grpc.StatusCode.UNAUTHENTICATED
+            assert get(server, stranger, "/get_reward", with_certificate=True, method="POST") == 401
+        command = ["status", "--server", server.app.grpc_address, "--ca", str(keys.ca)]
+        assert cli.main([*command, "--cert", str(keys.client), "--key", str(keys.client_key)]) == 0
+        assert cli.main([*command, "--cert", str(keys.client)]) == 1
