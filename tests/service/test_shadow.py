@@ -248,11 +248,12 @@ def test_at_overload_the_shadow_goes_first_and_callers_get_their_scores(
 
 
 def test_a_shadow_that_fails_fails_nobody_else(tmp_path: Path, versions: list[Path]) -> None:
-    refusing = make_version(tmp_path / "short", 9, max_tokens=2, truncation="refuse")
+    refusing = make_version(tmp_path / "short", 9, max_tokens=64, truncation="refuse")
     with running(tmp_path / "home") as server:
         server.deploy("helpfulness", versions[0], refusing)
-        expected = values(server.score("helpfulness@1", *texts(1)))
+        too_long = ["a long answer " * 12] * 3
+        expected = values(server.score("helpfulness@1", *too_long))
         set_shadow(server)
-        assert values(server.score("helpfulness@1", *texts(1))) == pytest.approx(expected, abs=1e-6)
+        assert values(server.score("helpfulness@1", *too_long)) == pytest.approx(expected, abs=1e-6)
         wait_for(server, "item_too_long", 3)
         assert report(server)["num_pairs"] == 0
