@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from rm_server.api.buckets import Usage
-from rm_server.api.roles import FORCE_FIELD, FORCE_ROLE, Role, Rule
+from rm_server.api.roles import Role, Rule
 from rm_server.api.tokens import SINGLE_TOKEN_NAME, TokenEntry, hash_of
 from rm_server.config import ConfigError
 from rm_server.errors import PermissionDenied, RateLimited, RmError, Unauthenticated
@@ -39,11 +39,10 @@ class Permit:
         self.actor = actor
 
     def admit(self, request: Any) -> AbstractContextManager[None]:
-        """Surrounds the work on one request, a message; raises PermissionDenied, RateLimited, Unauthenticated."""
-        return _NOTHING
+        """Surrounds the work on one request, a message or HttpScoring.
 
-    def admit_scoring(self, selector: str, num_items: int) -> AbstractContextManager[None]:
-        """The same, of a request that is no message."""
+        Raises PermissionDenied, RateLimited and Unauthenticated.
+        """
         return _NOTHING
 
     def check_alive(self) -> None:
@@ -53,7 +52,7 @@ class Permit:
 class Caller:
     """A token's entry and what it uses, for as long as it is in the file. Surrounds a request that was let in."""
 
-    __slots__ = ("entry", "expires_at", "is_expiry_told", "usage")
+    __slots__ = ("entry", "expires_at", "is_expiry_told", "is_limited", "usage")
 
     def __init__(self, entry: TokenEntry, usage: Usage) -> None:
         self.usage = usage
@@ -63,6 +62,7 @@ class Caller:
         """The same credential, with another role, say. Calls under way go on under the new entry."""
         self.entry: TokenEntry | None = entry
         self.is_expiry_told = False
+        self.is_limited = not entry.limits.is_none
         self.expires_at = entry.expires.timestamp() if entry.expires is not None else float("inf")
 
     def revoke(self) -> None:
@@ -90,14 +90,7 @@ class CallerPermit(Permit):
         self._rule = rule
 
     def admit(self, request: Any) -> AbstractContextManager[None]:
-        rule = self._rule
-        role = max(rule.role, FORCE_ROLE) if getattr(request, FORCE_FIELD, False) else rule.role
-        num_items = rule.items(request) if rule.items is not None else 0
-        return self._access.admit(self._caller, role, rule.model_of(request), num_items, rule.is_whole_server)
-
-    def admit_scoring(self, selector: str, num_items: int) -> AbstractContextManager[None]:
-        model = selector.partition("@")[0]
-        return self._access.admit(self._caller, self._rule.role, model, num_items, False)
+        return self._access.admit(self._caller, self._rule, request)
 
     def check_alive(self) -> None:
         self._access.living_entry(self._caller)
@@ -196,21 +189,19 @@ class Access:
             raise self._refused(_unauthenticated())
         return entry
 
-    def admit(
-        self, caller: Caller, role: Role, model: str | None, num_items: int, is_whole_server: bool
-    ) -> AbstractContextManager[None]:
+    def admit(self, caller: Caller, rule: Rule, request: Any) -> AbstractContextManager[None]:
         """Counts a request against the caller's limits and surrounds its work.
 
-        ``model``: the name it touches; None: it concerns no single one. Raises PermissionDenied, RateLimited and
-        Unauthenticated; models that there are and those that there are not are refused alike.
+        Raises PermissionDenied, RateLimited and Unauthenticated; models that there are and those that there are not
+        are refused alike.
         """
         entry = self.living_entry(caller)
-        self._check_role(entry, role)
-        if entry.models and (is_whole_server or (model is not None and not entry.can_touch(model))):
-            what = f"the model {model!r}" if model else "all models at once"
-            raise self._refused(
-                PermissionDenied(f"This token is for {', '.join(entry.models)}; the call concerns {what}.")
-            )
+        self._check_role(entry, rule.role_for(request))
+        if entry.models:
+            self._check_model(entry, rule, request)
+        if not caller.is_limited:
+            return _NOTHING
+        num_items = rule.items(request) if rule.items is not None else 0
         if (reached := caller.usage.begin(num_items, self._clock())) is not None:
             limit, retry_after_s = reached
             allowed = getattr(caller.usage.limits, limit)
@@ -232,6 +223,14 @@ class Access:
                 if (caller := self._callers.get(identity)) is not None:
                     return caller
         raise self._refused(_unauthenticated())
+
+    def _check_model(self, entry: TokenEntry, rule: Rule, request: Any) -> None:
+        model = rule.model_of(request)
+        if rule.is_whole_server or (model is not None and not entry.can_touch(model)):
+            what = f"the model {model!r}" if model else "all models at once"
+            raise self._refused(
+                PermissionDenied(f"This token is for {', '.join(entry.models)}; the call concerns {what}.")
+            )
 
     def _check_role(self, entry: TokenEntry, role: Role) -> None:
         if entry.role < role:

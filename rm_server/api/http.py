@@ -13,7 +13,7 @@ from rm_server.api.access import Access, Permit, http_identities
 from rm_server.api.calls import Call, Calls
 from rm_server.api.error_map import outcome_of
 from rm_server.api.health import Readiness
-from rm_server.api.roles import METRICS_WITH_TOKEN, Rule, rule_of
+from rm_server.api.roles import METRICS_WITH_TOKEN, HttpScoring, Rule, rule_of
 from rm_server.errors import InvalidRequest, RequestTooLarge, RmError
 from rm_server.metrics import Metrics
 from rm_server.scoring.scorer import ScoreAnswer, Scorer
@@ -122,7 +122,7 @@ class HttpService:
             body = http_shapes.parse_json(await self._read(request))
             selector = self._selector(request)
             groups = groups_of(body)
-            with permit.admit_scoring(selector, sum(len(completions) for _, completions in groups)):
+            with permit.admit(HttpScoring(selector, sum(len(completions) for _, completions in groups))):
                 answer = await self._scorer.score(
                     http_shapes.score_call(selector, groups, call.run, call.request_id), call.deadline
                 )

@@ -22,18 +22,34 @@ class Role(IntEnum):
         return self.name.lower()
 
 
+FORCE_ROLE = Role.ADMIN
+
+
+class HttpScoring(NamedTuple):
+    """What a request for scores over HTTP asks for, as its rule looks at it."""
+
+    selector: str
+    num_items: int
+
+
 class Rule(NamedTuple):
     """What a call needs.
 
     ``model``: where its request names the model, as a dotted path of fields; empty: it concerns no single one.
     ``items``: how many completions a request brings. ``is_whole_server``: it concerns all models at once, so that a
-    token for some of them may not call it.
+    token for some of them may not call it. ``can_force``: its request has a field ``force``, which overrides a check;
+    where it is set, the call needs ``FORCE_ROLE``.
     """
 
     role: Role
     model: str = ""
     items: Callable[[Any], int] | None = None
     is_whole_server: bool = False
+    can_force: bool = False
+
+    def role_for(self, request: Any) -> Role:
+        """What this request needs."""
+        return FORCE_ROLE if self.can_force and request.force else self.role
 
     def model_of(self, request: Any) -> str | None:
         """The model's name that the request gives, perhaps empty; None where the call concerns no single model."""
@@ -66,7 +82,7 @@ _READ = Rule(Role.SCORE, "model")
 _RUN = Rule(Role.SCORE, "model")
 _DEPLOY = Rule(Role.DEPLOY, "model")
 _PROBE = Rule(Role.PUBLIC)
-_HTTP_SCORE = Rule(Role.SCORE)  # which model, and how many items, its handler finds out
+_HTTP_SCORE = Rule(Role.SCORE, "selector", attrgetter("num_items"))
 
 TABLE: dict[str, Rule] = {
     "/rm_api.v1.ScoringService/Score": Rule(Role.SCORE, "model", _completions),
@@ -78,11 +94,11 @@ TABLE: dict[str, Rule] = {
     "/rm_api.v1.ModelService/ListModels": _READ,
     "/rm_api.v1.ModelService/GetVersion": Rule(Role.SCORE, "selector"),
     "/rm_api.v1.ModelService/LoadVersion": Rule(Role.DEPLOY, "selector"),
-    "/rm_api.v1.ModelService/UnloadVersion": Rule(Role.DEPLOY, "selector"),
+    "/rm_api.v1.ModelService/UnloadVersion": Rule(Role.DEPLOY, "selector", can_force=True),
     "/rm_api.v1.ModelService/SetLabel": _DEPLOY,
     "/rm_api.v1.ModelService/RemoveLabel": _DEPLOY,
     "/rm_api.v1.ModelService/RollbackLabel": _DEPLOY,
-    "/rm_api.v1.ModelService/PromoteVersion": _DEPLOY,
+    "/rm_api.v1.ModelService/PromoteVersion": Rule(Role.DEPLOY, "model", can_force=True),
     "/rm_api.v1.ModelService/DeleteVersion": Rule(Role.ADMIN, "model"),
     "/rm_api.v1.ModelService/WatchModels": _READ,
     "/rm_api.v1.ModelService/ListHistory": _READ,
@@ -129,10 +145,6 @@ METRICS_WITH_TOKEN = Rule(Role.SCORE)
 
 UNKNOWN = Rule(Role.ADMIN, is_whole_server=True)
 """What is not in the table."""
-
-FORCE_FIELD = "force"
-FORCE_ROLE = Role.ADMIN
-"""Needed, whatever the method's own role, by a request whose field ``force`` is set: it overrides a check."""
 
 
 def rule_of(method: str) -> Rule:

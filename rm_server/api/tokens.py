@@ -23,6 +23,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from rm_server.api.buckets import Limits
@@ -67,7 +68,12 @@ class TokenEntry:
 
     def can_touch(self, model: str) -> bool:
         """Whether one of the globs means the model; ``*`` crosses slashes."""
-        return not self.models or any(fnmatch.fnmatchcase(model, glob) for glob in self.models)
+        return not self.models or _pattern(self.models).match(model) is not None
+
+
+@lru_cache(maxsize=1024)
+def _pattern(globs: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(fnmatch.translate, globs)))
 
 
 def parse_tokens(text: str, source: str) -> tuple[TokenEntry, ...]:

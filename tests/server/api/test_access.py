@@ -8,14 +8,15 @@ import pytest
 
 from rm_server.api.access import Access, grpc_identities, http_identities
 from rm_server.api.buckets import Limits
-from rm_server.api.roles import Role, Rule
+from rm_server.api.roles import HttpScoring, Role, Rule
 from rm_server.api.tokens import TokenEntry, hash_of
 from rm_server.config import ConfigError
 from rm_server.errors import PermissionDenied, RateLimited, Unauthenticated
 from rm_server.metrics import Metrics
 from rm_server.registry.home import operating_system_user
 
-SCORE, DEPLOY, PUBLIC = Rule(Role.SCORE), Rule(Role.DEPLOY), Rule(Role.PUBLIC)
+SCORE = Rule(Role.SCORE, "selector", lambda request: request.num_items)
+DEPLOY, PUBLIC = Rule(Role.DEPLOY), Rule(Role.PUBLIC)
 EXPIRY = datetime(2027, 1, 31, tzinfo=UTC)
 
 
@@ -47,7 +48,7 @@ def bearer(token: str) -> str:
 def test_without_tokens_everybody_is_the_server_s_user() -> None:
     permit = access().permit(DEPLOY, None)
     assert permit.actor == operating_system_user()
-    with permit.admit(object()), permit.admit_scoring("any", 1_000_000):
+    with permit.admit(HttpScoring("m", 1)), permit.admit(HttpScoring("any", 1_000_000)):
         permit.check_alive()
 
 
@@ -87,14 +88,14 @@ def test_a_token_expires_while_a_stream_goes_on() -> None:
     clock = Clock()
     guarded = access(entry("a", expires=EXPIRY), clock=clock)
     permit = guarded.permit(SCORE, bearer("a"))
-    with permit.admit(object()):
+    with permit.admit(HttpScoring("m", 1)):
         clock.now = EXPIRY.timestamp() - 0.001
         permit.check_alive()
         clock.now = EXPIRY.timestamp()
         with pytest.raises(Unauthenticated):
             permit.check_alive()
     with pytest.raises(Unauthenticated):
-        permit.admit(object())
+        permit.admit(HttpScoring("m", 1))
     with pytest.raises(Unauthenticated, match="wants a token it knows"):
         guarded.permit(SCORE, bearer("a"))
 
@@ -106,7 +107,7 @@ def test_a_change_reaches_calls_under_way() -> None:
     with pytest.raises(PermissionDenied, match="role score; the call needs deploy"):
         deploying.admit(object())
     with pytest.raises(PermissionDenied, match="for mine; the call concerns the model 'theirs'"):
-        scoring.admit_scoring("theirs@1", 1)
+        scoring.admit(HttpScoring("theirs@1", 1))
     guarded.use((entry("a"),))
     with pytest.raises(Unauthenticated):
         scoring.check_alive()
@@ -136,13 +137,13 @@ def test_a_reload_does_not_refill_what_a_token_has_used() -> None:
     clock = Clock()
     limited = entry("a", limits=Limits(max_items_per_s=10.0))
     guarded = access(limited, clock=clock)
-    with guarded.permit(SCORE, bearer("a")).admit_scoring("m", 10):
+    with guarded.permit(SCORE, bearer("a")).admit(HttpScoring("m", 10)):
         guarded.use((limited, entry("b")))
     with pytest.raises(RateLimited, match="max_items_per_s is 10") as caught:
-        guarded.permit(SCORE, bearer("a")).admit_scoring("m", 10)
+        guarded.permit(SCORE, bearer("a")).admit(HttpScoring("m", 10))
     assert caught.value.retry_after_s == pytest.approx(1.0)
     clock.now += 1.0
-    with guarded.permit(SCORE, bearer("a")).admit_scoring("m", 10):
+    with guarded.permit(SCORE, bearer("a")).admit(HttpScoring("m", 10)):
         pass
 
 
@@ -150,10 +151,10 @@ def test_a_call_that_fails_gives_its_place_back() -> None:
     guarded = access(entry("a", limits=Limits(max_concurrent_requests=1)))
     permit = guarded.permit(SCORE, bearer("a"))
     for _ in range(3):
-        with pytest.raises(ZeroDivisionError), permit.admit(object()):
+        with pytest.raises(ZeroDivisionError), permit.admit(HttpScoring("m", 1)):
             raise ZeroDivisionError
-    with permit.admit(object()), pytest.raises(RateLimited, match="max_concurrent_requests is 1"):
-        permit.admit(object())
+    with permit.admit(HttpScoring("m", 1)), pytest.raises(RateLimited, match="max_concurrent_requests is 1"):
+        permit.admit(HttpScoring("m", 1))
 
 
 def test_a_certificate_is_asked_for_where_no_token_is_shown() -> None:

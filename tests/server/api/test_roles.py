@@ -14,7 +14,7 @@ from rm_api.oip import inference_pb2
 from rm_api.v1 import experiments_pb2, models_pb2, scoring_pb2
 
 from rm_server.api.http import HttpService
-from rm_server.api.roles import FORCE_FIELD, TABLE, UNKNOWN, Role, model_name, rule_of
+from rm_server.api.roles import TABLE, UNKNOWN, Role, model_name, rule_of
 
 FILES = (scoring_pb2, models_pb2, experiments_pb2, inference_pb2, health_pb2, reflection_pb2)
 METHODS: dict[str, MethodDescriptor] = {
@@ -74,8 +74,8 @@ def test_a_request_that_names_a_model_is_held_against_the_token_s_models(name: s
 
 @pytest.mark.parametrize("name", METHODS)
 def test_force_is_found_where_the_edge_looks_for_it(name: str) -> None:
-    paths = [path for path in fields(METHODS[name].input_type) if path.rpartition(".")[2] == FORCE_FIELD]
-    assert paths in ([], [FORCE_FIELD])
+    paths = [path for path in fields(METHODS[name].input_type) if path.rpartition(".")[2] == "force"]
+    assert paths == (["force"] if TABLE[name].can_force else [])
 
 
 def test_scoring_counts_its_items() -> None:
