@@ -109,8 +109,9 @@ def _open(path: Path, device: Device, settings: ComputeSettings) -> Any:
     # Threads that wait between two runs by spinning would take the cores from the tokenizer and the event loop.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
+    providers = _providers(device)
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=_providers(device))
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # its exceptions have no common base of their own
         if is_allocation_failure(error):
             raise OutOfMemory(f"{path} does not fit into the memory of {device.kind}: {first_line(error)}") from error

@@ -1,0 +1,123 @@
+"""Every family that exports gives its own scores over ragged lengths; the others are refused by name."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tiny_models
+import torch
+from tiny_models import PAD_ID
+
+from rm_server.backends.checkpoint import load_model, read_config
+from rm_server.backends.forward import OneByOneForward
+from rm_server.backends.interface import ComputeSettings
+from rm_server.backends.items import Batch, EncodedItem
+from rm_server.backends.loading import load_backend
+from rm_server.backends.onnx_graph import export_graph, quantize_graph, strip
+from rm_server.backends.self_check import check_batch
+from rm_server.errors import UnsupportedArtifact
+from rm_server.registry.manifest import Manifest
+from rm_server.registry.onnx_file import read_onnx_file
+
+MANIFEST = Manifest("onnx", max_tokens=120)
+REFUSED = ("llama_dynamic_rope", "phi3_longrope")
+# One of each way to pool, to place tokens and to multiply; the others take seconds each: RM_ALL_FAMILIES=1 runs them.
+SOME = ("bert", "roberta", "modernbert_mean", "deberta_v2", "gpt2", "qwen2_sliding")
+EXPORTED = [
+    family
+    for family in tiny_models.FAMILIES
+    if family not in REFUSED and (family in SOME or os.environ.get("RM_ALL_FAMILIES"))
+]
+
+
+def export(folder: Path, family: str) -> tuple[Batch, np.ndarray]:
+    """Writes the family's graph; items of many lengths, and the model's own scores of them, one at a time."""
+    checkpoint = tiny_models.make_checkpoint(folder / "checkpoint", family, seed=5)
+    model = load_model(checkpoint, read_config(checkpoint))
+    items = check_batch(model, MANIFEST.max_tokens)
+    random = np.random.default_rng(0)
+    more = [random.integers(5, tiny_models.VOCAB_SIZE, length).astype(np.int32) for length in (1, 2, 3, 70, 119)]
+    batch = Batch(
+        ids=np.concatenate([items.ids, *more]),
+        lengths=np.concatenate([items.lengths, np.array([len(ids) for ids in more], np.int32)]),
+        completion_starts=np.zeros(items.num_items + len(more), np.int32),
+    )
+    expected = OneByOneForward(model, torch.device("cpu")).logits(batch)[:, 0].double().numpy()
+    export_graph(model, folder / "model.onnx")
+    (folder / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    return batch, expected
+
+
+@pytest.mark.parametrize("family", EXPORTED)
+def test_scores_are_transformers_own(tmp_path: Path, family: str) -> None:
+    batch, expected = export(tmp_path, family)
+    assert expected.std() > 0.01, "scores that are all alike would agree with anything"
+    for deterministic in (False, True):
+        backend = load_backend(tmp_path, MANIFEST, ComputeSettings(threads=1, deterministic=deterministic))
+        backend.max_padded_tokens *= 8  # so that items of very different lengths meet
+        np.testing.assert_allclose(backend.score(batch), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_a_length_dependent_architecture_is_refused_by_name(tmp_path: Path, family: str) -> None:
+    with pytest.raises(UnsupportedArtifact, match=r"rope_type '(dynamic|longrope)' is not exported"):
+        export(tmp_path, family)
+
+
+def test_an_item_may_hold_the_pad_id(tmp_path: Path) -> None:
+    export(tmp_path, "gpt2")
+    backend = load_backend(tmp_path, MANIFEST, ComputeSettings(threads=1))
+    ends = [np.array([7, 9, 8, end], np.int32) for end in (PAD_ID, 11)]
+    scores = backend.score(Batch.of([EncodedItem(ids, len(ids)) for ids in (*ends, ends[0][:3])]))
+    assert len({round(score, 4) for score in scores.tolist()}) == 3
+
+
+def test_int8_touches_the_backbone_and_not_the_head(tmp_path: Path) -> None:
+    batch, expected = export(tmp_path, "gpt2")
+    (tmp_path / "int8").mkdir()
+    (tmp_path / "int8" / "config.json").write_bytes((tmp_path / "config.json").read_bytes())
+    quantized = tmp_path / "int8" / "model.onnx"
+    assert quantize_graph(tmp_path / "model.onnx", quantized) == 2 * 4  # layers, products in each
+    head = [node for node in onnx.load(quantized).graph.node if any("score.weight" in name for name in node.input)]
+    assert [node.op_type for node in head] == ["MatMul"]
+    backend = load_backend(tmp_path / "int8", replace(MANIFEST, precision="int8"), ComputeSettings(threads=1))
+    assert backend.precision == "int8"
+    scores = backend.score(batch)
+    assert 0 < np.abs(scores - expected).max() < 0.3 * expected.std()
+    # Activations are scaled by what shares the run, so every item must have one of its own.
+    shuffled = np.random.default_rng(1).permutation(batch.num_items)
+    starts = np.cumsum(batch.lengths) - batch.lengths
+    items = [batch.ids[start : start + length] for start, length in zip(starts, batch.lengths, strict=True)]
+    again = backend.score(Batch.of([EncodedItem(items[index], len(items[index])) for index in shuffled]))
+    assert again.tolist() == scores[shuffled].tolist()
+
+
+def test_a_stripped_graph_names_no_folder_and_is_the_same_file_again(tmp_path: Path) -> None:
+    contents = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        export(folder, "bert")
+        path = folder / "model.onnx"
+        assert b"site-packages" in path.read_bytes()
+        strip(path, path)
+        contents.append(path.read_bytes())
+        assert b"site-packages" not in contents[-1]
+        assert not read_onnx_file(path).external
+    assert contents[0] == contents[1]
+
+
+def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rm_server.backends.onnx_graph.MAX_FILE_BYTES", 1000)
+    batch, expected = export(tmp_path, "bert")
+    path = tmp_path / "model.onnx"
+    strip(path, path)
+    assert read_onnx_file(path).external == {"model.onnx.data"}
+    backend = load_backend(tmp_path, MANIFEST, ComputeSettings(threads=1))
+    np.testing.assert_allclose(backend.score(batch), expected, atol=1e-5)
+    assert backend.memory_bytes == sum((tmp_path / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
