@@ -93,8 +93,8 @@ class CompositeEncoder:
 
     @property
     def parts(self) -> tuple[tuple[str, float], ...]:
-        """Names and weights of the components."""
-        return tuple((part.name, part.scale.weight) for part in self.composite.parts)
+        """None here: what its own rules give is put together with what its versions give."""
+        return ()
 
     def encode_plain_ids(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem] | None:
         """Never: each part encodes for itself."""

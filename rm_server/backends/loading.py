@@ -14,6 +14,7 @@ from rm_server.backends.plain_folder import infer_manifest
 from rm_server.backends.rules import read_rules
 from rm_server.backends.rules_backend import RulesBackend, RulesEncoder, SeveralRulesBackend
 from rm_server.errors import UnsupportedArtifact
+from rm_server.registry.composite import FILE_NAME as COMPOSITE_FILE
 from rm_server.registry.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -36,6 +37,12 @@ def load_encoder(folder: Path, manifest: Manifest) -> Encoder:
 def load_weightless(folder: Path, manifest: Manifest) -> Backend | None:
     """The backend of a version that has no weights, so that it can be held twice; None: it has some."""
     return RulesBackend(read_rules(folder), manifest) if manifest.kind == "rules" else None
+
+
+def check_spec(folder: Path) -> None:
+    """Refuses a spec of a composite that makes no sense, before it becomes a version. Raises UnsupportedArtifact."""
+    if (folder / COMPOSITE_FILE).exists():
+        read_composite(folder, is_pinned=False)
 
 
 def load_text_encoder(folder: Path, manifest: Manifest) -> TextEncoder:

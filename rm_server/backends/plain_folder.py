@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from rm_server.errors import UnsupportedArtifact
-from rm_server.registry.manifest import CHAT_TEMPLATE, Manifest, TruncationRule
+from rm_server.registry.manifest import CHAT_TEMPLATE, Kind, Manifest, Transform, TruncationRule
 
 DEFAULT_TEMPLATE = "{prompt}{completion}"
+_SPECS: tuple[tuple[str, Kind, Transform], ...] = (
+    ("rules.json", "rules", "rule"),
+    ("composite.json", "composite", "weighted_sum"),
+)
 # Tokenizers without a limit write 1e30 for it.
 _NO_LIMIT = 10**9
 
@@ -22,7 +26,7 @@ def infer_manifest(
     truncation: TruncationRule | None = None,
     append_eos: bool | None = None,
 ) -> Manifest:
-    """The manifest of a sequence-classification checkpoint; what is given wins over what is inferred.
+    """The manifest of a sequence-classification checkpoint, rules or a composite; what is given wins over the inferred.
 
     ``template``: the tokenizer's chat template where it has one, else prompt and completion joined as they are.
     ``label_index``: 0 for a scalar head; a classifier's label must be given, by index or by name.
@@ -32,6 +36,9 @@ def infer_manifest(
 
     Raises ArtifactUnreadable or UnsupportedArtifact.
     """
+    for name, kind, transform in _SPECS:
+        if (folder / name).exists():
+            return Manifest(kind, max_tokens=max_tokens or 0, truncation=truncation or "refuse", transform=transform)
     # Imported here, so that `loading` can name this function without importing torch.
     from rm_server.backends.checkpoint import empty_model, position_limit, read_config, read_tokenizer
     from rm_server.backends.pooling import scores_last_token

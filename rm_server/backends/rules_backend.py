@@ -57,7 +57,7 @@ class RulesEncoder:
 
     def encode_plain_ids(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem] | None:
         """All at once; see `interface.Encoder`."""
-        if self._rules.looks_at != "token_ids":
+        if self._rules.looks_at != "token_ids" or self._rules.names_of_prompt_rules:
             return None
         return plain_ids(pairs, _ANY_ID, self._manifest.max_tokens)
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from rm_server.backends.loading import check_spec
 from rm_server.engine.changes import Subscription
 from rm_server.engine.deployment import Deployment, VersionStatus
 from rm_server.engine.engine import Engine, Trial
@@ -327,6 +328,7 @@ class VersionManager:
             _log.info("%s stays loaded for now: %s", _name(key), error)
 
     async def _register(self, model: str, folder: Path, actor: str, comment: str) -> tuple[VersionRecord, bool]:
+        await asyncio.to_thread(check_spec, folder)
         registered = await asyncio.to_thread(
             add_version, self._catalog, self._artifacts, model, folder, actor=actor, comment=comment
         )

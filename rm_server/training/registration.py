@@ -9,24 +9,26 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rm_server.backends.interface import ComputeSettings
+from rm_server.backends.interface import ComputeSettings, Encoder
 from rm_server.backends.loading import infer_manifest, load_encoder
 from rm_server.errors import InvalidRequest, RmError
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.digest import digest_of, hash_file
-from rm_server.registry.home import Home, add_version, open_home
+from rm_server.registry.home import Home, add_version, as_version, open_home
 from rm_server.registry.manifest import FILE_NAME as MANIFEST_NAME
 from rm_server.registry.manifest import Manifest, TruncationRule, read_manifest
 from rm_server.registry.names import check_model_name
 from rm_server.registry.records import CalibrationRecord, VersionRecord
 from rm_server.registry.versions_by_name import find_version
 from rm_server.training.calibration import Calibration, match_moments, standardise
+from rm_server.training.composite_scoring import AllEncoders, composite_scorer
 from rm_server.training.golden import check_golden, choose_golden_texts, record_golden
 from rm_server.training.offline_scoring import ScoreTexts, offline_scorer
 from rm_server.training.reference_texts import BUILT_IN_TEXTS, Text, read_texts
@@ -97,13 +99,20 @@ def register_folder(
         raise InvalidRequest("To match another version's scale, give reference data: texts that both versions score.")
     catalog, artifacts = open_home(home)
     try:
-        with version_source(source, artifacts) as found:
-            folder = found.folder
-            manifest = _manifest_of(folder, reading)
+        with ExitStack() as stack:
+            found = stack.enter_context(version_source(source, artifacts))
+            manifest = _manifest_of(found.folder, reading)
+            # A composite's file says by number and digest what it is made of, from here on.
+            folder = stack.enter_context(as_version(found.folder, manifest, catalog.snapshot(), artifacts))
             settings = ComputeSettings(device=device, deterministic=True)
-            score = offline_scorer(folder, manifest, settings, shows_progress=shows_progress)
-            manifest = _with_golden(folder, manifest, golden_data, score)
-            reports = _read_reports(folder, evaluations, digest_of(folder, manifest))
+            if manifest.kind == "composite":
+                score = composite_scorer(folder, manifest, artifacts, settings, shows_progress=shows_progress)
+                encoder: Encoder = AllEncoders(folder, manifest, artifacts)
+            else:
+                score = offline_scorer(folder, manifest, settings, shows_progress=shows_progress)
+                encoder = load_encoder(folder, manifest)
+            manifest = _with_golden(manifest, golden_data, encoder, score)
+            reports = _read_reports(found.folder, evaluations, digest_of(folder, manifest))
             calibration = None
             if reference_data is not None:
                 target = None if match is None else find_version(catalog.snapshot(), match)
@@ -155,12 +164,12 @@ def _manifest_of(folder: Path, reading: Reading) -> Manifest:
     return changed if changed.score_deciding() == manifest.score_deciding() else replace(changed, golden=())
 
 
-def _with_golden(folder: Path, manifest: Manifest, golden_data: Path | None, score: ScoreTexts) -> Manifest:
+def _with_golden(manifest: Manifest, golden_data: Path | None, encoder: Encoder, score: ScoreTexts) -> Manifest:
     if golden_data is None and manifest.golden:
         check_golden(manifest, score)
         return manifest
     texts = BUILT_IN_TEXTS if golden_data is None else read_texts(golden_data)
-    chosen = choose_golden_texts(texts, load_encoder(folder, manifest))
+    chosen = choose_golden_texts(texts, encoder)
     if golden_data is not None and not chosen:
         raise InvalidRequest(f"No text of {golden_data} can be a golden example: the version cannot read any of them.")
     return record_golden(manifest, chosen, score)

@@ -188,8 +188,8 @@ def test_lists_that_make_no_sense(tmp_path: Path) -> None:
 
 
 def test_the_kind_decides_who_loads(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedArtifact, match="'composite'"):
-        load_backend(write(tmp_path, EVEN), Manifest(kind="composite"), ComputeSettings())
+    with pytest.raises(UnsupportedArtifact, match="'lora'"):
+        load_backend(write(tmp_path, EVEN), Manifest(kind="lora"), ComputeSettings())
 
 
 def test_rules_are_served_without_torch(tmp_path: Path) -> None:

@@ -1,0 +1,92 @@
+"""Scores many texts with a composite, without a server: each of its versions in turn, then the sum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rm_server.backends.composite import Composite, read_composite
+from rm_server.backends.interface import ComputeSettings, Encoder
+from rm_server.backends.items import Batch, Content, EncodedItem
+from rm_server.backends.loading import load_encoder
+from rm_server.backends.rules_backend import RulesEncoder, SeveralRulesBackend
+from rm_server.errors import NonFiniteScore, RmError
+from rm_server.registry.artifacts import ArtifactStore
+from rm_server.registry.manifest import Manifest, TruncationRule, read_manifest
+from rm_server.training.offline_scoring import Scored, ScoreTexts, offline_scorer
+
+
+def composite_scorer(
+    folder: Path, manifest: Manifest, artifacts: ArtifactStore, settings: ComputeSettings, *, shows_progress: bool
+) -> ScoreTexts:
+    """``folder``: with the pinned spec. Raises what `offline_scorer` raises of any part."""
+    composite = read_composite(folder)
+    parts = {key: artifacts.path(part.digest) for key, part in composite.versions.items()}
+    scorers = {
+        key: offline_scorer(path, read_manifest(path), settings, shows_progress=shows_progress)
+        for key, path in parts.items()
+    }
+
+    def score(texts: Sequence[tuple[Content, Content]]) -> list[Scored]:
+        of_versions = {key: scorer(texts) for key, scorer in scorers.items()}
+        of_rules = [_rule_parts(composite, manifest, *text) for text in texts]
+        return [
+            _combined(composite, {key: scored[index] for key, scored in of_versions.items()}, of_rules[index])
+            for index in range(len(texts))
+        ]
+
+    return score
+
+
+class AllEncoders:
+    """Reads what all parts of a composite can read; the item is one of them, whichever."""
+
+    def __init__(self, folder: Path, manifest: Manifest, artifacts: ArtifactStore) -> None:
+        composite = read_composite(folder)
+        paths = [artifacts.path(part.digest) for part in composite.versions.values()]
+        self._encoders: list[Encoder] = [load_encoder(path, read_manifest(path)) for path in paths]
+        if composite.rules.rules:
+            self._encoders.append(RulesEncoder(composite.rules, manifest))
+
+    @property
+    def parts(self) -> tuple[tuple[str, float], ...]:
+        """It only tells what can be read."""
+        return ()
+
+    def encode(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> EncodedItem:
+        """Raises what any of the parts raises."""
+        return [encoder.encode(prompt, completion, truncation) for encoder in self._encoders][-1]
+
+    def encode_plain_ids(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem] | None:
+        """Item by item."""
+        return None
+
+
+def _rule_parts(
+    composite: Composite, manifest: Manifest, prompt: Content, completion: Content
+) -> list[float] | RmError:
+    if not composite.rules.rules:
+        return []
+    try:
+        item = RulesEncoder(composite.rules, manifest).encode(prompt, completion)
+    except RmError as error:
+        return error
+    _, parts = SeveralRulesBackend(composite.rules, manifest).score_parts(Batch.of([item]))
+    values: list[float] = parts[0].tolist()
+    return values
+
+
+def _combined(composite: Composite, scored: dict[tuple[str, int], Scored], of_rules: list[float] | RmError) -> Scored:
+    raw = {}
+    for key, one in scored.items():
+        if isinstance(one.score, RmError):
+            return one
+        raw[key] = one.score
+    if isinstance(of_rules, RmError):
+        return Scored(of_rules)
+    total = composite.total(composite.values(raw, of_rules))
+    if not np.isfinite(total):
+        return Scored(NonFiniteScore(f"The weighted sum of the components is {total}."))
+    return Scored(total, any(one.truncated for one in scored.values()))
