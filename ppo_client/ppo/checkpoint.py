@@ -2,10 +2,12 @@
 
 OUTPUT/config.toml                      settings of the run
 OUTPUT/checkpoints/step-000040/
-    policy/                             loads with plain `from_pretrained`; its tokenizer; critic.safetensors
+    policy/                             loads with plain `from_pretrained`; its tokenizer; critic.safetensors;
+                                        with LoRA the adapter alone, which peft loads, too
     optimizer.pt  rng.pt                tensors and plain values, read with weights_only
     state.json                          counters, β, gain and bias, the reward's version, what the inputs were
 OUTPUT/policy/                          the same as the last checkpoint's, once the run has ended
+OUTPUT/policy-merged/                   beside it with `lora.merge`: adapter and base as one plain model
 """
 
 from __future__ import annotations

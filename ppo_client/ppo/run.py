@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 CHANGEABLE_ON_RESUME = frozenset(
     {
         "policy.gradient_checkpointing",
+        "lora.merge",
         "rollout.micro_batch_size",
         "reward.targets",
         "reward.model",

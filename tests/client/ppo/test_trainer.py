@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,16 @@ def test_the_saved_policy_is_a_plain_model_with_its_value_head_beside(folder: Pa
 
 
 def learning(
-    tmp_path: Path, rewards: FakeRewards, num_steps: int, family: str = "gpt2", scale: float = 0.05, **sections: Any
+    tmp_path: Path,
+    rewards: FakeRewards,
+    num_steps: int,
+    family: str = "gpt2",
+    scale: float = 0.05,
+    n_embd: int = 32,
+    **sections: Any,
 ) -> list[dict[str, Any]]:
-    save_policy(tmp_path / "policy", family, with_tokenizer=False, vocab_size=64, scale=scale, eos_token_id=1)
+    sizes = {"n_embd": n_embd} if family == "gpt2" else {}
+    save_policy(tmp_path / "policy", family, with_tokenizer=False, vocab_size=64, scale=scale, eos_token_id=1, **sizes)
     save_id_prompts(tmp_path / "prompts.jsonl", vocab_size=64)
     settings: dict[str, Any] = {
         "rollout": {"max_response_tokens": 8, "min_response_tokens": 8},
@@ -91,14 +99,18 @@ def test_an_encoder_decoder_learns(tmp_path: Path, family: str, critic: str) -> 
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
-def test_an_adapter_learns(tmp_path: Path, critic: str) -> None:
-    settings = {"rank": 4, "target_modules": ["all-linear"]}
-    more: dict[str, Any] = {"critic": {"kind": critic}, "ppo": {"learning_rate": 1e-2}}
-    # The vocabulary's rows stay as they are, so they must be large enough to tell tokens apart.
-    rows = learning(tmp_path, FakeRewards(), 20, scale=0.3, lora=settings, **more)
+def test_an_adapter_learns_with_two_percent_of_the_parameters(
+    tmp_path: Path, critic: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: dict[str, Any] = {"lora": {"rank": 3}, "critic": {"kind": critic}, "ppo": {"learning_rate": 1e-2}}
+    # The vocabulary's rows stay as they are: it takes some width to tell the tokens apart.
+    rows = learning(tmp_path, FakeRewards(), 20, n_embd=128, scale=0.1, **settings)
+    share = re.search(r"parameters have gradients \(([\d.]+)%\)", capsys.readouterr().err)
+    assert share
+    assert 0 < float(share[1]) <= 2
     assert rows[0]["kl"] == 0.0, "exactly"
     assert rows[0]["score_mean"] == pytest.approx(0.5, abs=0.1)
-    assert rows[-1]["score_mean"] > 0.85
+    assert sum(row["score_mean"] for row in rows[-4:]) / 4 > 0.8
     assert max(row["first_max_log_ratio"] for row in rows) < 1e-4
 
 
