@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from rm_server.commands import catalog, export, gc, models, register, server, shadow, token, tune
+from rm_server.commands import calibrate, catalog, export, gc, models, register, server, shadow, token, tune
 from rm_server.commands.common import CommandError
 from rm_server.config import ConfigError
 from rm_server.errors import RmError
@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     models.add_parsers(commands)
     catalog.add_parsers(commands)
     shadow.add_parsers(commands)
+    calibrate.add_parsers(commands)
     gc.add_parsers(commands)
     token.add_parsers(commands)
     export.add_parsers(commands)
