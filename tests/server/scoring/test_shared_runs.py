@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -80,6 +81,7 @@ class Server(SimpleNamespace):
 async def server(folder: Path, clock: Clock, url: str = "", **settings: Any) -> AsyncIterator[Server]:
     async with AsyncExitStack() as stack:
         world = await stack.enter_async_context(running_world(folder, clock=clock, catalog_url=url))
+        world.catalog._clock = lambda: datetime.fromtimestamp(clock.now, UTC)
         runs = Runs(world.versions, world.catalog, RunSettings(**{"lease_s": 900.0} | settings), clock=clock)
         yield Server(world=world, runs=runs)
 
