@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -165,6 +166,7 @@ class FakeBackend:
         self._version = version
         LIVE.add(self)
         note(folder, "live", len(LIVE))
+        note(folder, "niceness", os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
         self.memory_bytes = 1000
         self.precision = settings.precision
 
