@@ -113,6 +113,22 @@ class Admin:
         response = self._call(self._models.RollbackLabel, request, timeout_s=None)
         return int(response.previous_version), int(response.version.version)
 
+    def promote(self, model: str, version: int, label: str, *, force: bool, dry_run: bool, comment: str = "") -> Row:
+        """Moves a label if the gate allows it, or ``force`` says so; AdminError with its objections otherwise."""
+        request = models_pb2.PromoteVersionRequest(
+            model=model, version=version, label=label, force=force, dry_run=dry_run, comment=comment
+        )
+        response = self._call(self._models.PromoteVersion, request, timeout_s=None)
+        return {
+            "model": model,
+            "label": label,
+            "version": response.version.version,
+            "previous_version": response.previous_version or None,
+            "allowed": response.allowed,
+            "promoted": response.promoted,
+            "findings": list(response.findings),
+        }
+
     def history(self, model: str = "", limit: int = 0) -> list[Row]:
         """The last changes, newest first."""
         request = models_pb2.ListHistoryRequest(model=model, limit=limit)
@@ -214,6 +230,7 @@ def _version(message: models_pb2.Version) -> Row:
         "comment": message.comment,
         "memory_bytes": message.memory_bytes,
         "max_tokens": message.max_tokens,
+        "parts": list(message.parts),
         "precision": message.precision or None,
         "calibration": {"digest": calibration.digest, "gain": calibration.gain, "bias": calibration.bias}
         if message.HasField("calibration")

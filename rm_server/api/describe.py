@@ -58,6 +58,7 @@ def version_message(
             )
             for evaluation in evaluations
         ],
+        parts=[f"{part}@{number}" for part, number in snapshot.parts.get(key, ())],
     )
 
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from rm_server.commands.common import CommandError
 from rm_server.registry.shadows import remove_shadow, set_shadow
+from rm_server.scoring.promotion import check_reason, decide, refusal, spoken
+from rm_server.scoring.promotion_evidence import read_evidence
 from rm_server.scoring.shadow_report import read_report
 
 if TYPE_CHECKING:
@@ -48,6 +50,28 @@ class HomeAdmin:
     def rollback(self, model: str, label: str, *, comment: str = "") -> tuple[int, int]:
         """Lets a label name what it named before: (version until now, version from now on)."""
         return self._catalog.rollback(model, label, self._actor, comment)
+
+    def promote(self, model: str, version: int, label: str, *, force: bool, dry_run: bool, comment: str = "") -> Row:
+        """Asks the gate, and moves the label as `set_label` does."""
+        check_reason(force, comment)
+        evidence = read_evidence(self._catalog, model, version, label)
+        decision = decide(evidence)
+        present = None if evidence.present is None else evidence.present.version
+        if not dry_run:
+            if not (decision.is_allowed or force):
+                raise refusal(evidence, decision)
+            if (model, version) not in self._catalog.snapshot().wanted:  # else its precision would be forgotten
+                self._catalog.set_wanted(model, version, True, self._actor, comment)
+            self._catalog.promote(model, label, version, self._actor, comment, expected=present, why=spoken(decision))
+        return {
+            "model": model,
+            "label": label,
+            "version": version,
+            "previous_version": present,
+            "allowed": decision.is_allowed,
+            "promoted": not dry_run and present != version,
+            "findings": list(decision.findings),
+        }
 
     def history(self, model: str = "", limit: int = 0) -> list[Row]:
         """The last changes, newest first."""
@@ -99,6 +123,7 @@ def _version(snapshot: Snapshot, record: VersionRecord) -> Row:
         "comment": record.comment,
         "memory_bytes": 0,
         "max_tokens": record.max_tokens,
+        "parts": [f"{part}@{number}" for part, number in snapshot.parts.get(record.key, ())],
         "precision": None,
         "calibration": {"digest": calibration.digest, "gain": calibration.gain, "bias": calibration.bias}
         if calibration

@@ -73,7 +73,7 @@ def run_models(arguments: argparse.Namespace) -> int:
             ("MODEL", lambda row: row["model"]),
             ("VERSION", lambda row: row["version"]),
             ("DIGEST", lambda row: row["digest"][:SHORT_DIGEST]),
-            ("KIND", lambda row: row["kind"]),
+            ("KIND", lambda row: f"composite of {', '.join(row['parts'])}" if row["parts"] else row["kind"]),
             ("STATE", lambda row: row["state"]),
             ("LABELS", lambda row: ",".join(row["labels"])),
             ("MEMORY", lambda row: short_bytes(row["memory_bytes"])),

@@ -25,7 +25,7 @@ VERSION_STATE_DRAINING: VersionState
 VERSION_STATE_FAILED: VersionState
 
 class Version(_message.Message):
-    __slots__ = ("model", "version", "digest", "kind", "state", "error", "labels", "create_time", "created_by", "comment", "memory_bytes", "max_tokens", "precision", "calibration", "evaluations")
+    __slots__ = ("model", "version", "digest", "kind", "state", "error", "labels", "create_time", "created_by", "comment", "memory_bytes", "max_tokens", "precision", "calibration", "evaluations", "parts")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +41,7 @@ class Version(_message.Message):
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     digest: str
@@ -56,7 +57,8 @@ class Version(_message.Message):
     precision: str
     calibration: _scoring_pb2.Calibration
     evaluations: _containers.RepeatedCompositeFieldContainer[Evaluation]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[_Union[VersionState, str]] = ..., error: _Optional[_Union[_errors_pb2.Error, _Mapping]] = ..., labels: _Optional[_Iterable[str]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., created_by: _Optional[str] = ..., comment: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., max_tokens: _Optional[int] = ..., precision: _Optional[str] = ..., calibration: _Optional[_Union[_scoring_pb2.Calibration, _Mapping]] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ...) -> None: ...
+    parts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[_Union[VersionState, str]] = ..., error: _Optional[_Union[_errors_pb2.Error, _Mapping]] = ..., labels: _Optional[_Iterable[str]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., created_by: _Optional[str] = ..., comment: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., max_tokens: _Optional[int] = ..., precision: _Optional[str] = ..., calibration: _Optional[_Union[_scoring_pb2.Calibration, _Mapping]] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., parts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("name", "report_json", "create_time")
