@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rm_server.config import (
+    AuthSettings,
     ConfigError,
     EngineSettings,
     LogSettings,
@@ -19,6 +20,7 @@ from rm_server.config import (
 HOME = Path("home")
 TLS = TlsSettings(cert=Path("cert.pem"), key=Path("key.pem"))
 MTLS = TlsSettings(cert=Path("cert.pem"), key=Path("key.pem"), client_ca=Path("ca.pem"))
+TOKENS = AuthSettings(tokens=Path("tokens.toml"))
 
 
 def test_listens_on_loopback_unless_told_otherwise() -> None:
@@ -37,13 +39,20 @@ def test_wider_needs_tls_and_a_token_or_client_certificates(name: str, address: 
     def settings(**others: object) -> ServeSettings:
         return ServeSettings(HOME, **{name: address}, **others)  # type: ignore[arg-type]
 
-    for missing in ({}, {"tls": TLS}, {"token": "secret"}, {"token_file": Path("token")}):
+    for missing in ({}, {"tls": TLS}, {"token": "secret"}, {"token_file": Path("token")}, {"auth": TOKENS}):
         with pytest.raises(ConfigError, match=f"{name} is .*beyond this machine"):
             settings(**missing)
     settings(tls=TLS, token="secret")
     settings(tls=TLS, token_file=Path("token"))
+    settings(tls=TLS, auth=TOKENS)
     settings(tls=MTLS)
     settings(allow_insecure=True)
+
+
+def test_metrics_cannot_want_a_token_where_there_are_none() -> None:
+    with pytest.raises(ConfigError, match="there are no tokens"):
+        ServeSettings(HOME, auth=AuthSettings(metrics_need_token=True))
+    ServeSettings(HOME, token="a", auth=AuthSettings(metrics_need_token=True))
 
 
 def test_http_can_be_left_out_and_grpc_cannot() -> None:

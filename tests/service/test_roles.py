@@ -329,6 +329,29 @@ def test_the_server_guards_every_method_that_it_has(server: RunningServer, name:
         assert caught.value.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED)
 
 
+def test_each_request_of_a_stream_is_held_against_the_token_s_models(server: RunningServer) -> None:
+    mine = headers("some-models")
+    requests = [
+        scoring_pb2.ScoreStreamRequest(id=model, request=scoring_pb2.ScoreRequest(model=model))
+        for model in ("mine", "theirs@stable")
+    ]
+    answers = {answer.id: answer.error.reason for answer in server.scoring.ScoreStream(iter(requests), metadata=mine)}
+    assert answers == {
+        "mine": errors_pb2.ERROR_REASON_MODEL_NOT_FOUND,
+        "theirs@stable": errors_pb2.ERROR_REASON_PERMISSION_DENIED,
+    }
+    infer = server.channel.stream_stream(
+        "/inference.GRPCInferenceService/ModelStreamInfer",
+        inference_pb2.ModelInferRequest.SerializeToString,
+        inference_pb2.ModelStreamInferResponse.FromString,
+    )
+    inferences = [inference_pb2.ModelInferRequest(model_name=model) for model in ("mine", "theirs")]
+    is_denied = [
+        answer.error_message.startswith("PERMISSION_DENIED") for answer in infer(iter(inferences), metadata=mine)
+    ]
+    assert is_denied == [False, True]
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_every_path_and_every_caller(server: RunningServer, path: str) -> None:
     method, _, target = path.partition(" ")
