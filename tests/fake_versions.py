@@ -22,7 +22,8 @@ from weakref import WeakSet
 
 import numpy as np
 
-from rm_server.backends.interface import ComputeSettings
+from rm_server.backends import loading
+from rm_server.backends.interface import Backend, ComputeSettings, Encoder
 from rm_server.backends.items import Batch, Content, EncodedItem, Float64Array
 from rm_server.config import EngineSettings
 from rm_server.engine.engine import Engine
@@ -109,8 +110,9 @@ async def outcomes(futures: Iterable[asyncio.Future[ItemScore]]) -> list[float |
     return [outcome.value if isinstance(outcome, ItemScore) else type(outcome) for outcome in done]
 
 
-def load_encoder(folder: Path, manifest: Manifest) -> FakeEncoder:
-    return FakeEncoder()
+def load_encoder(folder: Path, manifest: Manifest) -> Encoder:
+    """A composite of fake versions is a real one."""
+    return loading.load_encoder(folder, manifest) if manifest.kind == "composite" else FakeEncoder()
 
 
 def load_weightless(folder: Path, manifest: Manifest) -> None:
@@ -122,7 +124,9 @@ def load_second_backend(folder: Path, manifest: Manifest) -> FakeBackend:
     return load_backend(folder, manifest, ComputeSettings())
 
 
-def load_backend(folder: Path, manifest: Manifest, settings: ComputeSettings) -> FakeBackend:
+def load_backend(folder: Path, manifest: Manifest, settings: ComputeSettings) -> Backend:
+    if manifest.kind == "composite":
+        return loading.load_backend(folder, manifest, settings)
     version = FakeVersion(**json.loads((folder / "rules.json").read_text()))
     if version.lacks_head:
         raise WeightsMismatch("score.weight is missing.")
