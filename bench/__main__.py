@@ -25,6 +25,7 @@ QUESTIONS = (
     "overload",
     "health",
     "memory",
+    "shadow",
 )
 PEERS = "peers"
 

@@ -31,6 +31,7 @@ TARGETS: Mapping[str, tuple[str, float]] = {
     "overload_refusal_p99_ms": ("≤", 50.0),
     "health_p99_ms": ("≤", 20.0),
     "memory_growth": ("≤", 0.05),
+    "shadow_p50_ratio": ("≤", 1.05),
 }
 """What each figure is wanted to be."""
 
