@@ -16,6 +16,7 @@ from rm_server.api.experiment_service import ExperimentService
 from rm_server.api.health import HealthService
 from rm_server.api.model_service import ModelService
 from rm_server.api.oip_service import OipService
+from rm_server.api.promotion_service import PromotionService
 from rm_server.api.reflection import REFLECTION, ReflectionService
 from rm_server.api.rpc import Edge
 from rm_server.api.scoring_service import ScoringService
@@ -49,6 +50,7 @@ class GrpcServer:
         models: ModelService,
         experiments: ExperimentService,
         shadows: ShadowService,
+        promotions: PromotionService,
         oip: OipService,
         health: HealthService,
         address: str,
@@ -60,6 +62,7 @@ class GrpcServer:
             (
                 edge.handler(SCORING, scoring),
                 edge.handler(MODELS, models, reads=MODEL_READS),
+                edge.handler(MODELS, promotions),
                 edge.handler(EXPERIMENTS, experiments, reads=EXPERIMENT_READS),
                 edge.handler(EXPERIMENTS, shadows, reads=SHADOW_READS),
                 edge.handler(OIP, oip, reads=OIP_READS),

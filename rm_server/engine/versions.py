@@ -154,10 +154,19 @@ class VersionManager:
         as no label and no lease needs it. Raises VersionNotLoaded, and what `load` raises.
         """
         check_label(label)
-        previous = await self._tasks.to_the_end(self._set_label((model, version), label, load, actor, comment))
+        move = partial(self._catalog.set_label, model, label, version, actor, comment)
+        previous = await self._tasks.to_the_end(self._move_label((model, version), label, load, actor, comment, move))
         if unload_previous and previous is not None and previous != version:
             await self._tasks.to_the_end(self._retire((model, previous), actor))
         return previous
+
+    async def promote(
+        self, key: VersionKey, label: str, *, expected: int | None, why: str, actor: str, comment: str = ""
+    ) -> int | None:
+        """As `set_label`, loading where necessary, once the gate spoke; see `Catalog.promote`."""
+        check_label(label)
+        move = partial(self._catalog.promote, key[0], label, key[1], actor, comment, expected=expected, why=why)
+        return await self._tasks.to_the_end(self._move_label(key, label, True, actor, comment, move))
 
     async def rollback(self, model: str, label: str, actor: str, comment: str = "") -> tuple[int, int]:
         """Lets a label name what it named before, loaded first where necessary; (until now, from now on).
@@ -264,7 +273,9 @@ class VersionManager:
                 await self._deployment.unload(key)
             await self._refresh()
 
-    async def _set_label(self, key: VersionKey, label: str, load: bool, actor: str, comment: str) -> int | None:
+    async def _move_label(
+        self, key: VersionKey, label: str, load: bool, actor: str, comment: str, move: Callable[[], int | None]
+    ) -> int | None:
         async with self._lock(key):
             record = self._record(key)
             if load and not (self._deployment.is_loaded(key) and key in self._following.in_catalog.wanted):
@@ -273,7 +284,7 @@ class VersionManager:
                 raise VersionNotLoaded(
                     f"{_name(key)} is not loaded, so the label {label!r} cannot move to it. Load it first, or ask to."
                 )
-            previous = await asyncio.to_thread(self._catalog.set_label, key[0], label, key[1], actor, comment)
+            previous = await asyncio.to_thread(move)
             self._following.forced_out.discard(key)
             self._retiring.pop(key, None)
             await self._refresh()

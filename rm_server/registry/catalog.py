@@ -15,7 +15,7 @@ from rm_server.errors import InvalidRequest, VersionChanged, VersionInUse, Versi
 from rm_server.registry import queries
 from rm_server.registry.change import Change
 from rm_server.registry.database import Database
-from rm_server.registry.label_trail import ROLLBACK, SET_LABEL, label_trail, rollback_target
+from rm_server.registry.label_trail import PROMOTE, ROLLBACK, SET_LABEL, label_trail, rollback_target
 from rm_server.registry.names import MAX_NAME_LENGTH, check_digest, check_label, check_model_name
 from rm_server.registry.needs import needs_of
 from rm_server.registry.parts import insert_parts, parts_by_composite
@@ -209,6 +209,23 @@ class Catalog:
                 _move_label(change, SET_LABEL, model, label, version, previous)
             return previous
 
+    def promote(
+        self, model: str, label: str, version: int, actor: str, comment: str = "", *, expected: int | None, why: str
+    ) -> int | None:
+        """As `set_label`, after the gate spoke about ``expected``, which the label must still name (None: nothing).
+
+        ``why``: what the gate said, for the history. Raises VersionChanged, too.
+        """
+        check_label(label)
+        with self.changing(actor, comment) as change:
+            queries.require_version(change.connection, model, version)
+            previous = queries.label_version(change.connection, model, label)
+            if previous != expected:
+                raise VersionChanged(f"{model}@{label} was moved meanwhile, to {previous or 'nothing'}. Promote again.")
+            if previous != version:
+                _move_label(change, PROMOTE, model, label, version, previous, why)
+            return previous
+
     def remove_label(self, model: str, label: str, actor: str, comment: str = "") -> int:
         """Takes a label away. Returns what it named. Raises ModelNotFound, LabelNotFound."""
         with self.changing(actor, comment) as change:
@@ -304,13 +321,15 @@ def _rollback_versions(connection: Connection, model: str, label: str) -> tuple[
     return present, target
 
 
-def _move_label(change: Change, action: str, model: str, label: str, version: int, previous: int | None) -> None:
+def _move_label(
+    change: Change, action: str, model: str, label: str, version: int, previous: int | None, why: str = ""
+) -> None:
     if previous is None:
         change.connection.execute(insert(labels).values(model=model, label=label, version=version))
     else:
         key = and_(labels.c.model == model, labels.c.label == label)
         change.connection.execute(update(labels).where(key).values(version=version))
-    detail = f"{label}: {previous or 'none'} → {version}"
+    detail = f"{label}: {previous or 'none'} → {version}" + (f"; {why}" if why else "")
     change.record(action, model, version, detail, label=label, previous_version=previous or 0)
 
 

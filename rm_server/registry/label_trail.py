@@ -6,20 +6,21 @@ from collections.abc import Container, Iterable, Sequence
 
 SET_LABEL = "set_label"
 ROLLBACK = "rollback"
+PROMOTE = "promote"
 
 
 def label_trail(changes: Iterable[tuple[str, int]]) -> tuple[int, ...]:
     """The versions that lie behind a label, the present one last.
 
-    ``changes``: (action, version), oldest first. Setting a label goes one step on, a rollback goes back. So a second
-    rollback goes back further, and never returns to what the first one left.
+    ``changes``: (action, version), oldest first. Setting a label, by hand or by promotion, goes one step on, a rollback
+    goes back. So a second rollback goes back further, and never returns to what the first one left.
     """
     trail: list[int] = []
     for action, version in changes:
         if action == ROLLBACK:
             while trail and trail[-1] != version:
                 trail.pop()
-        elif action == SET_LABEL and trail[-1:] != [version]:
+        elif action in (SET_LABEL, PROMOTE) and trail[-1:] != [version]:
             trail.append(version)
     return tuple(trail)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,7 +36,11 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """An evaluation with everything that its page shows. ``pairs`` and ``rated`` are the scores behind the figures."""
+    """An evaluation with everything that its page shows. ``pairs`` and ``rated`` are the scores behind the figures.
+
+    ``margins``: score of the chosen minus score of the rejected, by `pair_key`, to six digits: so that two versions'
+    evaluations can be compared pair by pair.
+    """
 
     subject: Subject
     create_time: datetime
@@ -44,9 +49,10 @@ class Report:
     verdict: Verdict
     pairs: PairScores
     rated: RatedScores | None
+    margins: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """The figures (not the single scores) as JSON, indented, newline at the end; None is null."""
+        """The figures and the pairs' margins as JSON, indented, newline at the end; None is null."""
         content: dict[str, Any] = {
             "model": self.subject.name,
             "digest": self.subject.digest,
@@ -54,6 +60,7 @@ class Report:
             "create_time": self.create_time.isoformat(timespec="seconds"),
             **asdict(self.evaluation),
             "verdict": asdict(self.verdict),
+            "margins": dict(self.margins),
         }
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -93,7 +100,17 @@ def assess(
         verdict=judge(evaluation, circumstances),
         pairs=pair_scores,
         rated=rated_scores,
+        margins={
+            pair_key(pair): float(f"{margin:.6g}")
+            for pair, margin in zip(scored_pairs, pair_scores.margins.tolist(), strict=True)
+        },
     )
+
+
+def pair_key(pair: Preference) -> str:
+    """``PROMPT/PAIR``: the same in every evaluation on this pair, and tells nothing of its text."""
+    content = key_of(pair.prompt) + key_of(pair.chosen) + key_of(pair.rejected)
+    return f"{key_of(pair.group)[:8]}/{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
 def _score_once(score: ScoreTexts, texts: Iterable[tuple[Content, Content]]) -> dict[str, Scored]:

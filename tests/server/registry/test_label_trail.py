@@ -1,6 +1,6 @@
 """Where rollbacks go."""
 
-from rm_server.registry.label_trail import ROLLBACK, SET_LABEL, label_trail, rollback_target
+from rm_server.registry.label_trail import PROMOTE, ROLLBACK, SET_LABEL, label_trail, rollback_target
 
 
 def moves(*versions: int) -> list[tuple[str, int]]:
@@ -14,6 +14,11 @@ def test_every_move_is_a_step() -> None:
 def test_a_rollback_goes_back_and_not_in_circles() -> None:
     assert label_trail([*moves(1, 2, 3), (ROLLBACK, 2)]) == (1, 2)
     assert label_trail([*moves(1, 2, 3), (ROLLBACK, 2), (ROLLBACK, 1)]) == (1,)
+
+
+def test_a_promotion_is_a_step_like_any_other() -> None:
+    assert label_trail([*moves(1), (PROMOTE, 2)]) == (1, 2)
+    assert label_trail([*moves(1), (PROMOTE, 2), (ROLLBACK, 1)]) == (1,)
 
 
 def test_after_a_rollback_the_way_goes_on_from_there() -> None:
