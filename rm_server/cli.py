@@ -6,7 +6,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from rm_server.commands import calibrate, catalog, export, gc, models, register, server, shadow, token, tune
+from rm_server.commands import (
+    calibrate,
+    catalog,
+    export,
+    gc,
+    models,
+    promote,
+    register,
+    runs,
+    server,
+    shadow,
+    token,
+    tune,
+)
 from rm_server.commands.common import CommandError
 from rm_server.config import ConfigError
 from rm_server.errors import RmError
@@ -26,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
     server.add_parsers(commands)
     register.add_parsers(commands)
     models.add_parsers(commands)
+    runs.add_parsers(commands)
     catalog.add_parsers(commands)
+    promote.add_parsers(commands)
     shadow.add_parsers(commands)
     calibrate.add_parsers(commands)
     gc.add_parsers(commands)

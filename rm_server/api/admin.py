@@ -19,6 +19,7 @@ from rm_api.v1 import (
     models_pb2_grpc,
 )
 
+from rm_server.api.admin_runs import RunActions
 from rm_server.api.error_map import ERROR_METADATA_KEY
 
 Row = dict[str, Any]
@@ -33,7 +34,7 @@ class AdminError(Exception):
         self.reason = reason
 
 
-class Admin:
+class Admin(RunActions):
     """A connection to one server. ``ca``: the certificate authority of its TLS; without it the line is plain.
     ``cert`` and ``key``: what this side shows of itself, where the server asks for it.
 
@@ -159,13 +160,6 @@ class Admin:
             "draining": message.draining,
         }
 
-    def runs(self, model: str = "") -> list[Row]:
-        """The training runs that the server knows, last seen first."""
-        response = self._call(self._experiments.ListRuns, experiments_pb2.ListRunsRequest(model=model))
-        return [_run(message) for message in response.runs]
-
-    # --- shadows ---
-
     def set_shadow(self, model: str, version: int, share: float, *, load: bool, comment: str = "") -> Row:
         """The shadow as it is now."""
         shadow = experiments_pb2.Shadow(model=model, version=version, share=share)
@@ -247,21 +241,6 @@ def _change(message: models_pb2.HistoryEntry) -> Row:
         "version": message.version or None,
         "detail": message.detail,
         "comment": message.comment,
-    }
-
-
-def _run(message: experiments_pb2.RunStatus) -> Row:
-    return {
-        "run": message.run,
-        "model": message.model,
-        "version": message.version,
-        "arm": message.arm or None,
-        "items": message.items,
-        "tokens": message.tokens,
-        "score_mean": message.score_mean,
-        "score_std": message.score_std,
-        "last_seen_time": _time(message.last_seen_time),
-        "lease_expire_time": _time(message.lease_expire_time) if message.HasField("lease_expire_time") else None,
     }
 
 

@@ -1,4 +1,4 @@
-"""`rm-server serve, status, runs`: the server itself, what it does, and for whom."""
+"""`rm-server serve, status`: the server itself, and what it does."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rm_server.commands.common import add_command, add_json_option, print_json, print_table, short_time
+from rm_server.commands.common import add_command, add_json_option, print_json, short_time
 from rm_server.commands.target import add_server_options, open_server
 from rm_server.registry.options import add_place_options
 
@@ -61,13 +61,6 @@ def add_parsers(commands: Any) -> None:
     add_server_options(parser)
     add_json_option(parser)
 
-    parser = add_command(
-        commands, "runs", run_runs, "the training runs that a server knows", "rm-server runs helpfulness"
-    )
-    parser.add_argument("model", nargs="?", default="", help="only this one")
-    add_server_options(parser)
-    add_json_option(parser)
-
 
 def run_serve(arguments: argparse.Namespace) -> int:
     """Runs until SIGTERM or SIGINT, then drains."""
@@ -105,29 +98,4 @@ def run_status(arguments: argparse.Namespace) -> int:
         return 0
     for name, value in status.items():
         print(f"{name.replace('_', ' '):20}  {short_time(value) if name.endswith('_time') else value}")
-    return 0
-
-
-def run_runs(arguments: argparse.Namespace) -> int:
-    """A row a run."""
-    with open_server(arguments) as server:
-        runs = server.runs(arguments.model)
-    if arguments.json:
-        print_json(runs)
-        return 0
-    print_table(
-        runs,
-        (
-            ("RUN", lambda row: row["run"]),
-            ("MODEL", lambda row: row["model"]),
-            ("VERSION", lambda row: row["version"]),
-            ("ITEMS", lambda row: row["items"]),
-            ("TOKENS", lambda row: row["tokens"]),
-            ("MEAN", lambda row: row["score_mean"]),
-            ("STD", lambda row: row["score_std"]),
-            ("LAST SEEN", lambda row: short_time(row["last_seen_time"])),
-            ("LEASE UNTIL", lambda row: short_time(row["lease_expire_time"] or "")),
-        ),
-        empty="No run has been seen yet.",
-    )
     return 0
