@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
-from ppo_client.client.catalog import Lease, Model, ModelChange, Version
+from ppo_client.client.catalog import Lease, Model, ModelChange, RunStatus, Version
 from ppo_client.client.core import Core, Delivery, Work
 from ppo_client.client.score_call import ScoreOptions
 from ppo_client.client.scores import Content, Scores
@@ -85,6 +85,15 @@ class AsyncRewardClient:
         """As RewardClient.end_run."""
         name = self._core.run_id(run)
         await self._run(lambda operations: operations.end_run(model, name))
+
+    async def list_runs(self, model: str = "") -> list[RunStatus]:
+        """As RewardClient.list_runs."""
+        return await self._run(lambda operations: operations.list_runs(model, ""))
+
+    async def run_status(self, model: str, *, run: str | None = None) -> RunStatus:
+        """As RewardClient.run_status."""
+        name = self._core.run_id(run)
+        return await self._run(lambda operations: operations.run_status(model, name))
 
     async def list_models(self, model: str = "") -> list[Model]:
         """As RewardClient.list_models."""

@@ -33,6 +33,31 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class RunStatus:
+    """What the service knows of a run on a model.
+
+    ``version``: the one that scored it last. ``version_items``, ``score_mean``, ``score_std``: number, mean and
+    standard deviation of its raw scores by that version, which its rewards may be normalised by; the service itself
+    does not. ``items``, ``tokens``: all that were scored; the rates are weighted towards the last minute. ``arm``: of
+    a split; empty: none. ``lease_expire_time`` None: it has no lease.
+    """
+
+    run: str
+    model: str
+    version: int
+    arm: str
+    items: int
+    tokens: int
+    items_per_s: float
+    tokens_per_s: float
+    version_items: int
+    score_mean: float
+    score_std: float
+    last_seen_time: datetime
+    lease_expire_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """A filed evaluation of a version. ``report``: as `rm-server evaluate --json` prints it."""
 
@@ -98,6 +123,26 @@ def read_lease(lease: experiments_pb2.Lease, *, is_resumed: bool) -> Lease:
         calibration=_read_calibration(lease),
         expire_time=lease.expire_time.ToDatetime(UTC),
         is_resumed=is_resumed,
+    )
+
+
+def read_run_status(status: experiments_pb2.RunStatus) -> RunStatus:
+    """The contract's status of a run as ours."""
+    has_lease = status.HasField("lease_expire_time")
+    return RunStatus(
+        run=status.run,
+        model=status.model,
+        version=status.version,
+        arm=status.arm,
+        items=status.items,
+        tokens=status.tokens,
+        items_per_s=status.items_per_second,
+        tokens_per_s=status.tokens_per_second,
+        version_items=status.version_items,
+        score_mean=status.score_mean,
+        score_std=status.score_std,
+        last_seen_time=status.last_seen_time.ToDatetime(UTC),
+        lease_expire_time=status.lease_expire_time.ToDatetime(UTC) if has_lease else None,
     )
 
 

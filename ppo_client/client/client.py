@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
-from ppo_client.client.catalog import Lease, Model, ModelChange, Version
+from ppo_client.client.catalog import Lease, Model, ModelChange, RunStatus, Version
 from ppo_client.client.core import Core, Delivery
 from ppo_client.client.score_call import ScoreOptions
 from ppo_client.client.scores import Content, Scores
@@ -103,6 +103,15 @@ class RewardClient:
         """Ends the run's lease on ``model``; empty: all its leases."""
         name = self._core.run_id(run)
         self._core.wait(lambda operations: operations.end_run(model, name))
+
+    def list_runs(self, model: str = "") -> list[RunStatus]:
+        """The runs of a model (empty: of all) that the service knows, last seen first."""
+        return self._core.wait(lambda operations: operations.list_runs(model, ""))
+
+    def run_status(self, model: str, *, run: str | None = None) -> RunStatus:
+        """What the service knows of one run: its version, how much was scored, mean and spread. Raises RunNotFound."""
+        name = self._core.run_id(run)
+        return self._core.wait(lambda operations: operations.run_status(model, name))
 
     def list_models(self, model: str = "") -> list[Model]:
         """All models, or one, with versions, labels and states."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -15,15 +16,18 @@ from ppo_client.client.catalog import (
     Lease,
     Model,
     ModelChange,
+    RunStatus,
     Version,
     read_change,
     read_lease,
     read_model,
+    read_run_status,
     read_version,
 )
 from ppo_client.client.channels import error_of
 from ppo_client.client.content import Item
-from ppo_client.client.errors import RewardClientError, ServerUnreachable
+from ppo_client.client.errors import RewardClientError, RunNotFound, ServerUnreachable
+from ppo_client.client.known_versions import KnownVersions
 from ppo_client.client.score_call import ScoreCall
 from ppo_client.client.scores import Scores
 from ppo_client.client.scoring import Scorer
@@ -37,13 +41,34 @@ class Operations:
         self._caller = Caller(settings, clock=clock)
         self._scorer = Scorer(self._caller, settings)
         self._timeout_s = settings.timeout_s
+        self._known_versions = KnownVersions(settings.on_version_change)
 
     async def score(self, items: Sequence[Item], call: ScoreCall, timeout_s: float) -> Scores:
-        return await self._scorer.score(items, call, timeout_s)
+        known = self._known_versions
+        asked = replace(
+            call,
+            calibrated=call.calibrated or known.are_recalibrated,
+            expected_digest=call.expected_digest or known.expected_digest(call.model, call.run),
+        )
+        scores = await self._scorer.score(items, asked, timeout_s)
+        known.answered(call.model, call.run, scores)
+        return scores
 
     async def register_run(self, request: experiments_pb2.RegisterRunRequest) -> Lease:
         response = await self._call(lambda stubs: stubs.experiments.RegisterRun, request)
-        return read_lease(response.lease, is_resumed=response.resumed)
+        lease = read_lease(response.lease, is_resumed=response.resumed)
+        self._known_versions.given(lease.model, lease.run, lease.version, lease.digest)
+        return lease
+
+    async def list_runs(self, model: str, run: str) -> list[RunStatus]:
+        request = experiments_pb2.ListRunsRequest(model=model, run=run)
+        response = await self._call(lambda stubs: stubs.experiments.ListRuns, request)
+        return [read_run_status(each) for each in response.runs]
+
+    async def run_status(self, model: str, run: str) -> RunStatus:
+        for status in await self.list_runs(model, run):
+            return status
+        raise RunNotFound(f"the service knows no run {run!r} of {model!r}; it has neither registered nor scored yet")
 
     async def renew_lease(self, model: str, run: str) -> Lease:
         request = experiments_pb2.RenewLeaseRequest(model=model, run=run)
@@ -52,6 +77,7 @@ class Operations:
 
     async def end_run(self, model: str, run: str) -> None:
         await self._call(lambda stubs: stubs.experiments.EndRun, experiments_pb2.EndRunRequest(model=model, run=run))
+        self._known_versions.ended(model, run)
 
     async def list_models(self, model: str) -> list[Model]:
         response = await self._call(lambda stubs: stubs.models.ListModels, models_pb2.ListModelsRequest(model=model))

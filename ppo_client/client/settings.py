@@ -14,9 +14,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import TypedDict, Unpack, get_args
 
 from ppo_client.client.errors import InvalidSettings
+from ppo_client.client.known_versions import OnVersionChange
 from ppo_client.client.retry import RetryPolicy
 
 _RESOLVERS = ("dns", "unix", "unix-abstract", "ipv4", "ipv6", "passthrough", "xds")
@@ -49,7 +50,9 @@ class ClientSettings:
     is split. ``max_message_mb``: a larger reply is refused. ``hedge_after_s``: a scoring request that is not answered
     by then is sent to a second server, too, and the first answer counts; None: never. ``keepalive_s``: while calls are
     under way, a silent connection is asked so often whether it lives (our servers allow 10 s and more).
-    ``allow_insecure_token``: sends the token without TLS to other machines, too.
+    ``allow_insecure_token``: sends the token without TLS to other machines, too. ``on_version_change``: what to do when
+    a name is answered by another version than before: ``auto``, ``stop``, ``follow`` or ``recalibrate``, see
+    `known_versions.OnVersionChange`.
     """
 
     targets: tuple[str, ...]
@@ -65,6 +68,7 @@ class ClientSettings:
     hedge_after_s: float | None = None
     keepalive_s: float = 30.0
     allow_insecure_token: bool = False
+    on_version_change: OnVersionChange = "auto"
 
     def __post_init__(self) -> None:
         if not self.targets:
@@ -73,6 +77,9 @@ class ClientSettings:
             _check_target(target)
         for name in ("timeout_s", "max_in_flight", "max_items_per_request", "max_request_bytes", "max_message_mb"):
             _check_positive(name, getattr(self, name))
+        if self.on_version_change not in get_args(OnVersionChange):
+            known = ", ".join(map(repr, get_args(OnVersionChange)))
+            raise InvalidSettings(f"on_version_change is {self.on_version_change!r}; one of {known} is expected")
         _check_positive("keepalive_s", self.keepalive_s)
         if self.hedge_after_s is not None:
             _check_positive("hedge_after_s", self.hedge_after_s)
@@ -95,6 +102,7 @@ class Tuning(TypedDict, total=False):
     hedge_after_s: float | None
     keepalive_s: float
     allow_insecure_token: bool
+    on_version_change: OnVersionChange
 
 
 def read_settings(

@@ -18,4 +18,5 @@ def connect(reward: RewardConfig, run: str) -> RewardClient:
     """A client that is known to the service as `run`. Its channel opens with the first call."""
     from ppo_client import RewardClient
 
-    return RewardClient(list(reward.targets) or None, run=run, timeout_s=reward.timeout_s)
+    # The run itself decides what to do about another version: it knows at which step it was.
+    return RewardClient(list(reward.targets) or None, run=run, timeout_s=reward.timeout_s, on_version_change="follow")

@@ -1,0 +1,73 @@
+"""What a client does when another version answers, as a table."""
+
+from __future__ import annotations
+
+import pytest
+
+from ppo_client.client.errors import VersionChanged
+from ppo_client.client.known_versions import KnownVersions, OnVersionChange
+from ppo_client.client.scores import Scores
+
+
+def scores(version: int) -> Scores:
+    return Scores([], "m", version, f"{version}" * 64, [], [])
+
+
+@pytest.mark.parametrize(
+    ("on_change", "selector", "run", "stops"),
+    [
+        ("stop", "m", "r", True),
+        ("stop", "m", "", True),
+        ("stop", "m@stable", "r", True),
+        ("follow", "m", "r", False),
+        ("follow", "m@stable", "", False),
+        ("recalibrate", "m", "r", False),
+        # A run's bare name is the run's own version; a label moves, and nobody's call belongs to no run.
+        ("auto", "m", "r", True),
+        ("auto", "m", "", False),
+        ("auto", "m@stable", "r", False),
+    ],
+)
+def test_stops_or_follows(on_change: OnVersionChange, selector: str, run: str, stops: bool) -> None:
+    known = KnownVersions(on_change)
+    assert known.expected_digest(selector, run) is None
+    known.answered(selector, run, scores(1))
+    known.answered(selector, run, scores(1))
+    assert known.expected_digest(selector, run) == ("1" * 64 if stops else None)
+    if stops:
+        for _ in range(2):
+            with pytest.raises(VersionChanged, match="answered by m@2 .* before by m@1"):
+                known.answered(selector, run, scores(2))
+    else:
+        known.answered(selector, run, scores(2))
+    # Another run, another name: another matter.
+    known.answered(selector, "other", scores(2))
+
+
+def test_a_run_that_moved_expects_what_it_was_given() -> None:
+    known = KnownVersions("stop")
+    known.answered("m", "r", scores(1))
+    known.given("m", "r", 2, "2" * 64)
+    assert known.expected_digest("m", "r") == "2" * 64
+    known.answered("m", "r", scores(2))
+    with pytest.raises(VersionChanged):
+        known.answered("m", "r", scores(1))
+
+
+def test_a_number_is_not_a_name_that_can_change() -> None:
+    known = KnownVersions("stop")
+    known.answered("m@1", "r", scores(1))
+    assert known.expected_digest("m@1", "r") is None
+    assert KnownVersions("recalibrate").are_recalibrated
+    assert not known.are_recalibrated
+
+
+@pytest.mark.parametrize("model", ["m", ""])
+def test_a_run_that_ended_asks_anew(model: str) -> None:
+    known = KnownVersions("stop")
+    for run in ("r", "other"):
+        known.answered("m", run, scores(1))
+    known.ended(model, "r")
+    known.answered("m", "r", scores(2))
+    with pytest.raises(VersionChanged):
+        known.answered("m", "other", scores(2))
