@@ -36,7 +36,7 @@ def test_stops_or_follows(on_change: OnVersionChange, selector: str, run: str, s
     assert known.expected_digest(selector, run) == ("1" * 64 if stops else None)
     if stops:
         for _ in range(2):
-            with pytest.raises(VersionChanged, match="answered by m@2 .* before by m@1"):
+            with pytest.raises(VersionChanged, match=r"answered by m@2 .* before by m@1"):
                 known.answered(selector, run, scores(2))
     else:
         known.answered(selector, run, scores(2))
