@@ -26,6 +26,7 @@ QUESTIONS = (
     "health",
     "memory",
     "shadow",
+    "composite",
 )
 PEERS = "peers"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rm_server.backends.interface import ComputeSettings
+from rm_server.backends.interface import ComputeSettings, PartsBackend
 from rm_server.backends.items import Batch, ChatMessage
 from rm_server.backends.loading import load_backend, load_encoder
 from rm_server.backends.rules import read_rules
@@ -62,6 +63,19 @@ def score(folder: Path, *completions: Any, prompt: Any = "", manifest: Manifest 
         ({"type": "regex", "pattern": r"\d+"}, "a1b22", 1.0),
         ({"type": "regex", "pattern": r"\d+", "count": True}, "a1b22 ü3", 3.0),
         ({"type": "regex", "pattern": "(?i)^YES$"}, "yes\n", 0.0),
+        ({"type": "regex", "pattern": "b.*b", "count": True}, "bb\nb\nb b", 2.0),
+        ({"type": "regex", "pattern": "a", "count": True}, "a" * 5000, 1000.0),
+        ({"type": "wanted_words", "words": ["cat", "dog"], "count": True}, "A cat, a Cat, a dog!", 3.0),
+        ({"type": "wanted_words", "words": ["straße", "ÉTÉ"]}, "STRASSE en été", 1.0),
+        ({"type": "forbidden_words", "words": ["very"], "count": False}, "Very, very good.", 1.0),
+        ({"type": "forbidden_words", "words": ["very"], "count": False}, "Good.", 0.0),
+        ({"type": "repetition", "n": 1}, "a b a b", 0.5),
+        ({"type": "repetition", "n": 3, "unit": "tokens"}, (1, 2, 3, 1, 2, 3), 0.25),
+        ({"type": "repetition", "n": 3}, "a b", 0.0),
+        ({"type": "language", "languages": ["en"]}, "What a fine day it is to walk along the river.", 1.0),
+        ({"type": "language", "languages": ["de", "fr"]}, "Das ist ein schöner Tag für einen Spaziergang.", 1.0),
+        ({"type": "language", "languages": ["en"]}, "Das ist ein schöner Tag für einen Spaziergang.", 0.0),
+        ({"type": "language", "languages": ["af"]}, "12 34 56", 0.0),
         ({"type": "distinct_n", "n": 1}, "a b a b", 0.5),
         ({"type": "distinct_n", "n": 2}, "a b a b", 2 / 3),
         ({"type": "distinct_n", "n": 9}, "a b", 1.0),
@@ -80,6 +94,56 @@ def test_the_score_is_the_weighted_sum_of_clipped_parts(tmp_path: Path) -> None:
     )
     # 10 * 3/4 - 1 = 6.5, clipped to 5, twice; minus half of 1/4. Then -1 clipped to 0; minus half of 1.
     assert score(folder, (2, 4, 6, 7), (7, 7)) == [10 - 0.125, -0.5]
+
+
+def test_a_rule_looks_at_the_prompt_or_at_both(tmp_path: Path) -> None:
+    words = {"type": "length", "min": 3, "max": 3}
+    folder = write(tmp_path, {**words, "of": "prompt"}, {**words, "name": "both", "of": "both", "weight": 10})
+    assert score(folder, "x", "x y", prompt="a b c") == [1.0, 1.0]
+    assert score(folder, "y", "y z", prompt="x x") == [10.0, 0.0]
+    with pytest.raises(EmptyItem, match="length looks at the prompt"):
+        score(folder, "x")
+    ids = write(tmp_path, {**EVEN, "of": "prompt"}, {**EVEN, "name": "both", "of": "both", "weight": 10})
+    assert score(ids, (1,), (2, 2), prompt=(2, 3)) == [0.5 + 10 * (1 / 3), 0.5 + 7.5]
+    assert load_encoder(ids, MANIFEST).encode_plain_ids([((), (1,))]) is None
+    cut = Manifest(kind="rules", transform="rule", max_tokens=2, truncation="keep_end")
+    with pytest.raises(EmptyItem, match="no prompt left after truncation"):
+        score(ids, (1, 2, 3), prompt=(2, 3), manifest=cut)
+
+
+def test_several_rules_tell_their_parts(tmp_path: Path) -> None:
+    folder = write(tmp_path, {**EVEN, "gain": 2, "weight": 3}, {"name": "sevens", "type": "token_id_share", "ids": [7]})
+    encoder, backend = load_encoder(folder, MANIFEST), load_backend(folder, MANIFEST, ComputeSettings())
+    assert encoder.parts == (("token_id_share", 3.0), ("sevens", 1.0))
+    assert isinstance(backend, PartsBackend)
+    scores, parts = backend.score_parts(Batch.of([encoder.encode((), (7, 2)), encoder.encode((), (2,))]))
+    assert (scores.tolist(), parts.tolist()) == ([3.5, 6.0], [[1.0, 0.5], [2.0, 0.0]])
+    one = write(tmp_path, EVEN)
+    assert load_encoder(one, MANIFEST).parts == ()
+    assert not isinstance(load_backend(one, MANIFEST, ComputeSettings()), PartsBackend)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"type": "regex", "pattern": "(x+x+)+y"},
+        {"type": "regex", "pattern": "(((a{1,100}){1,9}))b"},
+        {"type": "regex", "pattern": "a(?:.*b)?", "count": True},
+        {"type": "regex", "pattern": "a*?", "count": True},
+        {"type": "wanted_words", "words": ["a"]},
+        {"type": "forbidden_words", "words": ["a"]},
+        {"type": "length"},
+        {"type": "distinct_n", "n": 64},
+        {"type": "repetition", "n": 64},
+        {"type": "language", "languages": ["en"]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("text", ["a", "x", "a'", "a b ", "b\n", "á\u0301\u0323", "İ"], ids=ascii)
+def test_a_text_of_a_megabyte_does_not_stall(tmp_path: Path, rule: Any, text: str) -> None:
+    """What takes more than linear time here would take years, or all of the memory."""
+    (value,) = score(write(tmp_path, rule), text * (1_000_000 // len(text)))
+    assert math.isfinite(value)
 
 
 def test_only_the_completion_counts_and_the_batch_does_not(tmp_path: Path) -> None:
@@ -165,6 +229,17 @@ def test_a_limit_cuts_ids_and_characters(tmp_path: Path) -> None:
         ({"type": "regex"}, "pattern must be a text"),
         ({"type": "regex", "pattern": "("}, r"pattern '\(' is not RE2"),
         ({"type": "distinct_n", "n": 0}, "n must be at least 1"),
+        ({"type": "repetition", "n": 65}, "at most 64"),
+        ({"type": "regex", "pattern": r"(a)\1"}, "RE2 has no back-references"),
+        ({"type": "regex", "pattern": "(?<!a)b"}, "RE2 has no look-behind"),
+        ({"type": "regex", "pattern": "a(?=b)"}, "RE2 has no look-ahead"),
+        ({"type": "regex", "pattern": "a" * 2001}, "2001 characters; at most 2000"),
+        ({"type": "regex", "pattern": "((a{1,100}){1,10}){1,10}"}, "is not RE2|at most 2000 are allowed"),
+        ({"type": "regex", "pattern": "a", "count": 1}, "count must be true or false"),
+        ({"type": "language"}, "languages must be a list"),
+        ({"type": "language", "languages": ["english"]}, "'english' is not known; known are .*, en, "),
+        ({"type": "language", "languages": ["en"], "min_confidence": 0}, "above 0 and at most 1"),
+        ({**EVEN, "of": "both sides"}, "of is 'both sides'; known are completion, prompt, both"),
         ("even", "rule 1 is no JSON object"),
     ],
 )
