@@ -84,14 +84,14 @@ class Admin(RunActions):
         response = self._call(self._models.RegisterVersion, request, timeout_s=None)
         return _version(response.version), response.created
 
-    def load(self, selector: str, precision: str = "") -> Row:
+    def load(self, selector: str, precision: str = "", *, comment: str = "") -> Row:
         """The version, which serves now."""
-        request = models_pb2.LoadVersionRequest(selector=selector, precision=precision)
+        request = models_pb2.LoadVersionRequest(selector=selector, precision=precision, comment=comment)
         return _version(self._call(self._models.LoadVersion, request, timeout_s=None).version)
 
-    def unload(self, selector: str, *, force: bool = False) -> Row:
+    def unload(self, selector: str, *, force: bool = False, comment: str = "") -> Row:
         """The version, which is out of memory now."""
-        request = models_pb2.UnloadVersionRequest(selector=selector, force=force)
+        request = models_pb2.UnloadVersionRequest(selector=selector, force=force, comment=comment)
         return _version(self._call(self._models.UnloadVersion, request, timeout_s=None).version)
 
     def set_label(

@@ -63,7 +63,7 @@ class ModelService:
     async def LoadVersion(self, request: models_pb2.LoadVersionRequest, call: Call) -> models_pb2.LoadVersionResponse:
         """Loads, warms up and checks; answers when the version serves."""
         call.key = key = await self._key(request.selector)
-        await self._versions.load(key, _precision(request.precision), call.actor)
+        await self._versions.load(key, _precision(request.precision), call.actor, request.comment)
         return models_pb2.LoadVersionResponse(version=self._version(key))
 
     async def UnloadVersion(
@@ -71,7 +71,7 @@ class ModelService:
     ) -> models_pb2.UnloadVersionResponse:
         """Lets a version finish its work, then frees its memory."""
         call.key = key = await self._key(request.selector)
-        await self._versions.unload(key, request.force, call.actor)
+        await self._versions.unload(key, request.force, call.actor, request.comment)
         return models_pb2.UnloadVersionResponse(version=self._version(key))
 
     async def SetLabel(self, request: models_pb2.SetLabelRequest, call: Call) -> models_pb2.SetLabelResponse:

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from rm_server.commands.common import add_command, add_json_option, print_json
+from rm_server.commands.common import add_command, add_json_option, add_reason_option, print_json
 from rm_server.commands.target import add_home_option, opened_home
 
 
@@ -25,7 +25,7 @@ def add_parsers(commands: Any) -> None:
         "--from-shadow", action="store_true", required=True, help="by the completions that it scored as a shadow"
     )
     parser.add_argument("--against", type=int, metavar="N", required=True, help="the version whose scale it is")
-    parser.add_argument("--reason", default="", help="why; kept in the history")
+    add_reason_option(parser)
     add_home_option(parser, is_required=True)
     add_json_option(parser)
 
@@ -42,7 +42,7 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
             arguments.version,
             arguments.against,
             operating_system_user(),
-            arguments.reason,
+            arguments.comment,
         )
     if arguments.json:
         print_json(asdict(calibration) | {"digest": calibration.digest})

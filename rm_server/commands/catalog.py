@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rm_server.commands.common import CommandError, add_command
+from rm_server.commands.common import CommandError, add_command, add_reason_option
 from rm_server.commands.target import add_home_option, add_server_options, open_server_or_home, opened_home
 
 
@@ -21,7 +21,7 @@ def add_parsers(commands: Any) -> None:
     )
     parser.add_argument("model")
     parser.add_argument("--label", default="stable", help="which label (default: stable)")
-    parser.add_argument("--comment", default="", help="why; kept in the history")
+    add_reason_option(parser)
     add_server_options(parser)
     add_home_option(parser)
 
@@ -44,7 +44,7 @@ def add_parsers(commands: Any) -> None:
     )
     parser.add_argument("file", type=Path)
     parser.add_argument("--replace", action="store_true", help="although there is a catalog already")
-    parser.add_argument("--comment", default="", help="why; kept in the history")
+    add_reason_option(parser)
     add_home_option(parser, is_required=True)
 
 

@@ -31,6 +31,11 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
+def add_reason_option(parser: argparse.ArgumentParser) -> None:
+    """``--reason``, for every command that leaves a line in the history; the arguments call it ``comment``."""
+    parser.add_argument("--reason", "--comment", dest="comment", default="", help="why; kept in the history")
+
+
 def print_json(value: Any) -> None:
     """Indented, in the order given."""
     print(json.dumps(value, indent=2, ensure_ascii=False))

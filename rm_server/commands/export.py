@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rm_server.commands.common import CommandError, add_json_option, print_json, short_bytes
+from rm_server.commands.common import CommandError, add_json_option, add_reason_option, print_json, short_bytes
 from rm_server.commands.models import SHORT_DIGEST
 from rm_server.commands.target import add_home_option, opened_home
 
@@ -56,7 +56,7 @@ def add_parsers(commands: Any) -> None:
         help="refuse a result whose scores are ordered less alike the original's (default 0.9)",
     )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: the library's)")
-    parser.add_argument("--comment", default="", help="why; kept in the history")
+    add_reason_option(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_json_option(parser)
     add_home_option(parser)

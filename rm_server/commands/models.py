@@ -10,6 +10,7 @@ from rm_server.commands.common import (
     Row,
     add_command,
     add_json_option,
+    add_reason_option,
     print_json,
     print_table,
     short_bytes,
@@ -32,10 +33,12 @@ def add_parsers(commands: Any) -> None:
     parser = _add(commands, "load", run_load, "loads a version beside the others", "rm-server load helpfulness@3")
     parser.add_argument("selector", help="NAME@3 or NAME@LABEL")
     parser.add_argument("--precision", default="", help="fp32, bf16 or fp16 (default: the server's)")
+    add_reason_option(parser)
 
     parser = _add(commands, "unload", run_unload, "takes a version out of memory", "rm-server unload helpfulness@2")
     parser.add_argument("selector", help="NAME@2 or NAME@LABEL")
     parser.add_argument("--force", action="store_true", help="although a label names it")
+    add_reason_option(parser)
 
     parser = _add(
         commands, "label", run_label, "lets a label name a version", "rm-server label helpfulness stable 3 --load"
@@ -46,7 +49,7 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument("--remove", action="store_true", help="takes the label away")
     parser.add_argument("--load", action="store_true", help="loads the version first, if it is not loaded")
     parser.add_argument("--unload-previous", action="store_true", help="unloads what it named, once that is idle")
-    parser.add_argument("--comment", default="", help="why; kept in the history")
+    add_reason_option(parser)
     add_home_option(parser)
 
     parser = _add(commands, "history", run_history, "who changed what, and why", "rm-server history helpfulness")
@@ -89,7 +92,7 @@ def run_models(arguments: argparse.Namespace) -> int:
 def run_load(arguments: argparse.Namespace) -> int:
     """Waits until the version serves."""
     with open_server(arguments) as server:
-        version = server.load(arguments.selector, arguments.precision)
+        version = server.load(arguments.selector, arguments.precision, comment=arguments.comment)
     print(f"{_name(version)} serves; it takes {short_bytes(version['memory_bytes']) or 'no memory of its own'}.")
     return 0
 
@@ -97,7 +100,7 @@ def run_load(arguments: argparse.Namespace) -> int:
 def run_unload(arguments: argparse.Namespace) -> int:
     """Waits until the version's last work is done."""
     with open_server(arguments) as server:
-        version = server.unload(arguments.selector, force=arguments.force)
+        version = server.unload(arguments.selector, force=arguments.force, comment=arguments.comment)
     print(f"{_name(version)} is unloaded.")
     return 0
 

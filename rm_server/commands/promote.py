@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rm_server.commands.common import add_command, add_json_option, print_json
+from rm_server.commands.common import add_command, add_json_option, add_reason_option, print_json
 from rm_server.commands.target import add_home_option, add_server_options, open_server_or_home
 
 REFUSED = 1
@@ -25,7 +25,7 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument("--label", default="stable", help="which label (default: stable)")
     parser.add_argument("--dry-run", action="store_true", help="only ask; exit status 1 where it would be refused")
     parser.add_argument("--force", action="store_true", help="although the gate objects; needs --reason")
-    parser.add_argument("--reason", default="", help="why; kept in the history")
+    add_reason_option(parser)
     add_json_option(parser)
     add_server_options(parser)
     add_home_option(parser)
@@ -33,7 +33,7 @@ def add_parsers(commands: Any) -> None:
 
 def run_promote(arguments: argparse.Namespace) -> int:
     """Says what was looked at, and what it showed. A server loads the version first, where necessary."""
-    if arguments.force and not arguments.reason.strip():
+    if arguments.force and not arguments.comment.strip():
         arguments.parser.error("--force needs --reason: it is kept in the history")
     with open_server_or_home(arguments) as target:
         answer = target.promote(
@@ -42,7 +42,7 @@ def run_promote(arguments: argparse.Namespace) -> int:
             arguments.label,
             force=arguments.force,
             dry_run=arguments.dry_run,
-            comment=arguments.reason,
+            comment=arguments.comment,
         )
     if arguments.json:
         print_json(answer)

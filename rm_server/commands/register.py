@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rm_server.commands.common import CommandError, Row, add_json_option, print_json
+from rm_server.commands.common import CommandError, Row, add_json_option, add_reason_option, print_json
 from rm_server.commands.models import SHORT_DIGEST
 from rm_server.commands.target import add_home_option, add_server_options, open_server, open_server_or_home
 from rm_server.commands.tune import print_tuning, tune
@@ -62,7 +62,7 @@ def add_parsers(commands: Any) -> None:
     parser.set_defaults(run=run_register, parser=parser)
     parser.add_argument("model", help="its name; made when it is new")
     parser.add_argument("source", help="a folder, hf://ORG/NAME@REVISION or mlflow:/NAME/VERSION")
-    parser.add_argument("--comment", default="", help="why; kept in the history")
+    add_reason_option(parser)
 
     reading = parser.add_argument_group("how it reads (default: as its reward_model.json says, else inferred)")
     reading.add_argument("--template", help="`pair`, `chat`, or a text with {prompt} and {completion}")

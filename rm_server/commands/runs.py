@@ -13,6 +13,7 @@ from rm_server.commands.common import (
     Row,
     add_command,
     add_json_option,
+    add_reason_option,
     print_json,
     print_table,
     short_time,
@@ -123,7 +124,7 @@ def run_set(arguments: argparse.Namespace) -> int:
     arms = parse_arms(arguments.arms, arguments.ramp)
     with _target(arguments) as target:
         split = target.set_split(
-            arguments.model, arms, salt=arguments.salt, load=arguments.load, comment=arguments.reason
+            arguments.model, arms, salt=arguments.salt, load=arguments.load, comment=arguments.comment
         )
     if arguments.json:
         print_json(split)
@@ -154,7 +155,7 @@ def run_show(arguments: argparse.Namespace) -> int:
 def run_remove(arguments: argparse.Namespace) -> int:
     """New runs get the label `stable` again."""
     with _target(arguments) as target:
-        target.remove_split(arguments.model, comment=arguments.reason)
+        target.remove_split(arguments.model, comment=arguments.comment)
     print(f"{arguments.model} has no split any more; new runs get its label stable.")
     return 0
 
@@ -162,7 +163,7 @@ def run_remove(arguments: argparse.Namespace) -> int:
 def run_pin(arguments: argparse.Namespace) -> int:
     """A run that has a version moves when it registers with `move`."""
     with _target(arguments) as target:
-        target.set_pin(arguments.model, arguments.training_run, arguments.version, comment=arguments.reason)
+        target.set_pin(arguments.model, arguments.training_run, arguments.version, comment=arguments.comment)
     print(f"{arguments.training_run} gets {arguments.model}@{arguments.version} when it asks next.")
     return 0
 
@@ -170,7 +171,7 @@ def run_pin(arguments: argparse.Namespace) -> int:
 def run_unpin(arguments: argparse.Namespace) -> int:
     """The run keeps what it has until it registers with `move`."""
     with _target(arguments) as target:
-        target.remove_pin(arguments.model, arguments.training_run, comment=arguments.reason)
+        target.remove_pin(arguments.model, arguments.training_run, comment=arguments.comment)
     print(f"{arguments.training_run} is not pinned any more.")
     return 0
 
@@ -241,7 +242,7 @@ def _target(arguments: argparse.Namespace) -> Iterator[Admin | HomeRuns]:
 
 
 def _add_reason(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--reason", default="", help="why; kept in the history")
+    add_reason_option(parser)
 
 
 def _add(commands: Any, name: str, run: Any, help_: str, example: str) -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ from rm_server.commands.common import (
     Row,
     add_command,
     add_json_option,
+    add_reason_option,
     print_json,
     print_table,
     short_time,
@@ -32,7 +33,7 @@ def add_parsers(commands: Any) -> None:
     _add_version(parser)
     parser.add_argument("--share", type=float, default=0.1, help="of the model's calls, up to 1 (default: 0.1)")
     parser.add_argument("--load", action="store_true", help="loads the version first, if it is not loaded")
-    parser.add_argument("--reason", default="", help="why; kept in the history")
+    add_reason_option(parser)
 
     parser = _add(actions, "list", run_list, "the versions that shadow", "rm-server shadow list --json")
     parser.add_argument("model", nargs="?", default="", help="only this one's")
@@ -40,7 +41,7 @@ def add_parsers(commands: Any) -> None:
 
     parser = _add(actions, "remove", run_remove, "ends a shadow", "rm-server shadow remove helpfulness 3")
     _add_version(parser)
-    parser.add_argument("--reason", default="", help="why; kept in the history")
+    add_reason_option(parser)
 
     parser = _add(
         actions,
@@ -60,7 +61,7 @@ def run_set(arguments: argparse.Namespace) -> int:
     """Waits until the version is loaded, where it is to be."""
     with open_server_or_home(arguments) as target:
         shadow = target.set_shadow(
-            arguments.model, arguments.version, arguments.share, load=arguments.load, comment=arguments.reason
+            arguments.model, arguments.version, arguments.share, load=arguments.load, comment=arguments.comment
         )
     print(f"{_name(shadow)} scores {shadow['share']:.4g} of the calls of {shadow['model']}, too.")
     return 0
@@ -89,7 +90,7 @@ def run_list(arguments: argparse.Namespace) -> int:
 def run_remove(arguments: argparse.Namespace) -> int:
     """What was compared stays."""
     with open_server_or_home(arguments) as target:
-        target.remove_shadow(arguments.model, arguments.version, comment=arguments.reason)
+        target.remove_shadow(arguments.model, arguments.version, comment=arguments.comment)
     print(f"{arguments.model}@{arguments.version} shadows no longer; its report stays.")
     return 0
 

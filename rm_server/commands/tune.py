@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from rm_server.commands.common import Row, add_json_option, print_json, print_table
+from rm_server.commands.common import Row, add_json_option, add_reason_option, print_json, print_table
 from rm_server.commands.target import add_home_option, opened_home
 
 # What computes is imported by the command that needs it: `rm-server --help` must not load torch.
@@ -44,7 +44,7 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument("--seconds", type=float, default=DEFAULT_S, help="take about so long (default 60)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda:0, …")
     parser.add_argument("--workers", type=int, metavar="N", help="try no more processes than this (default: the cores)")
-    parser.add_argument("--comment", default="", help="why; kept in the history")
+    add_reason_option(parser)
     parser.add_argument("--quiet", action="store_true", help="do not say what is being done")
     add_json_option(parser)
     add_home_option(parser, is_required=True)

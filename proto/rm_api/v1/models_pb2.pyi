@@ -130,12 +130,14 @@ class GetVersionResponse(_message.Message):
     def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
 
 class LoadVersionRequest(_message.Message):
-    __slots__ = ("selector", "precision")
+    __slots__ = ("selector", "precision", "comment")
     SELECTOR_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
+    COMMENT_FIELD_NUMBER: _ClassVar[int]
     selector: str
     precision: str
-    def __init__(self, selector: _Optional[str] = ..., precision: _Optional[str] = ...) -> None: ...
+    comment: str
+    def __init__(self, selector: _Optional[str] = ..., precision: _Optional[str] = ..., comment: _Optional[str] = ...) -> None: ...
 
 class LoadVersionResponse(_message.Message):
     __slots__ = ("version",)
@@ -144,12 +146,14 @@ class LoadVersionResponse(_message.Message):
     def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
 
 class UnloadVersionRequest(_message.Message):
-    __slots__ = ("selector", "force")
+    __slots__ = ("selector", "force", "comment")
     SELECTOR_FIELD_NUMBER: _ClassVar[int]
     FORCE_FIELD_NUMBER: _ClassVar[int]
+    COMMENT_FIELD_NUMBER: _ClassVar[int]
     selector: str
     force: bool
-    def __init__(self, selector: _Optional[str] = ..., force: bool = ...) -> None: ...
+    comment: str
+    def __init__(self, selector: _Optional[str] = ..., force: bool = ..., comment: _Optional[str] = ...) -> None: ...
 
 class UnloadVersionResponse(_message.Message):
     __slots__ = ("version",)
