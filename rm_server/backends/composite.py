@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rm_server.backends.explanation import Reading
 from rm_server.backends.items import Content, EncodedItem
 from rm_server.backends.rules import (
     Rule,
@@ -105,6 +106,12 @@ class CompositeEncoder:
         if self._of_rules is None:
             raise UnsupportedContent("This composite has no rules of its own.")
         return self._of_rules.encode(prompt, completion, truncation)
+
+    def explain(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> Reading:
+        """How its own rules read the item. Raises what `RulesEncoder.explain` raises."""
+        if self._of_rules is None:
+            raise UnsupportedContent("This composite has no rules of its own.")
+        return self._of_rules.explain(prompt, completion, truncation)
 
 
 def read_composite(folder: Path, *, is_pinned: bool = True) -> Composite:

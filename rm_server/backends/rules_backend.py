@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 
 from rm_server.backends.content_checks import check_unicode, checked_ids
+from rm_server.backends.explanation import Reading, ReadToken
 from rm_server.backends.items import Batch, ChatMessage, Content, EncodedItem, Float64Array
 from rm_server.backends.plain_ids import plain_ids
 from rm_server.backends.rules import RuleList
@@ -60,6 +61,18 @@ class RulesEncoder:
         if self._rules.looks_at != "token_ids" or self._rules.names_of_prompt_rules:
             return None
         return plain_ids(pairs, _ANY_ID, self._manifest.max_tokens)
+
+    def explain(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> Reading:
+        """How it reads one item; see `explanation.ExplainingEncoder`."""
+        item = self.encode(prompt, completion, truncation)
+        rule = truncation or self._manifest.truncation
+        if item.text is not None:
+            return Reading(item.text, (), len(_text(prompt)) + len(_text(completion)), rule)
+        tokens = tuple(
+            ReadToken(token, "", "prompt" if index < item.completion_start else "completion")
+            for index, token in enumerate(item.ids.tolist())
+        )
+        return Reading((), tokens, len(prompt) + len(completion), rule)
 
     def _of_ids(self, prompt: tuple[int, ...], completion: tuple[int, ...], rule: TruncationRule) -> EncodedItem:
         ids = checked_ids(tuple(prompt) + completion, _ANY_ID)

@@ -16,8 +16,10 @@ from typing import Any, TypeAlias, cast
 
 import jinja2
 import numpy as np
+import numpy.typing as npt
 
 from rm_server.backends.content_checks import check_unicode, checked_ids
+from rm_server.backends.explanation import Reading, ReadToken
 from rm_server.backends.items import ChatMessage, Content, EncodedItem, Int32Array, RenderedText
 from rm_server.backends.json_file import first_line
 from rm_server.backends.plain_ids import plain_ids
@@ -26,16 +28,30 @@ from rm_server.errors import EmptyItem, UnsupportedContent
 from rm_server.registry.manifest import CHAT_TEMPLATE, PAIR_TEMPLATE, Manifest, TruncationRule
 
 Span: TypeAlias = tuple[int, int]
+Int64Array: TypeAlias = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class _Joined:
-    """A text to tokenise, the spans of prompt and completion in it, and whether [CLS], BOS… are added."""
+    """A text to tokenise, the spans of prompt and completion in it, and whether [CLS], BOS… are added.
 
-    text: str
+    Of a pair, ``text`` is the two, and each span is in its own.
+    """
+
+    text: str | tuple[str, str]
     prompt: Span
     completion: Span
     adds_special_tokens: bool
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """One, or two."""
+        return (self.text,) if isinstance(self.text, str) else self.text
+
+    @property
+    def completion_segment(self) -> int:
+        """The segment in which the completion's characters count; the prompt's is 0."""
+        return len(self.texts) - 1
 
 
 class TextEncoder:
@@ -69,24 +85,52 @@ class TextEncoder:
     def encode(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> EncodedItem:
         """Encodes one item; see `interface.Encoder`."""
         rule = truncation or self.manifest.truncation
-        if not completion:
-            raise EmptyItem("The item has no completion; at least one character, message or id is needed.")
-        kinds = {_kind_of(content) for content in (prompt, completion) if content}
-        if "ids" in kinds:
-            if len(kinds) > 1:
-                raise UnsupportedContent("Prompt and completion are of different kinds; send both as token ids.")
+        if _are_ids(prompt, completion):
             return self._of_ids(cast(tuple[int, ...], tuple(prompt)), cast(tuple[int, ...], completion), rule)
-        if "messages" in kinds or (self.manifest.template == CHAT_TEMPLATE and prompt):
-            return self._of_text(self._render_chat(_messages(prompt, "user"), _messages(completion, "assistant")), rule)
-        prompt_text, completion_text = cast(str, prompt or ""), cast(str, completion)
-        if self.manifest.template == PAIR_TEMPLATE and prompt_text:
-            return self._of_pair(prompt_text, completion_text, rule)
-        joined = self._join(prompt_text, completion_text)
-        return self._of_text(self._begun_once(joined) if isinstance(completion, RenderedText) else joined, rule)
+        joined = self._joined(prompt, completion)
+        return self._finish(self._tokenized(joined), joined, rule)
+
+    def explain(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> Reading:
+        """How it reads one item; see `explanation.ExplainingEncoder`."""
+        item = self.encode(prompt, completion, truncation)
+        rule = truncation or self.manifest.truncation
+        if _are_ids(prompt, completion):
+            in_completion = np.arange(item.num_tokens) >= item.completion_start
+            tokens = self._read_tokens(item.ids, ~in_completion, in_completion)
+            return Reading((), tokens, len(prompt) + len(completion), rule)
+        joined = self._joined(prompt, completion)
+        encoding = self._tokenized(joined)
+        ids, _ = self._with_eos(encoding)
+        in_prompt, in_completion = self._cuttable(encoding, ids, joined)
+        kept = kept_tokens(in_prompt, in_completion, self.max_tokens or len(ids), rule)
+        if isinstance(joined.text, str) and (spans := _message_spans(joined.text, prompt, completion)):
+            written = _overlapping(_places(encoding), len(ids), spans)  # the rest is the chat template's
+            in_prompt, in_completion = in_prompt & written, in_completion & written
+        tokens = self._read_tokens(item.ids, in_prompt[kept], in_completion[kept])
+        return Reading(joined.texts, tokens, len(ids), rule)
+
+    def _read_tokens(self, ids: Int32Array, in_prompt: BoolArray, in_completion: BoolArray) -> tuple[ReadToken, ...]:
+        texts = self.tokenizer.convert_ids_to_tokens(ids.tolist())
+        return tuple(
+            ReadToken(token, text or "", "completion" if is_completion else "prompt" if is_prompt else "added")
+            for token, text, is_prompt, is_completion in zip(ids.tolist(), texts, in_prompt, in_completion, strict=True)
+        )
 
     def encode_plain_ids(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem] | None:
         """All at once; see `interface.Encoder`."""
         return plain_ids(pairs, self._vocabulary_size, self.max_tokens)
+
+    def _joined(self, prompt: Content, completion: Content) -> _Joined:
+        """Text or messages, as the version's template joins them."""
+        has_messages = any(content and not isinstance(content, str) for content in (prompt, completion))
+        if has_messages or (self.manifest.template == CHAT_TEMPLATE and prompt):
+            return self._render_chat(_messages(prompt, "user"), _messages(completion, "assistant"))
+        prompt_text, completion_text = cast(str, prompt or ""), cast(str, completion)
+        if self.manifest.template == PAIR_TEMPLATE and prompt_text:
+            spans = (0, len(prompt_text)), (0, len(completion_text))
+            return _Joined((prompt_text, completion_text), *spans, self.manifest.add_special_tokens)
+        joined = self._join(prompt_text, completion_text)
+        return self._begun_once(joined) if isinstance(completion, RenderedText) else joined
 
     def _join(self, prompt: str, completion: str) -> _Joined:
         """Puts both into the template in one pass, so that braces in the content stay what they are.
@@ -111,11 +155,12 @@ class TextEncoder:
 
     def _begun_once(self, rendered: _Joined) -> _Joined:
         """Sees to it that a rendered text begins with the version's special token, if it has one, and with one only."""
-        if self._begin_token and rendered.text.startswith(self._begin_token):
+        (text,) = rendered.texts
+        if self._begin_token and text.startswith(self._begin_token):
             return replace(rendered, adds_special_tokens=False)
         if self.manifest.template == CHAT_TEMPLATE and self._chat_begins_with:
             start, end = (position + len(self._chat_begins_with) for position in rendered.completion)
-            return replace(rendered, text=self._chat_begins_with + rendered.text, completion=(start, end))
+            return replace(rendered, text=self._chat_begins_with + text, completion=(start, end))
         return rendered
 
     def _is_chat_begun_by(self, token: str) -> bool:
@@ -154,24 +199,13 @@ class TextEncoder:
         )
         return text
 
-    def _of_text(self, joined: _Joined, rule: TruncationRule) -> EncodedItem:
-        check_unicode(joined.text)
-        encoding = self._tokenized(joined.text, joined.adds_special_tokens)
-        return self._finish(encoding, (joined.prompt, 0), (joined.completion, 0), rule)
-
-    def _of_pair(self, prompt: str, completion: str, rule: TruncationRule) -> EncodedItem:
-        check_unicode(prompt + completion)
-        encoding = self._tokenized((prompt, completion), self.manifest.add_special_tokens)
-        return self._finish(encoding, ((0, len(prompt)), 0), ((0, len(completion)), 1), rule)
-
-    def _tokenized(self, text: str | tuple[str, str], adds_special_tokens: bool) -> Any:
+    def _tokenized(self, joined: _Joined) -> Any:
+        check_unicode("".join(joined.texts))
         # `encode` holds the GIL, so that a long text would stop the whole server; `encode_batch` lets go of it.
-        return self._rust.encode_batch([text], add_special_tokens=adds_special_tokens)[0]
+        return self._rust.encode_batch([joined.text], add_special_tokens=joined.adds_special_tokens)[0]
 
-    def _finish(
-        self, encoding: Any, prompt: tuple[Span, int], completion: tuple[Span, int], rule: TruncationRule
-    ) -> EncodedItem:
-        """Appends EOS and cuts. ``prompt`` and ``completion``: a span and the segment that its characters count in."""
+    def _with_eos(self, encoding: Any) -> tuple[Int32Array, Int32Array | None]:
+        """Ids, and type ids where the version uses them; EOS appended where it has to be and is not there."""
         ids = np.array(encoding.ids, np.int32)
         type_ids = np.array(encoding.type_ids, np.int32) if self._uses_type_ids else None
         if self._eos_id is not None and (not len(ids) or ids[-1] != self._eos_id):
@@ -179,11 +213,16 @@ class TextEncoder:
             type_ids = (
                 None if type_ids is None else np.append(type_ids, type_ids[-1:] if len(type_ids) else np.int32(0))
             )
+        return ids, type_ids
+
+    def _finish(self, encoding: Any, joined: _Joined, rule: TruncationRule) -> EncodedItem:
+        """Appends EOS and cuts."""
+        ids, type_ids = self._with_eos(encoding)
         if not len(ids):
             raise EmptyItem("The item has no tokens: its text is nothing but what the tokenizer drops (white space).")
-        completion_start = _first_token(encoding, *completion)
+        completion_start = _first_token(encoding, joined.completion, joined.completion_segment)
         if self.max_tokens and len(ids) > self.max_tokens:
-            in_prompt, in_completion = self._cuttable(encoding, ids, prompt, completion)
+            in_prompt, in_completion = self._cuttable(encoding, ids, joined)
             kept = kept_tokens(in_prompt, in_completion, self.max_tokens, rule)
             return self._cut(ids, type_ids, completion_start, kept)
         return EncodedItem(
@@ -193,19 +232,12 @@ class TextEncoder:
             type_ids=type_ids if type_ids is not None and type_ids.any() else None,
         )
 
-    def _cuttable(
-        self, encoding: Any, ids: Int32Array, prompt: tuple[Span, int], completion: tuple[Span, int]
-    ) -> tuple[BoolArray, BoolArray]:
+    def _cuttable(self, encoding: Any, ids: Int32Array, joined: _Joined) -> tuple[BoolArray, BoolArray]:
         """Which tokens stand for characters of the prompt and of the completion, shape (num_tokens,) each."""
-        offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
-        segments = np.array([-1 if segment is None else segment for segment in encoding.sequence_ids])
-        stays = self._special_ends(ids)
-        masks = []
-        for (start, end), segment in (prompt, completion):
-            mask = np.zeros(len(ids), np.bool_)
-            mask[: len(offsets)] = (offsets[:, 0] < end) & (offsets[:, 1] > start) & (segments == segment)
-            masks.append(mask & ~stays)
-        return masks[0] & ~masks[1], masks[1]
+        stays, places = self._special_ends(ids), _places(encoding)
+        in_prompt = _overlapping(places, len(ids), [joined.prompt]) & ~stays
+        in_completion = _overlapping(places, len(ids), [joined.completion], joined.completion_segment) & ~stays
+        return in_prompt & ~in_completion, in_completion
 
     def _special_ends(self, ids: Int32Array) -> BoolArray:
         """Marks the special tokens at both ends (BOS, [CLS]; EOS), which no truncation takes away."""
@@ -247,6 +279,37 @@ def _common_length(left: str, right: str) -> int:
     return min(len(left), len(right))
 
 
+def _places(encoding: Any) -> tuple[Int64Array, Int64Array]:
+    """Of each token of the text, its characters, shape (num_text_tokens, 2), and its segment; -1: of none."""
+    segments = [-1 if number is None else number for number in encoding.sequence_ids]
+    return np.array(encoding.offsets, np.int64).reshape(-1, 2), np.array(segments, np.int64)
+
+
+def _overlapping(
+    places: tuple[Int64Array, Int64Array], num_tokens: int, spans: Sequence[Span], segment: int = 0
+) -> BoolArray:
+    """Which tokens have a character in one of the spans of a segment, shape (num_tokens,)."""
+    offsets, segments = places
+    mask = np.zeros(num_tokens, np.bool_)
+    for start, end in spans:
+        mask[: len(offsets)] |= (offsets[:, 0] < end) & (offsets[:, 1] > start) & (segments == segment)
+    return mask
+
+
+def _message_spans(text: str, prompt: Content, completion: Content) -> list[Span]:
+    """Where the messages' own words are in a rendered chat; none where no messages came."""
+    spans: list[Span] = []
+    position = 0
+    for content in (prompt, completion):
+        for message in content if not isinstance(content, str) else ():
+            words = message.content.strip() if isinstance(message, ChatMessage) else ""
+            start = text.find(words, position) if words else -1
+            if start >= 0:
+                position = start + len(words)
+                spans.append((start, position))
+    return spans
+
+
 def _first_token(encoding: Any, span: Span, segment: int) -> int:
     """Index of the first token with a character of the span; the number of tokens where there is none."""
     for position in range(*span):
@@ -256,10 +319,18 @@ def _first_token(encoding: Any, span: Span, segment: int) -> int:
     return len(encoding)
 
 
-def _kind_of(content: Content) -> str:
-    if isinstance(content, str):
-        return "text"
-    return "messages" if isinstance(content[0], ChatMessage) else "ids"
+def _are_ids(prompt: Content, completion: Content) -> bool:
+    """Whether token ids came. Raises EmptyItem without a completion, UnsupportedContent for ids and something else."""
+    if not completion:
+        raise EmptyItem("The item has no completion; at least one character, message or id is needed.")
+    are_ids = {
+        not isinstance(content, str) and not isinstance(content[0], ChatMessage)
+        for content in (prompt, completion)
+        if content
+    }
+    if len(are_ids) > 1:
+        raise UnsupportedContent("Prompt and completion are of different kinds; send both as token ids.")
+    return are_ids == {True}
 
 
 def _messages(content: Content, role: str) -> list[dict[str, str]]:

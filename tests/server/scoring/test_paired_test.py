@@ -33,7 +33,7 @@ def test_prompts_are_turned_as_a_whole(differences: list[int]) -> None:
 
 def test_pairs_of_one_prompt_say_less_than_pairs_of_many() -> None:
     one_way = {f"{prompt}/{prompt}-{pair}": -1.0 for prompt in "abcde" for pair in range(20)}
-    found = compare(one_way, {key: 1.0 for key in one_way})
+    found = compare(one_way, dict.fromkeys(one_way, 1.0))
     assert found is not None
     assert (found.num_lost, found.p_value) == (100, pytest.approx(2 / 2**5))
 

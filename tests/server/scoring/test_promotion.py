@@ -1,4 +1,4 @@
-"""The gate's word, case by case; the evaluations are made by the code that makes real ones, of scorers of known skill."""
+"""The gate's word, case by case; the evaluations are made by the real code, of scorers of known skill."""
 
 from __future__ import annotations
 
