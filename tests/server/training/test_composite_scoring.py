@@ -1,0 +1,95 @@
+"""A composite registered into a home: golden scores of its own, made of those of its parts, and served as recorded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_models
+from rm_api.v1 import models_pb2
+from running_server import make_rules_version, running
+
+from rm_server.cli import main
+from rm_server.errors import GoldenMismatch, UnsupportedArtifact
+from rm_server.registry.home import open_home
+from rm_server.registry.manifest import GoldenExample, Manifest, read_manifest, write_manifest
+from rm_server.training.registration import Reading, register_folder
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """grammar@1 reads a classifier's label 1; brevity@1 is a rule."""
+    classifier = tiny_models.make_checkpoint(tmp_path / "grammar", "gpt2", num_labels=2, seed=3)
+    rules = make_rules_version(tmp_path / "brevity", {"type": "length", "max": 3, "soft": 4})
+    register_folder(tmp_path / "home", "grammar", str(classifier), actor="me", reading=Reading(label_index="LABEL_1"))
+    register_folder(tmp_path / "home", "brevity", str(rules), actor="me")
+    return tmp_path / "home"
+
+
+def write(folder: Path, **weights: float) -> str:
+    folder.mkdir()
+    components = [{"name": name, "version": f"{name}@1", "weight": weight} for name, weight in weights.items()]
+    (folder / "composite.json").write_text(json.dumps({"components": components}))
+    return str(folder)
+
+
+def test_golden_scores_are_recorded_and_served(tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(tmp_path / "quality", grammar=2.0, brevity=0.5)
+    assert main(["register", "quality", source, "--home", str(home), "--quiet"]) == 0
+    assert main(["models", "--home", str(home)]) == 0
+    assert "composite of brevity@1, grammar@1" in capsys.readouterr().out
+    catalog, artifacts = open_home(home)
+    with running(home) as server:
+        for model in ("grammar", "brevity", "quality"):
+            catalog.set_wanted(model, 1, True, "me")
+            catalog.set_label(model, "stable", 1, "me")
+        golden = read_manifest(artifacts.path(catalog.snapshot().versions["quality", 1].digest)).golden
+        assert len(golden) == 16
+        server.models.LoadVersion(models_pb2.LoadVersionRequest(selector="quality@1"))
+        for example in golden:
+            assert isinstance(example.completion, str)
+            assert isinstance(example.prompt, str)
+            grammar, brevity, quality = (
+                server.score(f"{model}@1", example.completion, prompt=example.prompt).results[0].score.value
+                for model in ("grammar", "brevity", "quality")
+            )
+            assert quality == pytest.approx(2 * grammar + 0.5 * brevity, abs=1e-6)
+            assert quality == pytest.approx(example.score, abs=1e-4)
+    catalog.close()
+
+
+def test_golden_scores_that_it_does_not_give_are_refused(tmp_path: Path, home: Path) -> None:
+    source = write(tmp_path / "quality", brevity=1.0)
+    golden = (GoldenExample("Hi", "a b", 0.5),)
+    write_manifest(Path(source), Manifest("composite", transform="weighted_sum", golden=golden))
+    with pytest.raises(GoldenMismatch):
+        register_folder(home, "quality", source, actor="me")
+
+
+def test_a_calibrated_part_is_pinned_as_it_is_now(tmp_path: Path, home: Path) -> None:
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(json.dumps({"prompt": "Hi", "completion": "word " * n}) + "\n" for n in range(1, 9)))
+    rules = make_rules_version(tmp_path / "other", {"type": "length", "max": 2, "soft": 9})
+    calibrated = register_folder(home, "brevity", str(rules), actor="me", reference_data=data).record
+    component = {"name": "brevity", "version": "brevity@2", "calibrated": True}
+    (tmp_path / "quality").mkdir()
+    (tmp_path / "quality" / "composite.json").write_text(json.dumps({"components": [component]}))
+    done = register_folder(home, "quality", str(tmp_path / "quality"), actor="me")
+    catalog, artifacts = open_home(home)
+    (pinned,) = json.loads((artifacts.path(done.record.digest) / "composite.json").read_text())["components"]
+    catalog.close()
+    assert calibrated.calibration is not None
+    assert pinned["calibration"] == {
+        "digest": calibrated.calibration.digest,
+        "gain": calibrated.calibration.gain,
+        "bias": calibrated.calibration.bias,
+    }
+    of_short = {example.completion: example.score for example in done.manifest.golden}
+    assert max(of_short.values()) == pytest.approx(calibrated.calibration.gain + calibrated.calibration.bias)
+
+
+def test_a_composite_is_no_part(tmp_path: Path, home: Path) -> None:
+    register_folder(home, "quality", write(tmp_path / "quality", brevity=1.0), actor="me")
+    with pytest.raises(UnsupportedArtifact, match="quality@1 is a composite"):
+        register_folder(home, "more", write(tmp_path / "more", quality=1.0), actor="me")
