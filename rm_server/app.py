@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable
@@ -51,6 +52,7 @@ GC_THRESHOLD = 20_000
 """Objects that may be new before Python looks for cycles among them."""
 
 LAG_INTERVAL_S = 0.5
+DISK_INTERVAL_S = 15.0
 LAST_ANSWERS_S = 5.0
 """Answers that are ready have so long to reach their callers."""
 
@@ -147,7 +149,13 @@ class App:
         stack.push_async_callback(runs.stop)
         stack.push_async_callback(pairs.stop)
         stack.push_async_callback(shadowing.stop)
-        for watcher in (readiness.follow, pairs.run, lambda: _measure_lag(metrics), lambda: watch(self._watched)):
+        for watcher in (
+            readiness.follow,
+            pairs.run,
+            lambda: _measure_lag(metrics),
+            lambda: _measure_disk(settings.home, metrics),
+            lambda: watch(self._watched),
+        ):
             stack.push_async_callback(_cancel, asyncio.create_task(watcher()))
         await grpc_server.start()
         calls.open()
@@ -279,6 +287,16 @@ async def _measure_lag(metrics: Metrics) -> None:
         expected = loop.time() + LAG_INTERVAL_S
         await asyncio.sleep(LAG_INTERVAL_S)
         metrics.loop_lagged(max(0.0, loop.time() - expected))
+
+
+async def _measure_disk(home: Path, metrics: Metrics) -> None:
+    while True:
+        try:
+            # Where the disk is a network's, this may take long.
+            metrics.home_free((await asyncio.to_thread(shutil.disk_usage, home)).free)
+        except OSError:
+            logger.warning("the disk of the home does not say how much room it has", exc_info=True)
+        await asyncio.sleep(DISK_INTERVAL_S)
 
 
 async def _cancel(task: asyncio.Future[None]) -> None:

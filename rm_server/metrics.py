@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version as package_version
@@ -146,6 +147,12 @@ class Metrics:
         )
         self._unloads = Counter("rm_unloads_total", "Versions taken out of memory.", ("model",), registry=registry)
         self._label_moves = Counter("rm_label_moves_total", "Labels set or removed.", ("model",), registry=registry)
+        self._missing_versions = Gauge(
+            "rm_versions_missing",
+            "Versions that should be loaded here and are not, by state.",
+            ("state",),
+            registry=registry,
+        )
 
         # Scores. A mean on the common scale says how far the texts of now are from those it was calibrated on.
         self._score_mean = Gauge(
@@ -191,6 +198,12 @@ class Metrics:
         )
 
         # The server.
+        self._ready = Gauge("rm_ready", "1 while callers are welcome, as /readyz says.", registry=registry)
+        self._home_free = Gauge(
+            "rm_home_free_bytes",
+            "Room on the disk of the home, where artifacts are put and fetched to.",
+            registry=registry,
+        )
         self._draining = Gauge("rm_draining", "1 once the server takes no new work.", registry=registry)
         self._catalog_reachable = Gauge(
             "rm_catalog_reachable", "1 while the catalog's database answers.", registry=registry
@@ -229,6 +242,19 @@ class Metrics:
         self._batch_tokens_of = cache(self._batch_tokens.labels)
         self._cache_hits_of = cache(self._cache_hits.labels)
         self._cache_misses_of = cache(self._cache_misses.labels)
+        self._remembered = (
+            *(self._requests_of, self._request_seconds_of, self._items_of, self._tokens_of),
+            *(self._tokenize_seconds_of, self._queue_wait_seconds_of, self._compute_seconds_of),
+            *(self._batch_items_of, self._batch_tokens_of, self._cache_hits_of, self._cache_misses_of),
+        )
+        self._per_version = (
+            *(self._requests, self._request_seconds, self._items, self._tokens, self._truncated),
+            *(self._tokenize_seconds, self._queue_wait_seconds, self._compute_seconds),
+            *(self._batch_items, self._batch_tokens, self._dropped, self._cache_hits, self._cache_misses),
+            *(self._score_mean, self._score_std, self._score_calibrated_mean),
+            *(self._shadow_items, self._shadow_pearson, self._shadow_shift_std),
+        )
+        """Has a series for each version, which goes when the version is deleted; a model's stay, they are few."""
 
     # --- requests ---
 
@@ -319,6 +345,19 @@ class Metrics:
             self._version_info.remove(model, version, *labels)
             self._version_memory.remove(model, version)
 
+    def version_forgotten(self, key: VersionKey) -> None:
+        """A version was deleted and is out of memory: nothing of it is shown any more."""
+        model, version = _labels(key)
+        for metric in self._per_version:
+            metric.remove_by_labels({"model": model, "version": version})
+        for remembered in self._remembered:
+            remembered.cache_clear()  # one entry cannot be taken out, and deleting is rare
+
+    def versions_missing(self, num_by_state: Mapping[str, int]) -> None:
+        """How many versions should be loaded and are not; a state that is not named has none."""
+        for state in ("REGISTERED", "LOADING", "DRAINING", "FAILED"):
+            self._missing_versions.labels(state).set(num_by_state.get(state, 0))
+
     # --- scores and shadows ---
 
     def recent_scores(self, key: VersionKey, mean: float, std: float, calibrated_mean: float | None) -> None:
@@ -354,6 +393,14 @@ class Metrics:
         self._label_moves.labels(model).inc()
 
     # --- server ---
+
+    def ready(self, is_ready: bool) -> None:
+        """Whether callers are welcome."""
+        self._ready.set(is_ready)
+
+    def home_free(self, num_bytes: int) -> None:
+        """Room left on the disk of the home."""
+        self._home_free.set(num_bytes)
 
     def draining(self, is_draining: bool) -> None:
         """Whether the server refuses new work because it is going to stop."""

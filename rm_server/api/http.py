@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -85,6 +86,8 @@ class HttpService:
     async def _scrape(self, request: web.Request) -> web.Response:
         rule = METRICS_WITH_TOKEN if self._metrics_need_token else _rule(request)
         self._permit(request, rule)
+        self._metrics.ready(self._readiness.is_ready)
+        self._metrics.versions_missing(Counter(part.state for part in self._readiness.missing()))
         text, content_type = self._metrics.exposition(request.headers.get("accept", ""))
         return web.Response(body=text, headers={"content-type": content_type})
 

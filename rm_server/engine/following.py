@@ -27,6 +27,7 @@ Guard = Callable[[VersionKey], str | None]
 
 _NEEDS_PARTS = ("LOADING", "READY", "DRAINING")
 """States of a composite in which its parts must stay."""
+_OUT_OF_MEMORY = ("REGISTERED", "FAILED")
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class VersionMetrics(DeploymentMetrics, Protocol):
 
     def label_moved(self, model: str) -> None: ...
     def catalog_reachable(self, is_reachable: bool) -> None: ...
+    def version_forgotten(self, key: VersionKey) -> None: ...
 
 
 class Following:
@@ -186,6 +188,8 @@ class Following:
         changed = {key for key, _ in before.versions.items() ^ snapshot.versions.items()}
         self._note_needs()
         self._serve()
+        for key in changed:
+            self._forget_if_gone(key)
         for model in sorted({model for model, _ in changed}):
             self.changes.publish("VERSIONS", model)
 
@@ -269,8 +273,13 @@ class Following:
             for composite in self.in_catalog.composites_of(key):
                 if self.deployment.state_of(composite).state == "READY":
                     self.deployment.lacks_part(composite, key)
+            self._forget_if_gone(key)
         self._serve()
         self.changes.publish("STATE", key[0])
+
+    def _forget_if_gone(self, key: VersionKey) -> None:
+        if key not in self.in_catalog.versions and self.deployment.state_of(key).state in _OUT_OF_MEMORY:
+            self._metrics.version_forgotten(key)
 
     def _serve(self) -> None:
         before = self.served

@@ -33,6 +33,8 @@ def everything_happened() -> Metrics:
     metrics.version_loaded(KEY, digest="ab" * 32, precision="fp32", memory_bytes=1 << 20, load_seconds=1.5)
     metrics.load_failed(("helpfulness", 4), "weights_mismatch")
     metrics.label_moved("helpfulness")
+    metrics.ready(True)
+    metrics.home_free(1 << 30)
     metrics.draining(False)
     metrics.catalog_reachable(True)
     metrics.loop_lagged(0.0001)
@@ -70,6 +72,29 @@ def test_a_version_that_is_unloaded_leaves_no_gauge_behind() -> None:
     assert value(metrics, "rm_version_memory_bytes", **labels) is None
     assert value(metrics, "rm_version_loaded_info", **labels, digest="ab" * 32, precision="fp32") is None
     assert value(metrics, "rm_unloads_total", model="helpfulness") == 1
+
+
+def test_a_version_that_is_deleted_leaves_nothing_behind_and_may_come_again() -> None:
+    metrics = everything_happened()
+    metrics.shadow_agreement(KEY, 0.9, 0.1)
+    metrics.recent_scores(KEY, 0.5, 1.0, 0.1)
+    metrics.items_finished(("helpfulness", 33), "ok", 1)
+    metrics.version_unloaded(KEY)
+    metrics.version_forgotten(KEY)
+    assert 'version="3"' not in scrape(metrics)
+    assert value(metrics, "rm_items_total", model="helpfulness", version="33", reason="ok") == 1
+    assert value(metrics, "rm_requests_total", method="Score", model="", version="", reason="model_not_found") == 1
+    metrics.items_finished(KEY, "ok", 2)
+    assert value(metrics, "rm_items_total", model="helpfulness", version="3", reason="ok") == 2
+
+
+def test_says_how_many_versions_are_missing_by_state() -> None:
+    metrics = Metrics()
+    metrics.versions_missing({"FAILED": 2})
+    assert value(metrics, "rm_versions_missing", state="FAILED") == 2
+    metrics.versions_missing({"LOADING": 1})
+    assert value(metrics, "rm_versions_missing", state="FAILED") == 0
+    assert value(metrics, "rm_versions_missing", state="LOADING") == 1
 
 
 def test_two_servers_fit_in_one_process() -> None:

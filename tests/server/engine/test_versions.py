@@ -130,6 +130,24 @@ async def test_a_version_that_something_needs_is_not_unloaded(tmp_path: Path) ->
         assert world.state(key) == "REGISTERED"
 
 
+async def test_a_version_deleted_here_or_elsewhere_leaves_the_metrics(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        for factor, deletes_elsewhere in ((0.5, False), (0.25, True)):
+            key = await world.register(factor)
+            await world.versions.load(key, None, **BY)
+            world.metrics.items_finished(key, "ok", 1)
+            name = f'model="m",version="{key[1]}"'
+            assert name in world.metrics.exposition("")[0].decode()
+            await world.versions.unload(key, False, **BY)
+            assert name in world.metrics.exposition("")[0].decode()
+            if deletes_elsewhere:
+                world.elsewhere.delete_version("m", key[1], actor="somebody")
+                await until(lambda key=key: key not in world.versions.snapshot.versions)
+            else:
+                await world.versions.delete(key, **BY)
+            assert name not in world.metrics.exposition("")[0].decode()
+
+
 async def test_an_unload_is_undone_where_a_run_was_quicker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running_world(tmp_path) as world:
         needs: dict[VersionKey, str] = {}
