@@ -28,8 +28,8 @@ from ppo_client import RewardClient, cli
 from .conftest import serving
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-FEELINGS = """happy sad scared excited angry proud upset afraid love loved loves cry cried fun smile smiled smiling laugh
-laughed surprised worried lonely glad joy hate mad nervous joyful"""
+FEELINGS = """happy sad scared excited angry proud upset afraid love loved loves cry cried fun smile smiled smiling
+laugh laughed surprised worried lonely glad joy hate mad nervous joyful"""
 TWO_SENTENCES = r'^[A-Z"][^.!?]*[.!?]"? [A-Z"][^.!?]*[.!?]"?$'
 
 
