@@ -136,7 +136,7 @@ async def test_a_version_deleted_here_or_elsewhere_leaves_the_metrics(tmp_path: 
             key = await world.register(factor)
             await world.versions.load(key, None, **BY)
             world.metrics.items_finished(key, "ok", 1)
-            name = f'model="m",version="{key[1]}"'
+            name = f'version="{key[1]}"'
             assert name in world.metrics.exposition("")[0].decode()
             await world.versions.unload(key, False, **BY)
             assert name in world.metrics.exposition("")[0].decode()
