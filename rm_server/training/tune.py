@@ -199,10 +199,12 @@ def _measure(candidates: Sequence[Candidate], sizes: Sequence[Crew], device: str
         num_slots = NUM_ROUNDS * (len(kept) + len(BATCH_TOKENS) * len(packed))
         slot_s = max(_SHORTEST_S, (end - time.perf_counter()) / max(1, num_slots))
         say(f"measuring {len(kept)} ways")
-        ways = _in_rounds([(arm, USUAL_BATCH_TOKENS) for arm in kept], rate, slot_s)
+        ways = _in_rounds([(arm, USUAL_BATCH_TOKENS) for arm in kept], rate, slot_s, end)
         best = [one.arm for one in best_of_each(ways) if one.arm.key in packed]
         say(f"measuring {len(BATCH_TOKENS)} sizes of batches")
-        batches = _in_rounds([(arm, tokens) for arm in best for tokens in BATCH_TOKENS], rate, slot_s)
+        # On a slow machine the time is used up by now: then the usual batch stays.
+        sizes_of_batches = BATCH_TOKENS if time.perf_counter() < end else ()
+        batches = _in_rounds([(arm, tokens) for arm in best for tokens in sizes_of_batches], rate, slot_s, end)
     return _Found(tuple(ways), tuple(batches), tuple(left_out), differences)
 
 
@@ -228,12 +230,15 @@ def _usable(
 
 
 def _in_rounds(
-    ways: Sequence[tuple[Arm, int]], rate: Callable[[Arm, int, float], float], seconds: float
+    ways: Sequence[tuple[Arm, int]], rate: Callable[[Arm, int, float], float], seconds: float, end: float
 ) -> list[Measured]:
+    """Each way in each round; the last rounds are left out when the time is over, for a batch may outlast its slot."""
     rates: defaultdict[tuple[Arm, int], list[float]] = defaultdict(list)
     for _ in range(NUM_ROUNDS):
         for way in ways:
             rates[way].append(rate(*way, seconds))
+        if time.perf_counter() > end:
+            break
     return [Measured(*way, tuple(rates[way])) for way in ways]
 
 

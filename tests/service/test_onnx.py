@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
-from rm_api.v1 import models_pb2
+from rm_api.v1 import models_pb2, scoring_pb2
 from running_server import RunningServer, error_of, make_version, running
 
 from rm_server import cli
@@ -46,7 +46,8 @@ def test_an_exported_version_gives_the_same_scores_and_ranks(tmp_path: Path) -> 
         gaps = expected[:, None] - expected[None, :]
         assert not ((gaps > 1e-5) & (got[:, None] <= got[None, :])).any()
         assert np.abs(rounded - expected).max() > 1e-4
-        alone = [server.score("m@3", text, bypass_cache=True).results[0].score.value for text in TEXTS[:9]]
+        options = scoring_pb2.ScoreOptions(bypass_cache=True)
+        alone = [server.score("m@3", text, options=options).results[0].score.value for text in TEXTS[:9]]
         assert alone == rounded[:9].tolist(), "int8 must not depend on what shares the batch"
 
 
