@@ -20,6 +20,7 @@ from rm_server.api.access import Access
 from rm_server.api.calls import Calls
 from rm_server.api.certificates import Certificates
 from rm_server.api.experiment_service import ExperimentService
+from rm_server.api.explain_service import ExplainService
 from rm_server.api.health import HealthService, Readiness
 from rm_server.api.http import HttpService
 from rm_server.api.model_service import ModelService
@@ -37,6 +38,7 @@ from rm_server.engine.versions import VersionManager
 from rm_server.metrics import Metrics
 from rm_server.registry.home import Home, open_home
 from rm_server.scoring.composites import Composites
+from rm_server.scoring.explaining import Explainer
 from rm_server.scoring.runs import Runs
 from rm_server.scoring.score_watch import ScoreWatch
 from rm_server.scoring.scorer import Scorer
@@ -113,6 +115,7 @@ class App:
         grpc_server = GrpcServer(
             Edge(calls, access),
             scoring=ScoringService(scorer, calls, settings.transport.max_stream_requests),
+            explaining=ExplainService(Explainer(engine, versions, runs, scorer)),
             models=ModelService(versions, catalog, engine, calls),
             experiments=ExperimentService(runs, versions, catalog),
             shadows=ShadowService(versions, catalog, pairs.flush),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from rm_server.commands import (
     calibrate,
     catalog,
+    explain,
     export,
     gc,
     models,
@@ -42,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     runs.add_parsers(commands)
     catalog.add_parsers(commands)
     promote.add_parsers(commands)
+    explain.add_parsers(commands)
     shadow.add_parsers(commands)
     calibrate.add_parsers(commands)
     gc.add_parsers(commands)

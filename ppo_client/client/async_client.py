@@ -10,7 +10,8 @@ from typing import Self, TypeVar, Unpack
 
 from ppo_client.client.catalog import Lease, Model, ModelChange, RunStatus, Version
 from ppo_client.client.core import Core, Delivery, Work
-from ppo_client.client.score_call import ScoreOptions
+from ppo_client.client.explanation import Explanation
+from ppo_client.client.score_call import ScoreOptions, TruncationRule
 from ppo_client.client.scores import Content, Scores
 from ppo_client.client.settings import ClientSettings, Tls, Tuning, read_settings
 
@@ -63,6 +64,19 @@ class AsyncRewardClient:
     ) -> asyncio.Future[Scores]:
         """Starts `score` at once, whether or not the future is awaited yet. Needs a running event loop."""
         return asyncio.wrap_future(self._core.submit(self._core.score(model, prompts, completions, options)))
+
+    async def explain(
+        self,
+        model: str,
+        *,
+        prompt: Content = "",
+        completion: Content,
+        run: str | None = None,
+        calibrated: bool = False,
+        truncation: TruncationRule | None = None,
+    ) -> Explanation:
+        """As RewardClient.explain."""
+        return await self._run(self._core.explain(model, prompt, completion, run, calibrated, truncation))
 
     async def register_run(
         self,

@@ -11,7 +11,8 @@ from typing import Self, Unpack
 
 from ppo_client.client.catalog import Lease, Model, ModelChange, RunStatus, Version
 from ppo_client.client.core import Core, Delivery
-from ppo_client.client.score_call import ScoreOptions
+from ppo_client.client.explanation import Explanation
+from ppo_client.client.score_call import ScoreOptions, TruncationRule
 from ppo_client.client.scores import Content, Scores
 from ppo_client.client.settings import ClientSettings, Tls, Tuning, read_settings
 
@@ -77,6 +78,19 @@ class RewardClient:
         ``future.cancel()`` cancels the call on the server, too. At most ``max_in_flight`` requests are on the wire.
         """
         return self._core.submit(self._core.score(model, prompts, completions, options))
+
+    def explain(
+        self,
+        model: str,
+        *,
+        prompt: Content = "",
+        completion: Content,
+        run: str | None = None,
+        calibrated: bool = False,
+        truncation: TruncationRule | None = None,
+    ) -> Explanation:
+        """How a version reads one item, token by token, and how its score comes about. Gives the run no lease."""
+        return self._core.wait(self._core.explain(model, prompt, completion, run, calibrated, truncation))
 
     def register_run(
         self,

@@ -9,14 +9,15 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar, cast
 
-from rm_api.v1 import experiments_pb2
+from rm_api.v1 import experiments_pb2, scoring_pb2
 
 from ppo_client.client.catalog import Lease, ModelChange
 from ppo_client.client.content import to_items
 from ppo_client.client.errors import ClientClosed, InvalidRequest
+from ppo_client.client.explanation import Explanation
 from ppo_client.client.loop_thread import LoopThread, check_not_forked
 from ppo_client.client.operations import Operations
-from ppo_client.client.score_call import ScoreCall, ScoreOptions
+from ppo_client.client.score_call import ScoreCall, ScoreOptions, TruncationRule
 from ppo_client.client.scores import Content, Scores
 from ppo_client.client.settings import ClientSettings
 
@@ -91,6 +92,26 @@ class Core:
         call = ScoreCall(model=model, run=self.settings.run if run is None else run, **cast("dict[str, Any]", given))
         items = to_items(prompts, completions)
         return lambda operations: operations.score(items, call, timeout_s)
+
+    def explain(
+        self,
+        model: str,
+        prompt: Content,
+        completion: Content,
+        run: str | None,
+        calibrated: bool,
+        truncation: TruncationRule | None,
+    ) -> Work[Explanation]:
+        (item,) = to_items([prompt], [completion])
+        call = ScoreCall(model, self.settings.run if run is None else run, calibrated, truncation)
+        request = scoring_pb2.ExplainRequest(
+            model=model,
+            prompt=item.prompt,
+            completion=item.completion,
+            run=call.run,
+            options=call.request([], "").options,
+        )
+        return lambda operations: operations.explain(request)
 
     def register_run(
         self, model: str, run: str | None, lease_s: float | None, expected_digest: str | None, move: bool

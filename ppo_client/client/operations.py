@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import grpc
-from rm_api.v1 import experiments_pb2, models_pb2
+from rm_api.v1 import experiments_pb2, models_pb2, scoring_pb2
 
 from ppo_client.client.caller import Attempts, Caller
 from ppo_client.client.catalog import (
@@ -27,6 +27,7 @@ from ppo_client.client.catalog import (
 from ppo_client.client.channels import error_of
 from ppo_client.client.content import Item
 from ppo_client.client.errors import RewardClientError, RunNotFound, ServerUnreachable
+from ppo_client.client.explanation import Explanation, read_explanation
 from ppo_client.client.known_versions import KnownVersions
 from ppo_client.client.score_call import ScoreCall
 from ppo_client.client.scores import Scores
@@ -53,6 +54,9 @@ class Operations:
         scores = await self._scorer.score(items, asked, timeout_s)
         known.answered(call.model, call.run, scores)
         return scores
+
+    async def explain(self, request: scoring_pb2.ExplainRequest) -> Explanation:
+        return read_explanation(await self._call(lambda stubs: stubs.scoring.Explain, request))
 
     async def register_run(self, request: experiments_pb2.RegisterRunRequest) -> Lease:
         response = await self._call(lambda stubs: stubs.experiments.RegisterRun, request)

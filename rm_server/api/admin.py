@@ -17,8 +17,10 @@ from rm_api.v1 import (
     experiments_pb2_grpc,
     models_pb2,
     models_pb2_grpc,
+    scoring_pb2_grpc,
 )
 
+from rm_server.api.admin_explain import ExplainActions
 from rm_server.api.admin_runs import RunActions
 from rm_server.api.error_map import ERROR_METADATA_KEY
 
@@ -34,7 +36,7 @@ class AdminError(Exception):
         self.reason = reason
 
 
-class Admin(RunActions):
+class Admin(RunActions, ExplainActions):
     """A connection to one server. ``ca``: the certificate authority of its TLS; without it the line is plain.
     ``cert`` and ``key``: what this side shows of itself, where the server asks for it.
 
@@ -62,6 +64,7 @@ class Admin(RunActions):
             self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(_read(ca), *pair), options)
         self._models = models_pb2_grpc.ModelServiceStub(self._channel)
         self._experiments = experiments_pb2_grpc.ExperimentServiceStub(self._channel)
+        self._scoring = scoring_pb2_grpc.ScoringServiceStub(self._channel)
 
     def __enter__(self) -> Admin:
         return self

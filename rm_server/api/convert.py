@@ -75,7 +75,7 @@ def score_response(answer: ScoreAnswer) -> scoring_pb2.ScoreResponse:
         label=answer.label or "",
         transform=TRANSFORMS[answer.transform],
         calibration=calibration(answer.calibration),
-        results=[_item_result(item) for item in answer.items],
+        results=[item_result(item) for item in answer.items],
         timings=scoring_pb2.Timings(
             tokenize_seconds=answer.timings.tokenize_s,
             queue_seconds=answer.timings.queue_s,
@@ -93,7 +93,7 @@ def calibration(record: CalibrationRecord | None) -> scoring_pb2.Calibration | N
     return scoring_pb2.Calibration(digest=record.digest, gain=record.gain, bias=record.bias)
 
 
-def _item_result(item: ItemAnswer) -> scoring_pb2.ItemResult:
+def item_result(item: ItemAnswer) -> scoring_pb2.ItemResult:
     if item.value is None:  # never a default number in its place
         error = item.error or InternalError("The item came back with neither a score nor an error.")
         return scoring_pb2.ItemResult(error=error_message(error), truncated=item.truncated, num_tokens=item.num_tokens)

@@ -13,6 +13,7 @@ from rm_api.v1 import experiments_pb2, models_pb2, scoring_pb2
 
 from rm_server.api.certificates import Certificates
 from rm_server.api.experiment_service import ExperimentService
+from rm_server.api.explain_service import ExplainService
 from rm_server.api.health import HealthService
 from rm_server.api.model_service import ModelService
 from rm_server.api.oip_service import OipService
@@ -47,6 +48,7 @@ class GrpcServer:
         edge: Edge,
         *,
         scoring: ScoringService,
+        explaining: ExplainService,
         models: ModelService,
         experiments: ExperimentService,
         shadows: ShadowService,
@@ -61,6 +63,7 @@ class GrpcServer:
         self._server.add_generic_rpc_handlers(
             (
                 edge.handler(SCORING, scoring),
+                edge.handler(SCORING, explaining),
                 edge.handler(MODELS, models, reads=MODEL_READS),
                 edge.handler(MODELS, promotions),
                 edge.handler(EXPERIMENTS, experiments, reads=EXPERIMENT_READS),

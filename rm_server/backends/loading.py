@@ -36,7 +36,7 @@ def load_encoder(folder: Path, manifest: Manifest) -> Encoder:
 
 def load_weightless(folder: Path, manifest: Manifest) -> Backend | None:
     """The backend of a version that has no weights, so that it can be held twice; None: it has some."""
-    return RulesBackend(read_rules(folder), manifest) if manifest.kind == "rules" else None
+    return load_backend(folder, manifest, ComputeSettings()) if manifest.kind == "rules" else None
 
 
 def check_spec(folder: Path) -> None:

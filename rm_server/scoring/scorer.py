@@ -131,13 +131,13 @@ class Scorer:
         selector = parse(call.selector)
         await self._settle_run(selector, call)
         route = self._runs.route(selector, call.run)
-        calibration = self._checked_calibration(call, route)
+        calibration = self.checked_calibration(call, route)
         # No await between finding the version and holding it, so that no unload can come in between.
         with self._engine.use(route.key) as version:
             self._runs.keep(selector, call.run)
-            evaluated = await self._evaluate(version, call, deadline)
+            evaluated = await self.evaluate(version, call, deadline)
         scores = [outcome for outcome in evaluated.outcomes if isinstance(outcome, ItemScore)]
-        answers = _item_answers(evaluated, calibration)
+        answers = item_answers(evaluated, calibration)
         self._count(call, route, answers, [score.value for score in scores], evaluated.tokenize_s)
         self.on_scored(call, route, [o.value if isinstance(o, ItemScore) else None for o in evaluated.outcomes])
         return ScoreAnswer(
@@ -157,7 +157,8 @@ class Scorer:
             arm=route.arm,
         )
 
-    async def _evaluate(self, version: LoadedVersion, call: ScoreCall, deadline: float | None) -> Evaluated:
+    async def evaluate(self, version: LoadedVersion, call: ScoreCall, deadline: float | None) -> Evaluated:
+        """Raw scores of the call's items by a version that the caller holds; see `evaluation.evaluate`."""
         pairs = [(prompt, completion) for prompt, completions in call.groups for completion in completions]
         how = How(call.run, call.truncation, call.priority, not call.bypass_cache, deadline)
         if version.manifest.kind == "composite":
@@ -167,7 +168,7 @@ class Scorer:
     async def _settle_run(self, selector: Selector, call: ScoreCall) -> None:
         """Waits for the catalog where this server does not know the run, or knows something else than its caller."""
         if not self._runs.is_settled(selector, call.run):
-            await self._runs.settle(selector, call.run, lambda route: self._checked_calibration(call, route))
+            await self._runs.settle(selector, call.run, lambda route: self.checked_calibration(call, route))
         if call.expected_digest and self._runs.route(selector, call.run).digest != call.expected_digest:
             await self._runs.look_again(selector, call.run)
 
@@ -179,7 +180,8 @@ class Scorer:
                 "Send them in several calls."
             )
 
-    def _checked_calibration(self, call: ScoreCall, route: Route) -> CalibrationRecord | None:
+    def checked_calibration(self, call: ScoreCall, route: Route) -> CalibrationRecord | None:
+        """What the scores go through; None: nothing. Raises VersionChanged, NotCalibrated."""
         name = f"{route.key[0]}@{route.key[1]}"
         if call.expected_digest and call.expected_digest != route.digest:
             raise VersionChanged(
@@ -208,7 +210,8 @@ class Scorer:
         self._runs.scored(call.run, route, raw_scores, num_tokens)
 
 
-def _item_answers(evaluated: Evaluated, calibration: CalibrationRecord | None) -> list[ItemAnswer]:
+def item_answers(evaluated: Evaluated, calibration: CalibrationRecord | None) -> list[ItemAnswer]:
+    """The items as callers are told of them."""
     no_components = repeat(())
     return [
         _item_answer(outcome, truncated, num_tokens, components, calibration)
