@@ -15,7 +15,7 @@ from rm_server.errors import AlreadyExists, CatalogUnavailable, InvalidRequest
 from rm_server.registry import queries
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.change import Change
-from rm_server.registry.tables import UtcDateTime, metadata, models, state
+from rm_server.registry.tables import UtcDateTime, metadata, models, runs, state
 
 FORMAT = "rm-catalog 1"
 
@@ -74,6 +74,7 @@ def restore(catalog: Catalog, path: Path, actor: str, comment: str = "", *, repl
             raise InvalidRequest(f"{path} is damaged; nothing was changed. {error}") from error
         # Above both, so that whoever watches the revision sees a change, and history's revisions stay unique.
         change.connection.execute(update(state).values(revision=max(revision, content["revision"])))
+        _renew_run_revisions(change)
         change.record("restore", "", 0, f"revision {content['revision']} from {path.name}")
     return int(content["revision"])
 
@@ -109,6 +110,16 @@ def _continue_sequences(connection: Connection) -> None:
             highest = connection.scalar(select(func.max(counted))) or 0
             sequence = func.pg_get_serial_sequence(table.name, counted.name)
             connection.execute(select(func.setval(sequence, highest + 1, False)))
+
+
+def _renew_run_revisions(change: Change) -> None:
+    """What runs have now is a change for every server, whatever it was told before."""
+    connection = change.connection
+    known = connection.scalar(select(state.c.run_revision)) or 0
+    newest = connection.scalar(select(func.max(runs.c.revision))) or 0
+    number = max(known, newest) + 1
+    connection.execute(update(runs).values(revision=number))
+    connection.execute(update(state).values(run_revision=number))
 
 
 def _to_json(row: Any) -> dict[str, Any]:

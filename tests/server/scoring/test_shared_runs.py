@@ -18,6 +18,7 @@ from postgresql import has_postgresql, postgresql, postgresql_url  # noqa: F401 
 
 from rm_server.config import RunSettings
 from rm_server.errors import CatalogUnavailable, Draining, VersionChanged, VersionInUse, VersionNotFound
+from rm_server.registry.backup import back_up, restore
 from rm_server.registry.records import Arm, RampPoint, Split
 from rm_server.registry.runs import find_run
 from rm_server.scoring.routing import Route
@@ -206,6 +207,7 @@ async def test_a_lease_keeps_its_version_on_every_server(tmp_path: Path, catalog
 async def test_a_run_whose_version_is_still_being_loaded_here_is_told_to_come_back(tmp_path: Path) -> None:
     clock = Clock()
     async with server(tmp_path, clock) as one, server(tmp_path, clock) as two:
+        two.world.versions._following._poll_s = 3600.0  # it shall not load before the gate is closed
         await deploy(one, 2)
         key = await one.world.register(7.0, waits=True)
         files = one.world.files(key)
@@ -213,6 +215,7 @@ async def test_a_run_whose_version_is_still_being_loaded_here_is_told_to_come_ba
         await one.world.versions.set_label("m", "stable", 3, load=True, **BY)
         (files / "gate").unlink()
         await one.call("m", "r")
+        await two.world.versions._following._look()
         await until(lambda: two.world.state(key) == "LOADING")
         with pytest.raises(Draining, match="being loaded on this server") as caught:
             await two.call("m", "r")
@@ -367,6 +370,21 @@ async def test_a_pin_is_for_one_run_and_when_it_asks_next(tmp_path: Path) -> Non
         assert one.world.catalog.history("m")[0].action == "set_pin"
         await one.world.versions.remove_pin("r", "m", **BY)
         assert (await one.runs.register("r", "m", move=True))[0].key == ("m", 1)
+
+
+async def test_a_restored_catalog_says_what_runs_have(tmp_path: Path, catalog_url: str) -> None:
+    clock = Clock()
+    async with server(tmp_path, clock, catalog_url) as one, server(tmp_path, clock, catalog_url) as two:
+        await deploy(one)
+        await follow(two, one)
+        await one.call("m", "r")
+        back_up(one.world.catalog, tmp_path / "backup.json")
+        await one.world.versions.set_label("m", "stable", 2, **BY)
+        assert (await one.runs.register("r", "m", move=True))[0].key == ("m", 2)
+        assert (await two.call("m", "r")).key == ("m", 2)
+        restore(one.world.catalog, tmp_path / "backup.json", "me", replaces=True)
+        for each in (one, two):
+            await until(lambda each=each: each.runs.route(parse("m"), "r").key == ("m", 1))  # type: ignore[misc]
 
 
 async def test_a_digest_that_is_not_the_one_given_is_refused(tmp_path: Path) -> None:
