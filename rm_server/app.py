@@ -40,6 +40,8 @@ from rm_server.registry.home import Home, open_home
 from rm_server.scoring.composites import Composites
 from rm_server.scoring.explaining import Explainer
 from rm_server.scoring.runs import Runs
+from rm_server.scoring.score_files import check_pyarrow
+from rm_server.scoring.score_log import ScoreLog
 from rm_server.scoring.score_watch import ScoreWatch
 from rm_server.scoring.scorer import Scorer
 from rm_server.scoring.shadow_pairs import PairBuffer
@@ -109,6 +111,11 @@ class App:
         pairs = PairBuffer(catalog, settings.shadow, metrics, lambda key: key in versions.snapshot.shadows)
         shadowing = make_shadowing(engine, versions, artifacts, pairs, metrics, log_texts=settings.shadow.log_texts)
         scorer.on_scored = ScoreWatch(lambda: versions.snapshot, shadowing, metrics).scored
+        score_log = None
+        if settings.score_log.path is not None:
+            check_pyarrow()
+            score_log = ScoreLog(settings.home / settings.score_log.path, settings.score_log, metrics)
+            scorer.log = score_log.scored
         calls = Calls(metrics, settings.log.access_share)
         readiness = Readiness(versions, calls)
         # Bound before anything is loaded, so that a port that is taken is found at once; answers come later.
@@ -152,6 +159,9 @@ class App:
         stack.push_async_callback(runs.stop)
         stack.push_async_callback(pairs.stop)
         stack.push_async_callback(shadowing.stop)
+        if score_log is not None:
+            stack.push_async_callback(score_log.stop)
+            stack.push_async_callback(_cancel, asyncio.create_task(score_log.run()))
         for watcher in (
             readiness.follow,
             pairs.run,

@@ -16,6 +16,7 @@ from rm_server.commands import (
     promote,
     register,
     runs,
+    scores,
     server,
     shadow,
     token,
@@ -44,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     catalog.add_parsers(commands)
     promote.add_parsers(commands)
     explain.add_parsers(commands)
+    scores.add_parsers(commands)
     shadow.add_parsers(commands)
     calibrate.add_parsers(commands)
     gc.add_parsers(commands)

@@ -122,6 +122,35 @@ class ShadowSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreLogSettings:
+    """A log of scored items as Parquet files, which `rm-server scores` reads.
+
+    ``path``: a folder; a relative one is inside the home. None: no log. ``share``: of the calls, 0 to 1. ``log_texts``:
+    prompts and completions, too. A file is closed at ``rotate_rows`` items, at ``rotate_mb`` of memory, or after
+    ``rotate_s``: what a killed server had not written yet is lost. ``max_buffered_mb``: in memory; beyond it, items are
+    dropped. ``keep_mb``: of files; the oldest are deleted beyond it. 0: all are kept.
+    """
+
+    path: Path | None = None
+    share: float = 1.0
+    log_texts: bool = False
+    rotate_rows: int = 50_000
+    rotate_mb: float = 32.0
+    rotate_s: float = 60.0
+    max_buffered_mb: float = 256.0
+    keep_mb: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ConfigError(f"score_log.share is {self.share}; a share between 0 and 1 was expected.")
+        for name in ("rotate_rows", "rotate_mb", "rotate_s", "max_buffered_mb"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"score_log.{name} is {getattr(self, name)}; it must be above 0.")
+        if not self.keep_mb >= 0:
+            raise ConfigError(f"score_log.keep_mb is {self.keep_mb}; it must not be below 0.")
+
+
+@dataclass(frozen=True, slots=True)
 class TransportSettings:
     """How calls travel.
 
@@ -223,6 +252,7 @@ class ServeSettings:
     catalog: CatalogSettings = field(default_factory=CatalogSettings)
     runs: RunSettings = field(default_factory=RunSettings)
     shadow: ShadowSettings = field(default_factory=ShadowSettings)
+    score_log: ScoreLogSettings = field(default_factory=ScoreLogSettings)
 
     def __post_init__(self) -> None:
         if self.token and self.token_file is not None:

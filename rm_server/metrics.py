@@ -171,6 +171,13 @@ class Metrics:
             registry=registry,
         )
 
+        self._logged_scores = Counter(
+            "rm_score_log_items_total",
+            "Scored items for the score log: written, or dropped because too much waits for the disk.",
+            ("outcome",),
+            registry=registry,
+        )
+
         # Shadows; the version is the shadow's.
         self._shadow_items = Counter(
             "rm_shadow_items_total",
@@ -366,6 +373,10 @@ class Metrics:
         self._score_std.labels(*_labels(key)).set(std)
         if calibrated_mean is not None:
             self._score_calibrated_mean.labels(*_labels(key)).set(calibrated_mean)
+
+    def scores_logged(self, outcome: str, num_items: int) -> None:
+        """``num_items`` were ``written`` to the score log, or ``dropped``."""
+        self._logged_scores.labels(outcome).inc(num_items)
 
     def shadow_items(self, key: VersionKey, outcome: str, num_items: int) -> None:
         """``num_items`` completions of a shadow came to this: ok, or an error's reason."""

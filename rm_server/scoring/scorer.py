@@ -118,6 +118,8 @@ class Scorer:
         self._composites = composites
         self.on_scored: Callable[[ScoreCall, Route, Sequence[float | None]], None] = lambda call, route, scores: None
         """Told of each answered call, with its raw scores in order; None where an item failed. Must not take long."""
+        self.log: Callable[[ScoreCall, Route, Evaluated, CalibrationRecord | None], None] | None = None
+        """Told of the same, with all that became of the items. None: nobody keeps a log."""
 
     async def score(self, call: ScoreCall, deadline: float | None) -> ScoreAnswer:
         """Scores all completions with one version; each succeeds or fails by itself.
@@ -139,6 +141,8 @@ class Scorer:
         scores = [outcome for outcome in evaluated.outcomes if isinstance(outcome, ItemScore)]
         answers = item_answers(evaluated, calibration)
         self._count(call, route, answers, [score.value for score in scores], evaluated.tokenize_s)
+        if self.log is not None:
+            self.log(call, route, evaluated, calibration)
         self.on_scored(call, route, [o.value if isinstance(o, ItemScore) else None for o in evaluated.outcomes])
         return ScoreAnswer(
             model=route.key[0],
