@@ -27,6 +27,8 @@ LOG = -1
 LOAD_NICENESS = 5
 """Of the threads that load: a third of the time that a busy computing thread gets, all of it where there is none."""
 
+LOWEST_PRIORITY = 19
+
 _log = logging.getLogger(__name__)
 
 
@@ -119,7 +121,8 @@ def _give_way() -> None:
     Linux alone has priorities for threads; elsewhere a load takes its equal share of the cores.
     """
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, get_native_id(), LOAD_NICENESS)
+        present = os.getpriority(os.PRIO_PROCESS, get_native_id())
+        os.setpriority(os.PRIO_PROCESS, get_native_id(), min(present + LOAD_NICENESS, LOWEST_PRIORITY))
 
 
 def _preload(loader: str) -> None:

@@ -373,19 +373,19 @@ def test_a_bad_name_costs_no_computation(register: Register) -> None:
 
 
 def test_from_the_hub(
-    home: Path, register: Register, checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    home: Path, register: Register, checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import shutil
-
     import huggingface_hub
 
-    source = checkpoint()
+    # The cache names a snapshot's folder by its commit.
+    snapshot = checkpoint().rename(tmp_path / "0123abc")
 
-    def snapshot_download(repo: str, *, revision: str, local_dir: Path, **_: Any) -> None:
-        shutil.copytree(source, local_dir, dirs_exist_ok=True)
+    def snapshot_download(repo: str, *, revision: str, **_: Any) -> str:
+        assert (repo, revision) == ("org/name", "abc")
+        return str(snapshot)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     result = register("hf://org/name@abc")
-    assert result.record.comment == "from hf://org/name@abc"
+    assert result.record.comment == "from hf://org/name@0123abc"
     assert stored(home, result)[1] == result.manifest
     assert list((home / "artifacts" / ".incoming").iterdir()) == []
