@@ -1,0 +1,178 @@
+"""What deploy/ asks Prometheus for is there: real metrics pass promtool, rules are tested, names and queries exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_server import RULES
+from rm_api.v1 import experiments_pb2, models_pb2
+from running_server import RunningServer, make_rules_version, running, score_request
+
+from rm_server.metrics import Metrics
+
+DEPLOY = RULES.parent
+DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
+FROM_PROMETHEUS = {"up", "ALERTS"}
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is not installed: apt-get install prometheus"
+)
+
+
+def promtool(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["promtool", *arguments], capture_output=True, text=True, **options)
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server that has scored, failed, refused, shadowed, loaded and unloaded."""
+    root = tmp_path_factory.mktemp("busy")
+    rules = [{"type": "length", "unit": "words", "min": 0, "max": number} for number in (3, 5, 7)]
+    folders = [make_rules_version(root / f"v{number}", rule) for number, rule in enumerate(rules)]
+    with running(root / "home") as server:
+        server.deploy("m", *folders)
+        shadow = experiments_pb2.Shadow(model="m", version=2, share=1.0)
+        server.experiments.SetShadow(experiments_pb2.SetShadowRequest(shadow=shadow))
+        for number in range(5):
+            server.score("m@stable", "one two three four", f"text {number}")
+        for wrong in ("nobody", "not a selector@@", "m@9"):
+            with pytest.raises(grpc.RpcError):
+                server.scoring.Score(score_request(wrong, "text"))
+        server.models.UnloadVersion(models_pb2.UnloadVersionRequest(selector="m@3"))
+        yield server
+
+
+def scrape(server: RunningServer) -> str:
+    return server.app.metrics.exposition("text/plain")[0].decode()
+
+
+@needs_promtool
+def test_promtool_has_nothing_to_say_about_the_metrics_of_a_busy_server(busy: RunningServer) -> None:
+    text = scrape(busy)
+    assert {"rm_requests_total", "rm_shadow_items_total", "rm_unloads_total", "rm_queue_wait_seconds_bucket"} <= {
+        sample.name for family in text_string_to_metric_families(text) for sample in family.samples
+    }
+    lint = promtool("check", "metrics", input=text)
+    assert (lint.returncode, lint.stdout + lint.stderr) == (0, "")
+
+
+@needs_promtool
+def test_the_configuration_and_its_rules_are_right() -> None:
+    check = promtool("check", "config", "prometheus.yml", cwd=RULES)
+    assert check.returncode == 0, check.stdout + check.stderr
+    rules = promtool("check", "rules", "recording.yml", "alerts.yml", cwd=RULES)
+    assert rules.returncode == 0, rules.stdout + rules.stderr
+
+
+@needs_promtool
+def test_each_alert_does_what_its_test_says() -> None:
+    done = promtool("test", "rules", "alerts_test.yml", cwd=RULES)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_alert_has_a_test_that_it_fires() -> None:
+    tests = yaml.safe_load((RULES / "alerts_test.yml").read_text())["tests"]
+    expected = [check for test in tests for check in test["promql_expr_test"] if check.get("exp_samples")]
+    fires = {match.group(1) for check in expected if (match := re.search(r'alertname="(\w+)"', check["expr"]))}
+    assert fires == {rule["alert"] for rule in rules_of("alerts.yml")}
+
+
+def test_each_alert_says_what_it_is_and_what_to_do() -> None:
+    for rule in rules_of("alerts.yml"):
+        assert rule["labels"]["severity"] in ("critical", "warning", "info"), rule
+        assert rule["annotations"].keys() == {"summary", "description"}, rule
+
+
+def rules_of(file: str) -> list[dict[str, Any]]:
+    groups = yaml.safe_load((RULES / file).read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def known_names() -> set[str]:
+    """The names of all samples that a server or a rule can have."""
+    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+    names = {
+        family.name + suffix for family in Metrics().registry.collect() for suffix in suffixes.get(family.type, ("",))
+    }
+    return names | {rule["record"] for rule in rules_of("recording.yml")} | FROM_PROMETHEUS
+
+
+def metric_names(expression: str) -> set[str]:
+    """The metrics in an expression: what stands before `{`, `[` or an operator and is no function and no label."""
+    without_labels = re.sub(r"\b(by|on|without|ignoring|group_left|group_right) *\([^)]*\)", "", expression)
+    without_labels = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\"[^\"]*\"", "", without_labels)
+    words = re.findall(r"(?<![\w.:$])[a-zA-Z_][\w:]*(?! *\()\b(?! *\()", without_labels)
+    return set(words) - {"and", "or", "unless", "offset", "bool", "m"}
+
+
+def dashboard_queries() -> list[tuple[str, str]]:
+    """Dashboard and query, for panels, annotations and variables."""
+    found = []
+    for path in DASHBOARDS:
+        dashboard = json.loads(path.read_text())
+        found += [(path.name, t["expr"]) for panel in dashboard["panels"] for t in panel.get("targets", ())]
+        found += [(path.name, annotation["expr"]) for annotation in dashboard["annotations"]["list"]]
+        for variable in dashboard["templating"]["list"]:
+            if variable["type"] == "query":
+                selector = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["definition"])
+                assert selector, variable
+                found.append((path.name, selector.group(1)))
+    return [(name, re.sub(r"\$__rate_interval", "5m", query)) for name, query in found]
+
+
+def test_rules_and_dashboards_name_metrics_that_there_are() -> None:
+    queries = dashboard_queries() + [
+        (file, rule["expr"]) for file in ("alerts.yml", "recording.yml") for rule in rules_of(file)
+    ]
+    assert len(queries) > 60
+    known = known_names()
+    unknown = {(where, name) for where, query in queries for name in metric_names(query) if name not in known}
+    assert not unknown
+    assert all(metric_names(query) for _, query in queries)
+
+
+def test_every_metric_of_ours_is_on_a_dashboard_or_in_a_rule() -> None:
+    used = {name for _, query in dashboard_queries() for name in metric_names(query)}
+    used |= {
+        name
+        for file in ("alerts.yml", "recording.yml")
+        for rule in rules_of(file)
+        for name in metric_names(rule["expr"])
+    }
+    families = {family.name for family in Metrics().registry.collect() if family.name.startswith("rm_")}
+    unused = {name for name in families if not any(word.startswith(name) for word in used)}
+    assert not unused
+
+
+@needs_promtool
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_the_queries_of_a_dashboard_can_be_read(path: Path, tmp_path: Path) -> None:
+    """As rules, which are read by the same parser."""
+    rules = [
+        {"record": f"query_{number}", "expr": re.sub(r"\$\w+", "x", query)}
+        for number, (name, query) in enumerate(dashboard_queries())
+        if name == path.name
+    ]
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": path.stem, "rules": rules}]}))
+    check = promtool("check", "rules", str(tmp_path / "rules.yml"))
+    assert check.returncode == 0, check.stdout + check.stderr
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_a_dashboard_is_whole(path: Path) -> None:
+    dashboard = json.loads(path.read_text())
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(set(ids)) == len(ids)
+    places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard["panels"]}
+    assert len(places) == len(ids)
+    variables = {variable["name"] for variable in dashboard["templating"]["list"]} | {"__rate_interval", "__all"}
+    assert set(re.findall(r"\$\{?(\w+)", path.read_text())) <= variables
