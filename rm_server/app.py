@@ -25,6 +25,7 @@ from rm_server.api.health import HealthService, Readiness
 from rm_server.api.http import HttpService
 from rm_server.api.model_service import ModelService
 from rm_server.api.oip_service import OipService
+from rm_server.api.outcome_service import OutcomeService
 from rm_server.api.promotion_service import PromotionService
 from rm_server.api.reloading import WatchedFiles, watch
 from rm_server.api.rpc import Edge
@@ -126,6 +127,7 @@ class App:
             models=ModelService(versions, catalog, engine, calls),
             experiments=ExperimentService(runs, versions, catalog),
             shadows=ShadowService(versions, catalog, pairs.flush),
+            outcomes=OutcomeService(runs, catalog),
             promotions=PromotionService(versions, catalog, pairs.flush),
             oip=OipService(scorer, versions, readiness, calls, settings.transport.max_stream_requests),
             health=HealthService(versions, readiness, SERVICE_NAMES),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from rm_server.commands import (
     calibrate,
     catalog,
+    experiment,
     explain,
     export,
     gc,
@@ -44,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     runs.add_parsers(commands)
     catalog.add_parsers(commands)
     promote.add_parsers(commands)
+    experiment.add_parsers(commands)
     explain.add_parsers(commands)
     scores.add_parsers(commands)
     shadow.add_parsers(commands)

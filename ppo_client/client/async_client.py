@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
-from ppo_client.client.catalog import Lease, Model, ModelChange, RunStatus, Version
+from ppo_client.client.catalog import Lease, Model, ModelChange, RunStatus, Trained, Version
 from ppo_client.client.core import Core, Delivery, Work
 from ppo_client.client.explanation import Explanation
 from ppo_client.client.score_call import ScoreOptions, TruncationRule
@@ -108,6 +108,12 @@ class AsyncRewardClient:
         """As RewardClient.run_status."""
         name = self._core.run_id(run)
         return await self._run(lambda operations: operations.run_status(model, name))
+
+    async def report_outcome(
+        self, model: str, metric: str, value: float, *, step: int = 0, num_samples: int = 0, run: str | None = None
+    ) -> Trained:
+        """As RewardClient.report_outcome."""
+        return await self._run(self._core.report_outcome(model, metric, value, step, num_samples, run))
 
     async def list_models(self, model: str = "") -> list[Model]:
         """As RewardClient.list_models."""

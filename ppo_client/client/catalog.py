@@ -58,6 +58,14 @@ class RunStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Trained:
+    """What a run trained with when it reported an outcome. ``arm``: of a split; empty: no split gave it its version."""
+
+    version: int
+    arm: str
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """A filed evaluation of a version. ``report``: as `rm-server evaluate --json` prints it."""
 

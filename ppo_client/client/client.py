@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
-from ppo_client.client.catalog import Lease, Model, ModelChange, RunStatus, Version
+from ppo_client.client.catalog import Lease, Model, ModelChange, RunStatus, Trained, Version
 from ppo_client.client.core import Core, Delivery
 from ppo_client.client.explanation import Explanation
 from ppo_client.client.score_call import ScoreOptions, TruncationRule
@@ -126,6 +126,17 @@ class RewardClient:
         """What the service knows of one run: its version, how much was scored, mean and spread. Raises RunNotFound."""
         name = self._core.run_id(run)
         return self._core.wait(lambda operations: operations.run_status(model, name))
+
+    def report_outcome(
+        self, model: str, metric: str, value: float, *, step: int = 0, num_samples: int = 0, run: str | None = None
+    ) -> Trained:
+        """Keeps what came of the run: a win rate, a judge's score, any metric of an evaluation.
+
+        `rm-server experiment report` compares the arms of a split by it. The same run, metric and step again replaces.
+        ``step`` 0: of the run as a whole. ``num_samples``: how many judgements ``value`` is the mean of; 0: not known.
+        Raises RunNotFound for a run that the service does not know.
+        """
+        return self._core.wait(self._core.report_outcome(model, metric, value, step, num_samples, run))
 
     def list_models(self, model: str = "") -> list[Model]:
         """All models, or one, with versions, labels and states."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 from rm_api.v1 import experiments_pb2, scoring_pb2
 
-from ppo_client.client.catalog import Lease, ModelChange
+from ppo_client.client.catalog import Lease, ModelChange, Trained
 from ppo_client.client.content import to_items
 from ppo_client.client.errors import ClientClosed, InvalidRequest
 from ppo_client.client.explanation import Explanation
@@ -124,6 +124,17 @@ class Core:
             move=move,
         )
         return lambda operations: operations.register_run(request)
+
+    def report_outcome(
+        self, model: str, metric: str, value: float, step: int, num_samples: int, run: str | None
+    ) -> Work[Trained]:
+        for name, number in (("step", step), ("num_samples", num_samples)):
+            if number < 0:
+                raise InvalidRequest(f"{name} is {number}; 0 or more is expected")
+        request = experiments_pb2.ReportOutcomeRequest(
+            run=self.run_id(run), model=model, metric=metric, value=value, step=step, num_samples=num_samples
+        )
+        return lambda operations: operations.report_outcome(request)
 
     def run_id(self, run: str | None) -> str:
         """The run of a call that needs one."""

@@ -17,6 +17,7 @@ from ppo_client.client.catalog import (
     Model,
     ModelChange,
     RunStatus,
+    Trained,
     Version,
     read_change,
     read_lease,
@@ -82,6 +83,10 @@ class Operations:
     async def end_run(self, model: str, run: str) -> None:
         await self._call(lambda stubs: stubs.experiments.EndRun, experiments_pb2.EndRunRequest(model=model, run=run))
         self._known_versions.ended(model, run)
+
+    async def report_outcome(self, request: experiments_pb2.ReportOutcomeRequest) -> Trained:
+        response = await self._call(lambda stubs: stubs.experiments.ReportOutcome, request)
+        return Trained(response.version, response.arm)
 
     async def list_models(self, model: str) -> list[Model]:
         response = await self._call(lambda stubs: stubs.models.ListModels, models_pb2.ListModelsRequest(model=model))

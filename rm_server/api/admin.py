@@ -21,6 +21,7 @@ from rm_api.v1 import (
 )
 
 from rm_server.api.admin_explain import ExplainActions
+from rm_server.api.admin_outcomes import OutcomeActions
 from rm_server.api.admin_runs import RunActions
 from rm_server.api.error_map import ERROR_METADATA_KEY
 
@@ -36,7 +37,7 @@ class AdminError(Exception):
         self.reason = reason
 
 
-class Admin(RunActions, ExplainActions):
+class Admin(RunActions, OutcomeActions, ExplainActions):
     """A connection to one server. ``ca``: the certificate authority of its TLS; without it the line is plain.
     ``cert`` and ``key``: what this side shows of itself, where the server asks for it.
 

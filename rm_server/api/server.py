@@ -17,6 +17,7 @@ from rm_server.api.explain_service import ExplainService
 from rm_server.api.health import HealthService
 from rm_server.api.model_service import ModelService
 from rm_server.api.oip_service import OipService
+from rm_server.api.outcome_service import OutcomeService
 from rm_server.api.promotion_service import PromotionService
 from rm_server.api.reflection import REFLECTION, ReflectionService
 from rm_server.api.rpc import Edge
@@ -36,6 +37,7 @@ REFLECTED_NAMES = (*SERVICE_NAMES, HEALTH.full_name, REFLECTION.full_name)
 MODEL_READS = ("ListModels", "GetVersion", "WatchModels", "ListHistory", "GetServerStatus")
 EXPERIMENT_READS = ("ListRuns", "ListSplits")
 SHADOW_READS = ("ListShadows", "GetShadowReport")
+OUTCOME_READS = ("GetExperimentReport",)
 OIP_READS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata")
 HEALTH_READS = ("Check", "List", "Watch")
 
@@ -52,6 +54,7 @@ class GrpcServer:
         models: ModelService,
         experiments: ExperimentService,
         shadows: ShadowService,
+        outcomes: OutcomeService,
         promotions: PromotionService,
         oip: OipService,
         health: HealthService,
@@ -68,6 +71,7 @@ class GrpcServer:
                 edge.handler(MODELS, promotions),
                 edge.handler(EXPERIMENTS, experiments, reads=EXPERIMENT_READS),
                 edge.handler(EXPERIMENTS, shadows, reads=SHADOW_READS),
+                edge.handler(EXPERIMENTS, outcomes, reads=OUTCOME_READS),
                 edge.handler(OIP, oip, reads=OIP_READS),
                 edge.handler(HEALTH, health, reads=HEALTH_READS),
                 edge.handler(REFLECTION, ReflectionService(REFLECTED_NAMES)),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from rm_server.errors import RunNotFound
 from rm_server.registry.run_records import Lease, RunStatistics
 
 
@@ -41,6 +42,18 @@ def run_statuses(leases: Iterable[Lease], statistics: Iterable[RunStatistics], n
         of_run.setdefault(part.version, RunStatistics(*part.key, last_seen=part.last_seen)).merge(part)
     statuses = [_status(*key, held.get(key), by_version.get(key, {}), now) for key in held.keys() | by_version.keys()]
     return sorted(statuses, key=lambda status: (-status.last_seen, status.run, status.model))
+
+
+def version_and_arm(run: str, model: str, lease: Lease | None, statuses: Sequence[RunStatus]) -> tuple[int, str]:
+    """What a run trains with: the version it was given, also when that has ended, else the one that scored it last.
+
+    The arm is empty where no split chose it. Raises RunNotFound where neither is known.
+    """
+    if lease is not None:
+        return lease.version, lease.arm or ""
+    for status in statuses:
+        return status.version, ""
+    raise RunNotFound(f"No run {run!r} has registered for {model!r} or been scored by it; is the name right?")
 
 
 def _status(run: str, model: str, lease: Lease | None, by_version: dict[int, RunStatistics], now: float) -> RunStatus:

@@ -1,0 +1,218 @@
+"""`rm-server experiment outcome, outcomes, report`: what came of runs, and what that says about the arms of a split."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rm_server.commands.common import CommandError, add_command, add_json_option, print_json, print_table, short_time
+from rm_server.commands.experiment_text import lines
+from rm_server.commands.target import add_home_option, add_server_options, open_server, opened_home
+
+if TYPE_CHECKING:
+    from rm_server.api.admin import Admin
+    from rm_server.commands.home_outcomes import HomeOutcomes
+    from rm_server.scoring.experiment_report import ReportOptions
+
+_HELP = """\
+What came of the runs that a split divides between versions. Runs report outcomes (`RewardClient.report_outcome`, or
+`experiment outcome` for a judge that runs by hand); the report compares the arms. A run is one observation, and counts
+for the arm that it had when it reported first.
+"""
+
+_EXAMPLES = """\
+examples:
+  rm-server experiment outcome exp-17 helpfulness win_rate 0.61 --samples 200
+  rm-server experiment outcomes helpfulness --json
+  rm-server experiment report helpfulness --baseline stable --html report.html
+  rm-server experiment report helpfulness --metric kl --lower-is-better kl --minimum kl=0.5 --until-step 2000
+"""
+
+
+def add_parsers(commands: Any) -> None:
+    """Adds the commands of this file."""
+    group = commands.add_parser(
+        "experiment",
+        help="compares the arms of a split by what came of their runs",
+        description=_HELP,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = group.add_subparsers(title="actions", metavar="ACTION", required=True)
+
+    parser = _add(
+        actions,
+        "outcome",
+        run_outcome,
+        "keeps what came of a run; the same run, metric and step again replaces",
+        "rm-server experiment outcome exp-17 helpfulness win_rate 0.61 --step 500 --samples 200",
+    )
+    parser.add_argument("training_run", metavar="RUN")
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("metric", metavar="METRIC", help="for example win_rate")
+    parser.add_argument("value", metavar="VALUE", type=float)
+    parser.add_argument("--step", type=int, default=0, metavar="N", help="the run's step (default: 0, the whole run)")
+    parser.add_argument("--samples", type=int, default=0, metavar="N", help="how many judgements it is the mean of")
+
+    parser = _add(
+        actions, "outcomes", run_outcomes, "what runs have reported", "rm-server experiment outcomes helpfulness --json"
+    )
+    parser.add_argument("model", metavar="MODEL")
+    add_json_option(parser)
+
+    parser = _add(
+        actions,
+        "report",
+        run_report,
+        "each arm against the baseline: better, worse, or how many more runs it would take to tell",
+        "rm-server experiment report helpfulness --html report.html",
+    )
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--metric", help="only this one (default: all, corrected for how many they are)")
+    parser.add_argument("--baseline", metavar="ARM", help="compare with this arm (default: the one with most runs)")
+    parser.add_argument("--lower-is-better", action="append", default=[], metavar="METRIC", help="repeatable")
+    parser.add_argument(
+        "--minimum",
+        action="append",
+        default=[],
+        metavar="METRIC=DIFFERENCE",
+        help="the least difference that would matter: how many runs would find it; repeatable",
+    )
+    parser.add_argument(
+        "--last", type=int, default=1, metavar="K", help="a run's mean over its last K steps (default 1)"
+    )
+    parser.add_argument("--until-step", type=int, metavar="N", help="only what was reported of steps up to N")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="writes a page with plots")
+    add_json_option(parser)
+
+
+def run_outcome(arguments: argparse.Namespace) -> int:
+    """Says which version and arm it was kept with."""
+    for name, number in (("--step", arguments.step), ("--samples", arguments.samples)):
+        if number < 0:
+            raise CommandError(f"{name} is {number}; 0 or more was expected.")
+    with _target(arguments) as target:
+        kept = target.report_outcome(
+            arguments.training_run,
+            arguments.model,
+            arguments.metric,
+            arguments.value,
+            step=arguments.step,
+            samples=arguments.samples,
+        )
+    arm = f", arm {kept['arm']}" if kept["arm"] else ", which no split gave it"
+    print(f"{arguments.metric} {arguments.value:g} of {kept['run']} with {kept['model']}@{kept['version']}{arm}.")
+    return 0
+
+
+def run_outcomes(arguments: argparse.Namespace) -> int:
+    """A row an outcome, earliest first."""
+    with _target(arguments) as target:
+        evidence = target.experiment_evidence(arguments.model)
+    rows = [{"run": run.run, **asdict(point)} for run in evidence.runs for point in run.points]
+    rows.sort(key=lambda row: row["time"])
+    if arguments.json:
+        print_json(rows)
+        return 0
+    print_table(
+        rows,
+        (
+            ("RUN", lambda row: row["run"]),
+            ("METRIC", lambda row: row["metric"]),
+            ("STEP", lambda row: row["step"]),
+            ("VALUE", lambda row: row["value"]),
+            ("SAMPLES", lambda row: row["num_samples"]),
+            ("VERSION", lambda row: row["version"]),
+            ("ARM", lambda row: row["arm"]),
+            ("TIME", lambda row: short_time(row["time"])),
+        ),
+        empty="No run has reported an outcome yet.",
+    )
+    return 0
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """A summary, or JSON; a page where it is asked for."""
+    from rm_server.scoring.experiment_report import report
+
+    options = _options(arguments)
+    with _target(arguments) as target:
+        evidence = target.experiment_evidence(arguments.model)
+    content = report(evidence, options)
+    if arguments.json:
+        print_json(content)
+    if arguments.html:
+        if not content["metrics"]:
+            raise CommandError("There is nothing to draw yet: no run of an arm has reported an outcome.")
+        from rm_server.commands.experiment_page import page
+
+        _write(arguments.html, page(content))
+    if not arguments.json:
+        print("\n".join(lines(content)))
+    return 0
+
+
+def _options(arguments: argparse.Namespace) -> ReportOptions:
+    from rm_server.scoring.experiment_report import ReportOptions
+    from rm_server.scoring.run_values import Cut
+
+    if arguments.last < 1:
+        raise CommandError(f"--last is {arguments.last}; 1 or more was expected.")
+    if arguments.until_step is not None and arguments.until_step < 1:
+        raise CommandError(f"--until-step is {arguments.until_step}; 1 or more was expected.")
+    return ReportOptions(
+        metric=arguments.metric,
+        baseline=arguments.baseline,
+        lower_is_better=frozenset(arguments.lower_is_better),
+        minimum_differences=parse_minimums(arguments.minimum),
+        cut=Cut(arguments.last, arguments.until_step),
+    )
+
+
+def parse_minimums(texts: Sequence[str]) -> dict[str, float]:
+    """Differences by metric from ``METRIC=DIFFERENCE``. Raises CommandError."""
+    minimums = {}
+    for text in texts:
+        metric, _, number = text.partition("=")
+        try:
+            difference = float(number)
+        except ValueError:
+            difference = 0.0
+        if not (metric and 0 < difference < float("inf")):
+            raise CommandError(f"--minimum {text}: METRIC=DIFFERENCE above 0 was expected, win_rate=0.02 say.")
+        minimums[metric] = difference
+    return minimums
+
+
+@contextmanager
+def _target(arguments: argparse.Namespace) -> Iterator[Admin | HomeOutcomes]:
+    if arguments.home is None:
+        with open_server(arguments) as server:
+            yield server
+        return
+    if arguments.server:
+        raise CommandError("--home and --server are both given; a server has its own home.")
+    from rm_server.commands.home_outcomes import HomeOutcomes
+
+    with opened_home(arguments) as (catalog, _):
+        yield HomeOutcomes(catalog)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def _add(
+    actions: Any, name: str, run: Callable[[argparse.Namespace], int], help_: str, example: str
+) -> argparse.ArgumentParser:
+    parser = add_command(actions, name, run, help_, example)
+    add_server_options(parser)
+    add_home_option(parser)
+    return parser
