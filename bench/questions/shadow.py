@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,6 @@ from bench.measurement import Bench, for_callers, make_calls, speed
 from bench.service import Service
 from bench.statistics import median, percentile
 from bench.workload import arrivals, in_calls, items
-from rm_server.registry.manifest import write_manifest
 
 ITEMS = 4
 SHARE = 0.1
@@ -31,7 +28,7 @@ def run(bench: Bench) -> None:
     ratios, p99_ratios = [], []
     with tempfile.TemporaryDirectory() as folder, Service(workers=1, threads=bench.cores) as service:
         selector = service.deploy(model.name, model.folder, "fp32")
-        service.deploy(model.name, _as_large(model, Path(folder) / "shadow"), "fp32")
+        service.deploy(model.name, models.twin(model, Path(folder) / "shadow"), "fp32")
         shadows = experiments_pb2_grpc.ExperimentServiceStub(service.channel)
         calls = for_callers(model, selector, callers=bench.callers(4), items_per_call=ITEMS)
         capacity = speed(closed(service.address, calls, warm_up_s=bench.warm_up_s, seconds=bench.seconds(10)))
@@ -55,14 +52,6 @@ def run(bench: Bench) -> None:
         raise RuntimeError("The shadow scored nothing, so this says nothing.")
     bench.figure("shadow_p50_ratio", median(ratios))
     bench.figure("shadow_p99_ratio", median(p99_ratios))
-
-
-def _as_large(model: models.Model, folder: Path) -> Path:
-    """Another version that costs the same: one that cuts a token earlier."""
-    shutil.copytree(model.folder, folder)
-    manifest = model.manifest
-    write_manifest(folder, replace(manifest, max_tokens=manifest.max_tokens - 1))
-    return folder
 
 
 def _schedule(
