@@ -16,6 +16,7 @@ from ppo_client.ppo.errors import ConfigError, DataError, PPOError, RewardServic
 COMMANDS = (
     "ppo_client.ppo.sft",
     "ppo_client.ppo.train_command",
+    "ppo_client.ppo.evaluate_command",
     "ppo_client.ppo.sample_command",
     "ppo_client.ppo.report",
     "ppo_client.client.score_command",

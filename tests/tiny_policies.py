@@ -153,7 +153,7 @@ def make_config(folder: Path, **sections: dict[str, Any]) -> PPOConfig:
         "rollout": {"max_response_tokens": 6},
         "reward": {"model": "even", "input": "token_ids"},
         "ppo": {"batch_size": 8, "num_epochs": 2, "num_minibatches": 2, "learning_rate": 1e-3, "schedule": "constant"},
-        "train": {"output": str(folder / "run"), "num_steps": 2, "tensorboard": False, "seed": 1},
+        "train": {"output": str(folder / "run"), "num_steps": 2, "tracking": [], "seed": 1},
     }
     for name, values in sections.items():
         settings.setdefault(name, {}).update(values)

@@ -4,8 +4,9 @@ OUTPUT/config.toml                      settings of the run
 OUTPUT/checkpoints/step-000040/
     policy/                             loads with plain `from_pretrained`; its tokenizer; critic.safetensors;
                                         with LoRA the adapter alone, which peft loads, too
-    optimizer.pt  rng.pt                tensors and plain values, read with weights_only
-    state.json                          counters, β, gain and bias, the reward's version, what the inputs were
+    optimizer.pt  processes.pt          tensors and plain values, read with weights_only
+    state.json                          counters, β, gain and bias, the rewards' versions, what the inputs were
+OUTPUT/best/                            the checkpoint that was evaluated best
 OUTPUT/policy/                          the same as the last checkpoint's, once the run has ended
 OUTPUT/policy-merged/                   beside it with `lora.merge`: adapter and base as one plain model
 """
@@ -28,6 +29,7 @@ import torch
 
 from ppo_client.ppo.errors import CheckpointError
 from ppo_client.ppo.normalize import ScoreNormalizer
+from ppo_client.ppo.progress import Progress
 from ppo_client.ppo.versions import RewardVersion
 
 _NAME = re.compile(r"step-(\d{6,})")
@@ -42,10 +44,17 @@ class RunState:
     episodes: int
     kl_coefficient: float
     normalizer: ScoreNormalizer
-    version: RewardVersion | None
-    """The version the run learns from; None before the first score"""
+    versions: tuple[RewardVersion, ...] = ()
+    """The version of each model that the run learns from; empty before the first score"""
     inputs: dict[str, str] = field(default_factory=dict)
     """SHA-256 of what the run reads beside its checkpoint, by setting"""
+    progress: Progress = field(default_factory=Progress)
+    """What the evaluations so far have shown"""
+
+    @property
+    def version(self) -> RewardVersion | None:
+        """Of the first model; None before the first score."""
+        return self.versions[0] if self.versions else None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -53,12 +62,14 @@ class RunState:
     @classmethod
     def from_json(cls, text: str) -> RunState:
         plain = cls(**json.loads(text))
-        version: Any = plain.version
+        versions: Any = plain.versions
         normalizer: Any = plain.normalizer
+        progress: Any = plain.progress
         return replace(
             plain,
-            version=RewardVersion(**version) if version else None,
+            versions=tuple(RewardVersion(**version) for version in versions),
             normalizer=ScoreNormalizer(**normalizer),
+            progress=Progress(**progress),
         )
 
 

@@ -1,10 +1,11 @@
-"""Every setting of a PPO run: small dataclasses with defaults, and the combinations that make no sense."""
+"""Every setting of a PPO run: small dataclasses with defaults."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ppo_client.ppo.config_rules import broken_rules
 from ppo_client.ppo.errors import ConfigError
 
 
@@ -86,10 +87,30 @@ class RolloutConfig:
     temperature: float = 1.0
     """Divides the logits, in sampling and evaluation alike."""
     micro_batch_size: int = 64
-    """Rows that are generated, sent to be scored and evaluated together, per process."""
+    """Rows that are generated and evaluated together, per process."""
+    score_chunk_size: int = 8
+    """Responses are sent to be scored, so many at a time, as they end, while the rest of their micro-batch is still
+    being written. The last ones of a micro-batch go together."""
+    max_staleness: Literal[0, 1] = 0
+    """0: on-policy. 1: the responses of the next step are sampled before the update of this one, so that scoring has
+    all of it for time; they are then one update old, which truncated importance weights make up for."""
+    max_importance_weight: float = 2.0
+    """At which the weights π / π_sampled of stale responses are truncated, per token."""
     log_probs: Literal["auto", "sampling", "forward"] = "auto"
     """Where the behaviour policy's log-probabilities come from: noted while sampling, or a forward pass of their
     own. `auto`: sampling in full fp32 without LoRA, else forward, for the two differ by rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardModelConfig:
+    """One of several reward models; a response's score is the weighted sum of theirs."""
+
+    model: str
+    """Selector: `name`, `name@3` or `name@label`."""
+    weight: float = 1.0
+    """Not 0; negative: a penalty."""
+    calibrated: bool = False
+    """As `reward.calibrated`, for this model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +120,9 @@ class RewardConfig:
     targets: tuple[str, ...] = ()
     """Addresses of the reward service, `host:port`; empty: the environment variable RM_TARGET."""
     model: str = ""
-    """Selector: `name`, `name@3` or `name@label`. Required."""
+    """Selector: `name`, `name@3` or `name@label`. This or `models` is required."""
+    models: tuple[RewardModelConfig, ...] = ()
+    """Several models, as `[[reward.models]]` tables; asked at the same time."""
     input: Literal["text", "token_ids"] = "text"
     """What is sent: decoded text without special tokens, or the ids as they were sampled (EOS included)."""
     prompt_template: str = "{prompt}"
@@ -107,8 +130,12 @@ class RewardConfig:
     calibrated: bool = False
     """Asks for scores on the model's common scale, so that another version's are comparable; every version needs a
     calibration. False: raw scores."""
-    on_version_change: Literal["auto", "stop", "follow"] = "auto"
-    """When another version answers. `auto`: follow for `name@label`, stop for the others."""
+    on_version_change: Literal["auto", "stop", "follow", "recalibrate"] = "auto"
+    """When another version answers. `auto`: follow for `name@label`, stop for the others. `recalibrate`: follow, with
+    calibrated scores from the start, so that both versions' are on one scale."""
+    lease_s: float = 3600.0
+    """How long the service keeps the version of a bare `name` for the run after its last sign of life. The run gives
+    one three times as often, and gives the version back when it has ended."""
     timeout_s: float = 60.0
     """Deadline of one scoring call, retries included."""
     patience_s: float = 600.0
@@ -180,6 +207,31 @@ class UpdateConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class EvaluationConfig:
+    """Looking at the policy from outside, on prompts it does not train on. Changes nothing about what is learnt."""
+
+    prompts: str = ""
+    """JSON Lines file as `data.prompts`, with its `field`. Empty: no evaluation."""
+    where: str = ""
+    """As `data.where`."""
+    every_steps: int = 10
+    """And after the last step."""
+    count: int = 64
+    """Prompts: the first so many of the file."""
+    model: str = ""
+    """Selector of the second opinion, best another version than the one that is learnt from: it judges the policy
+    against the reference, so that over-optimisation shows. Empty: the win rate is by the training reward."""
+    batch_size: int = 64
+    """Rows that are generated together, per process."""
+    best_by: Literal["judge_mean", "win_rate", "score_mean"] = "judge_mean"
+    """The evaluation with the highest value is kept as OUTPUT/best, a checkpoint beside the last ones."""
+    patience: int = 0
+    """Ends the run after so many evaluations in a row without a new best. 0: never."""
+    max_kl: float | None = None
+    """Ends the run once an evaluation's KL from the reference is larger, in nats per episode."""
+
+
+@dataclass(frozen=True, slots=True)
 class TrainConfig:
     """The run."""
 
@@ -198,8 +250,9 @@ class TrainConfig:
     samples_every_steps: int = 10
     """0: never."""
     samples_per_step: int = 4
-    tensorboard: bool = True
-    """If it can be imported."""
+    tracking: tuple[Literal["jsonl", "tensorboard", "wandb"], ...] = ("jsonl", "tensorboard")
+    """Where numbers go. JSON Lines are written in any case; TensorBoard if it can be imported; wandb must be there."""
+    wandb_project: str = "ppo-client"
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,135 +267,14 @@ class PPOConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     kl: KLConfig = field(default_factory=KLConfig)
     ppo: UpdateConfig = field(default_factory=UpdateConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
         """Raises ConfigError with every rule that is broken, so that one look mends them all."""
-        if broken := _broken_rules(self):
+        if broken := broken_rules(self):
             raise ConfigError("the settings do not fit together:\n" + "\n".join(f"  - {rule}" for rule in broken))
 
     @property
     def optimizer_steps_per_step(self) -> int:
         return self.ppo.num_epochs * self.ppo.num_minibatches
-
-
-def _broken_rules(config: PPOConfig) -> list[str]:
-    policy, lora, rollout, reward, kl, ppo, train = (
-        config.policy,
-        config.lora,
-        config.rollout,
-        config.reward,
-        config.kl,
-        config.ppo,
-        config.train,
-    )
-    fixed_length = rollout.min_response_tokens == rollout.max_response_tokens
-    rules = [
-        (bool(policy.model), "policy.model is missing: give the directory of the starting policy"),
-        (
-            policy.dtype == "float32" or lora.rank > 0,
-            f"policy.dtype is {policy.dtype}: most of Adam's steps are too small to change a weight of that precision, "
-            'so next to nothing would be learnt: set train.mixed_precision = "bf16" instead',
-        ),
-        (lora.rank >= 0 and lora.alpha > 0, "lora.rank must not be negative, and lora.alpha must be above 0"),
-        (
-            lora.rank > 0 or not (lora.target_modules or lora.merge),
-            "lora.target_modules and lora.merge are for adapters: set lora.rank, or remove them",
-        ),
-        (bool(config.data.prompts), "data.prompts is missing: give a JSON Lines file"),
-        (bool(reward.model), 'reward.model is missing: give a selector, for example "helpfulness@stable"'),
-        (bool(train.output), "train.output is missing: give a directory for logs and checkpoints"),
-        (
-            not config.critic.model or config.critic.kind == "separate",
-            'critic.model is the trunk of a separate critic: set critic.kind = "separate", or remove critic.model',
-        ),
-        (
-            not config.critic.init or config.critic.kind == "separate",
-            'a reward model is the start of a separate critic: set critic.kind = "separate", or remove critic.init',
-        ),
-        (
-            not (config.critic.init and config.critic.model),
-            "critic.init and critic.model both say where the critic's trunk starts: remove one",
-        ),
-        (
-            not config.data.where or "=" in config.data.where,
-            f'data.where is {config.data.where!r}: write it as "field=value"',
-        ),
-        (config.data.max_prompt_tokens >= 1, "data.max_prompt_tokens must be at least 1"),
-        (
-            rollout.temperature > 0,
-            f"rollout.temperature is {rollout.temperature}: PPO needs a policy that samples, so it must be above 0",
-        ),
-        (rollout.max_response_tokens >= 1, "rollout.max_response_tokens must be at least 1"),
-        (
-            0 <= rollout.min_response_tokens <= rollout.max_response_tokens,
-            f"rollout.min_response_tokens is {rollout.min_response_tokens}: it must lie between 0 and "
-            f"rollout.max_response_tokens ({rollout.max_response_tokens})",
-        ),
-        (rollout.micro_batch_size >= 1, "rollout.micro_batch_size must be at least 1"),
-        (
-            not fixed_length or (reward.missing_eos_penalty is None and reward.missing_eos_score is None),
-            "all responses have the same length and none ends with EOS, so reward.missing_eos_penalty or _score would "
-            "strike each of them: remove it, or set rollout.min_response_tokens below rollout.max_response_tokens",
-        ),
-        (
-            reward.missing_eos_penalty is None or reward.missing_eos_score is None,
-            "reward.missing_eos_penalty and reward.missing_eos_score exclude each other: remove one",
-        ),
-        (
-            reward.missing_eos_penalty is None or reward.missing_eos_penalty > 0,
-            "reward.missing_eos_penalty is subtracted, so it must be above 0",
-        ),
-        (
-            "{prompt}" in reward.prompt_template,
-            'reward.prompt_template has no "{prompt}", so the reward model would not see the prompt',
-        ),
-        (
-            reward.input == "text" or reward.prompt_template == "{prompt}",
-            'reward.prompt_template is for text: set reward.input = "text", or remove the template',
-        ),
-        (reward.clip is None or reward.clip > 0, "reward.clip must be above 0; remove it to clip nothing"),
-        (reward.timeout_s > 0, "reward.timeout_s must be above 0"),
-        (reward.patience_s >= 0, "reward.patience_s must not be negative"),
-        (
-            reward.normalize_samples == 0 or reward.normalize_samples >= 16,
-            f"reward.normalize_samples is {reward.normalize_samples}: too few for a standard deviation; "
-            "use at least 16, or 0 to leave scores as they are",
-        ),
-        (kl.coefficient >= 0, "kl.coefficient must not be negative"),
-        (
-            kl.controller == "fixed" or (kl.coefficient > 0 and kl.target > 0 and kl.horizon > 0),
-            "the adaptive controller multiplies, so kl.coefficient, kl.target and kl.horizon must be above 0",
-        ),
-        (
-            min(ppo.batch_size, ppo.num_epochs, ppo.num_minibatches) >= 1,
-            "ppo.batch_size, ppo.num_epochs and ppo.num_minibatches must be at least 1",
-        ),
-        (
-            ppo.num_minibatches < 1 or ppo.batch_size % ppo.num_minibatches == 0,
-            f"ppo.batch_size ({ppo.batch_size}) is not a multiple of ppo.num_minibatches ({ppo.num_minibatches})",
-        ),
-        (ppo.micro_batch_size is None or ppo.micro_batch_size >= 1, "ppo.micro_batch_size must be at least 1"),
-        (ppo.learning_rate > 0, "ppo.learning_rate must be above 0"),
-        (
-            0 <= ppo.warmup_steps < max(train.num_steps, 1),
-            f"ppo.warmup_steps ({ppo.warmup_steps}) must be below train.num_steps ({train.num_steps})",
-        ),
-        (ppo.max_grad_norm > 0, "ppo.max_grad_norm must be above 0; use inf to clip nothing"),
-        (ppo.clip_range > 0 and ppo.value_clip_range > 0, "ppo.clip_range and value_clip_range must be above 0"),
-        (
-            ppo.value_coefficient >= 0 and ppo.entropy_coefficient >= 0,
-            "ppo.value_coefficient and ppo.entropy_coefficient must not be negative",
-        ),
-        (0 <= ppo.gamma <= 1 and 0 <= ppo.gae_lambda <= 1, "ppo.gamma and ppo.gae_lambda must lie in 0..1"),
-        (ppo.stop_kl is None or ppo.stop_kl > 0, "ppo.stop_kl must be above 0; remove it to never stop early"),
-        (train.num_steps >= 1, "train.num_steps must be at least 1"),
-        (train.seed >= 0, "train.seed must not be negative"),
-        (train.checkpoint_every_steps >= 0, "train.checkpoint_every_steps must not be negative"),
-        (train.keep_checkpoints >= 1, "train.keep_checkpoints must be at least 1"),
-        (
-            train.samples_every_steps >= 0 and train.samples_per_step >= 0,
-            "train.samples_every_steps and train.samples_per_step must not be negative",
-        ),
-    ]
-    return [text for is_kept, text in rules if not is_kept]

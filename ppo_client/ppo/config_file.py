@@ -45,8 +45,10 @@ def to_mapping(config: Any) -> dict[str, Any]:
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
             settings[item.name] = to_mapping(value)
+        elif isinstance(value, tuple):
+            settings[item.name] = [to_mapping(entry) if dataclasses.is_dataclass(entry) else entry for entry in value]
         elif value is not None:
-            settings[item.name] = list(value) if isinstance(value, tuple) else value
+            settings[item.name] = value
     return settings
 
 
@@ -75,6 +77,10 @@ def changed_keys(old: Any, new: Any) -> list[str]:
 def _toml_value(value: Any) -> str:
     if isinstance(value, float):
         return repr(value)  # `inf` and `1e-05` are TOML, too
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{key} = {_toml_value(entry)}' for key, entry in value.items())} }}"
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -131,7 +137,13 @@ def _convert_section(cls: Any, value: Any, name: str) -> Any:
         if key not in known:
             raise ConfigError(_unknown(cls, name, key, known))
     prefix = f"{name}." if name else ""
+    if missing := [item.name for item in dataclasses.fields(cls) if _is_required(item) and item.name not in value]:
+        raise ConfigError(f"{name} has no {', '.join(missing)}: {dict(value)}")
     return cls(**{key: _convert(hints[key], entry, prefix + key) for key, entry in value.items()})
+
+
+def _is_required(item: dataclasses.Field[Any]) -> bool:
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
 
 
 def _unknown(cls: Any, section: str, key: str, known: Sequence[str]) -> str:

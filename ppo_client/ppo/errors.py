@@ -4,6 +4,7 @@ PPOError
 ├── ConfigError            the settings make no sense, or not together
 ├── DataError              a prompts file or an example cannot be used
 ├── CheckpointError        nothing to resume, or what is there cannot be read
+├── RunStopped             the run was asked to stop, and did not wait for what it was waiting for
 ├── NonFiniteUpdate        a gradient that is not finite; the parameters were left as they were
 └── RewardError            a score that could not be had or trusted
     ├── EmptyResponse      a response without text, and no setting says what it is worth
@@ -29,6 +30,10 @@ class DataError(PPOError):
 
 class CheckpointError(PPOError):
     """There is nothing to resume, or what is there cannot be read."""
+
+
+class RunStopped(PPOError):
+    """The run was asked to stop while it waited for scores; what it had learnt until then is saved."""
 
 
 class NonFiniteUpdate(PPOError):

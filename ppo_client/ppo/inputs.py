@@ -28,6 +28,7 @@ def with_absolute_paths(config: PPOConfig) -> PPOConfig:
         ),
         critic=replace(config.critic, model=absolute(config.critic.model), init=absolute(config.critic.init)),
         data=replace(config.data, prompts=absolute(config.data.prompts)),
+        evaluation=replace(config.evaluation, prompts=absolute(config.evaluation.prompts)),
         train=replace(config.train, output=str(Path(config.train.output).absolute())),
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +20,8 @@ from ppo_client.ppo.errors import CheckpointError, ConfigError
 from ppo_client.ppo.seeds import Purpose, numpy_generator
 
 if TYPE_CHECKING:
-    from ppo_client.ppo.policy import Policy
-    from ppo_client.ppo.sequences import Sequences
+    from ppo_client.ppo.policy import Policy, Samples
+    from ppo_client.ppo.sequences import Prompts, Sequences
 
 _WEIGHTS = "adapter_model.safetensors"
 
@@ -32,13 +34,23 @@ class AdapterOff:
 
     def __call__(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
         """Logits (B, R, V) and hidden states (B, R, D)."""
+        with self._off():
+            output: tuple[Tensor, Tensor] = self._policy(sequences)
+        return output
+
+    def sample(self, prompts: Prompts, uniforms: Tensor) -> Samples:
+        """As Policy.sample."""
+        with self._off():
+            return self._policy.sample(prompts, uniforms)
+
+    @contextmanager
+    def _off(self) -> Iterator[None]:
         model: Any = self._policy.model
         model.disable_adapters()
         try:
-            output: tuple[Tensor, Tensor] = self._policy(sequences)
+            yield
         finally:
             model.enable_adapters()
-        return output
 
 
 def adapter_base(place: str) -> str | None:

@@ -28,12 +28,22 @@ class ValueLoss(NamedTuple):
 
 
 def policy_loss(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, response_mask: Tensor, clip_range: float
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    clip_range: float,
+    weights: Tensor | None = None,
 ) -> PolicyLoss:
-    """max(−A·r, −A·clip(r, 1 ± ε)) with r = π / π_old; all (B, R). Source: Schulman et al. 2017, equation 7."""
+    """max(−A·r, −A·clip(r, 1 ± ε)) with r = π / π_old; all (B, R). Source: Schulman et al. 2017, equation 7.
+
+    `weights`: of tokens that another policy than π_old sampled, see `staleness.importance_weights`.
+    """
     # Where the mask is False both hold anything, an infinity perhaps; ∞ · 0 would be NaN.
     log_ratio = torch.where(response_mask, log_probs - old_log_probs, 0.0)
     ratio = log_ratio.exp()
+    if weights is not None:
+        advantages = weights * advantages
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
     return PolicyLoss(

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ppo_client.ppo.advantages import explained_variance, masked_mean_variance
 from ppo_client.ppo.checkpoint import RunState
-from ppo_client.ppo.rollout import Rollout
+from ppo_client.ppo.config import RewardModelConfig
+from ppo_client.ppo.rollout import Record, Rollout
 from ppo_client.ppo.update import UpdateStatistics
-from ppo_client.ppo.versions import VersionChange
+from ppo_client.ppo.versions import RewardVersion, VersionChange
 
 
 def metrics_row(
@@ -24,14 +25,14 @@ def metrics_row(
     kl: float,
     kl_coefficient: float,
     changes: Sequence[VersionChange],
+    max_importance_weight: float,
 ) -> dict[str, Any]:
     """Plain numbers and strings; `…_s` are wall seconds of the main process.
 
     `kl` is the mean over episodes of the KL from the reference, summed over tokens, in nats; `kl_coefficient` the one
     that was used in this step; `entropy` is nats per token while sampling.
     """
-    assert state.version is not None, "a step without a score"
-    mask = rollout.sequences.response_mask
+    mask, main = rollout.sequences.response_mask, state.versions[0]
     entropy, _ = masked_mean_variance(rollout.entropies, mask)
     row = {
         "step": state.step,
@@ -45,7 +46,7 @@ def metrics_row(
         "entropy": float(entropy),
         "response_tokens_mean": float(mask.sum(1).float().mean()),
         "eos_rate": float(rollout.has_eos.float().mean()),
-        "empty_rate": sum(record.version is None for record in rollout.records) / len(rollout.records),
+        "empty_rate": sum(not record.given.versions for record in rollout.records) / len(rollout.records),
         "policy_loss": update.mean.policy_loss,
         "value_loss": update.mean.value_loss,
         "clip_fraction": update.mean.clip_fraction,
@@ -58,17 +59,22 @@ def metrics_row(
         "learning_rate": update.learning_rate,
         "num_optimizer_steps": update.num_optimizer_steps,
         "stopped_early": update.stopped_early,
-        "reward_model": state.version.model,
-        "reward_version": state.version.version,
-        "reward_digest": state.version.digest,
+        "reward_model": main.model,
+        "reward_version": main.version,
+        "reward_digest": main.digest,
         "time_s": time.time(),
         **rollout.seconds,
     }
+    if len(state.versions) > 1:
+        row |= _of_each_model(state.versions, rollout)
+    if rollout.sampled_log_probs is not None:
+        row |= _staleness(rollout, rollout.sampled_log_probs, max_importance_weight)
     if changes:
         row["events"] = [
             {
                 "kind": "version_changed",
                 "text": str(change),
+                "model": change.after.model,
                 "before": change.before.version,
                 "before_digest": change.before.digest,
                 "after": change.after.version,
@@ -79,16 +85,54 @@ def metrics_row(
     return row
 
 
-def sample_rows(step: int, rollout: Rollout, num_rows: int) -> list[dict[str, Any]]:
-    return [
-        {
-            "step": step,
-            "prompt": record.prompt,
-            "completion": record.completion,
-            "score": record.score,
-            "model": record.version.model if record.version else None,
-            "version": record.version.version if record.version else None,
-            "digest": record.version.digest if record.version else None,
-        }
-        for record in rollout.records[:num_rows]
-    ]
+def _of_each_model(versions: Sequence[RewardVersion], rollout: Rollout) -> dict[str, Any]:
+    """Where the score is a sum: the models' own means."""
+    scored = [record.given.parts for record in rollout.records if record.given.parts]
+    means = [sum(column) / len(scored) for column in zip(*scored, strict=True)]
+    return {
+        "reward_versions": [f"{version} ({version.digest:.12})" for version in versions],
+        **{f"score_mean/{version.model}": mean for version, mean in zip(versions, means, strict=True)},
+    }
+
+
+def _staleness(rollout: Rollout, sampled_log_probs: Tensor, max_importance_weight: float) -> dict[str, Any]:
+    """Of responses that an older policy wrote, see `staleness.py`."""
+    mask = rollout.sequences.response_mask
+    ratio = (rollout.log_probs - sampled_log_probs)[mask].exp()
+    return {
+        "staleness": 1,
+        "importance_weight_mean": float(ratio.clamp(max=max_importance_weight).mean()),
+        "importance_weight_truncated": float((ratio > max_importance_weight).float().mean()),
+        "stale_max_log_ratio": float(ratio.log().abs().max()),
+    }
+
+
+def sample_rows(step: int, rollout: Rollout, parts: Sequence[RewardModelConfig], num_rows: int) -> list[dict[str, Any]]:
+    """`model`, `version` and `digest` are None for responses without text, which nothing scored."""
+    return [_sample_row(step, record, parts) for record in rollout.records[:num_rows]]
+
+
+def _sample_row(step: int, record: Record, parts: Sequence[RewardModelConfig]) -> dict[str, Any]:
+    given = record.given
+    main = given.versions[0] if given.versions else None
+    row: dict[str, Any] = {
+        "step": step,
+        "prompt": record.prompt,
+        "completion": record.completion,
+        "score": given.value,
+        "model": main.model if main else None,
+        "version": main.version if main else None,
+        "digest": main.digest if main else None,
+    }
+    if len(given.versions) > 1:
+        row["rewards"] = [
+            {
+                "model": version.model,
+                "version": version.version,
+                "digest": version.digest,
+                "score": score,
+                "weight": part.weight,
+            }
+            for version, score, part in zip(given.versions, given.parts, parts, strict=True)
+        ]
+    return row

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from ppo_client.ppo.build import (
     hidden_size,
@@ -29,7 +28,6 @@ from ppo_client.ppo.errors import CheckpointError, ConfigError
 from ppo_client.ppo.lora import AdapterOff, adapter_base, add_adapter, load_adapter
 from ppo_client.ppo.policy import Policy
 from ppo_client.ppo.reward_trunk import check_same_tokenizer, load_reward_model
-from ppo_client.ppo.sequences import Sequences
 
 _CRITIC_FILE = "critic.safetensors"
 
@@ -39,8 +37,8 @@ class Models:
     """What is trained, and what it must stay close to."""
 
     actor_critic: ActorCritic
-    reference: Callable[[Sequences], tuple[Tensor, Tensor]]
-    """`forward` of the reference policy, which is never trained"""
+    reference: Policy | AdapterOff
+    """The reference policy, which is never trained"""
     digests: dict[str, str]
     """SHA-256 of the weights that stay as they are and that no checkpoint holds, by the setting that names them"""
 

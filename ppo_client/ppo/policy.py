@@ -71,9 +71,16 @@ class Policy(nn.Module, ABC):
 
     @torch.no_grad()
     def sample(
-        self, prompts: Prompts, uniforms: Tensor, value_head: Callable[[Tensor], Tensor] | None = None
+        self,
+        prompts: Prompts,
+        uniforms: Tensor,
+        value_head: Callable[[Tensor], Tensor] | None = None,
+        on_end: Callable[[Samples, list[int]], None] | None = None,
     ) -> Samples:
-        """One response to each prompt, by uniform numbers float64 (B, R); R is the most tokens a response may have."""
+        """One response to each prompt, by uniform numbers float64 (B, R); R is the most tokens a response may have.
+
+        `on_end` is told, while the others are still being written, which rows of the samples have ended by EOS.
+        """
         device = prompts.ids.device
         num_rows, num_tokens = uniforms.shape
         uniforms = uniforms.to(device)
@@ -83,6 +90,13 @@ class Policy(nn.Module, ABC):
         entropies, values = torch.zeros_like(log_probs), torch.zeros_like(log_probs)
         has_eos = torch.zeros(num_rows, dtype=torch.bool, device=device)
         eos = torch.tensor(self.rule.eos_ids, dtype=torch.long, device=device)
+        samples = Samples(
+            Sequences(prompts, ids, response_mask),
+            has_eos,
+            log_probs,
+            entropies,
+            values if value_head is not None else None,
+        )
 
         rows = torch.arange(num_rows, device=device)  # those still in the cache
         decoding = self._begin(prompts)
@@ -102,22 +116,19 @@ class Policy(nn.Module, ABC):
                 values[written, t] = value_head(hidden)[running]
             self._append(decoding, drawn)
             if len(eos) and t >= self.rule.min_tokens:
-                has_eos[rows] |= torch.isin(drawn, eos)
-                running = ~has_eos[rows]
+                ended = torch.isin(drawn, eos) & running
+                has_eos[rows[ended]] = True
+                running &= ~ended
                 num_running = int(running.sum())
+                if on_end is not None and len(newly := rows[ended].tolist()):
+                    on_end(samples, newly)
                 if num_running == 0:
                     break
                 if num_running <= (1 - _COMPACTION_SHARE) * len(rows) and _can_select_rows(decoding.cache):
                     kept = running.nonzero().squeeze(1)
                     rows = rows[kept]
                     decoding.keep(kept)
-        return Samples(
-            Sequences(prompts, ids, response_mask),
-            has_eos,
-            log_probs,
-            entropies,
-            values if value_head is not None else None,
-        )
+        return samples
 
     @abstractmethod
     def num_positions(self, prompt_tokens: int, response_tokens: int) -> int:

@@ -1,19 +1,18 @@
-"""Asking for scores: the seam to the reward service, what is checked in a reply, and how long to wait for one."""
+"""Asking for scores: the seam to the reward service, one or several models at once, and what is checked in a reply."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from ppo_client.client.scores import Content, Scores
-from ppo_client.ppo.errors import InvalidScores, RewardServiceAway
-
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
-_LONGEST_SLEEP_S = 0.5
+from ppo_client.ppo.config import RewardConfig, RewardModelConfig
+from ppo_client.ppo.errors import InvalidScores
+from ppo_client.ppo.versions import RewardVersion
+from ppo_client.ppo.waiting import Patience
 
 
 class RewardSource(Protocol):
@@ -26,11 +25,21 @@ class RewardSource(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Stop:
-    """Whether the run is to end. A plain flag, since a signal handler may wait for no lock."""
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What one response got: the weighted sum, and each model's own score and version, in the settings' order."""
 
-    is_wanted: bool = False
+    value: float
+    parts: tuple[float, ...]
+    versions: tuple[RewardVersion, ...]
+
+
+def parts_of(reward: RewardConfig) -> tuple[RewardModelConfig, ...]:
+    """The models that the settings name, each with its weight."""
+    parts = reward.models or (RewardModelConfig(reward.model, 1.0, reward.calibrated),)
+    if reward.on_version_change != "recalibrate":
+        return parts
+    return tuple(RewardModelConfig(part.model, part.weight, calibrated=True) for part in parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,69 +47,67 @@ class RewardDesk:
     """Sends requests to one source, by the run's rules."""
 
     source: RewardSource
-    model: str
-    patience_s: float
-    calibrated: bool = False
-    """Whether calibrated scores are asked for, and raw ones refused"""
-    away_errors: tuple[type[BaseException], ...] = ()
-    """Errors of the source that mean "not now": worth asking again"""
-    report: Callable[[str], None] = print
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-    stop: Stop = field(default_factory=Stop)
-    """Once it is wanted, a service that is away is not waited for"""
+    parts: tuple[RewardModelConfig, ...]
+    patience: Patience
 
     def ask(self, prompts: Sequence[Content], completions: Sequence[Content]) -> PendingScores:
-        return PendingScores(self, prompts, completions)
+        """Asks all models at the same time."""
+        return PendingScores([_Request(self, part, prompts, completions) for part in self.parts])
 
 
 class PendingScores:
-    """A request under way. `result` may be called once."""
+    """Requests under way, one for each model. `result` may be called once."""
 
-    def __init__(self, desk: RewardDesk, prompts: Sequence[Content], completions: Sequence[Content]) -> None:
+    def __init__(self, requests: list[_Request]) -> None:
+        self._requests = requests
+
+    def result(self) -> list[Given]:
+        """One for each completion. Waits, asking again while the service is away and the run is patient.
+
+        Raises RewardServiceAway, RunStopped, InvalidScores, or what the source raised.
+        """
+        try:
+            answers = [request.result() for request in self._requests]
+        except BaseException:
+            self.cancel()
+            raise
+        versions = tuple(RewardVersion.of(scores) for scores in answers)
+        weights = [request.part.weight for request in self._requests]
+        return [
+            Given(sum(weight * value for weight, value in zip(weights, values, strict=True)), values, versions)
+            for values in zip(*(scores.values for scores in answers), strict=True)
+        ]
+
+    def cancel(self) -> None:
+        """The scores are not wanted any more."""
+        for request in self._requests:
+            request.cancel()
+
+
+class _Request:
+    """A request to one model."""
+
+    def __init__(
+        self, desk: RewardDesk, part: RewardModelConfig, prompts: Sequence[Content], completions: Sequence[Content]
+    ) -> None:
+        self.part = part
         self._desk = desk
         self._prompts, self._completions = prompts, completions
         self._future = self._submit()
 
     def result(self) -> Scores:
-        """Waits for the scores, asking again while the service is away and the run is patient.
-
-        Raises RewardServiceAway, InvalidScores, or what the source raised.
-        """
-        desk, pause_s = self._desk, _FIRST_PAUSE_S
-        give_up_at = desk.clock() + desk.patience_s
-        while True:
-            try:
-                scores = self._future.result()
-                return checked(scores, num_expected=len(self._completions), calibrated=desk.calibrated)
-            except desk.away_errors as error:
-                left_s = give_up_at - desk.clock()
-                if left_s <= 0:
-                    raise RewardServiceAway(
-                        f"no scores from {desk.model!r} for {desk.patience_s:g} s (reward.patience_s): {error}"
-                    ) from error
-                desk.report(f"the reward service is away ({error}); asking again, for {left_s:.0f} s at most")
-                self._pause(min(pause_s, left_s))
-                if desk.stop.is_wanted:
-                    raise RewardServiceAway(f"stopped while the reward service was away ({error})") from error
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-                self._future = self._submit()
+        scores = self._desk.patience.result(self._future, self._submit, f"scores from {self.part.model!r}")
+        return checked(scores, num_expected=len(self._completions), calibrated=self.part.calibrated)
 
     def cancel(self) -> None:
-        """The scores are not wanted any more."""
         self._future.cancel()
 
-    def _pause(self, seconds: float) -> None:
-        """In short pieces, for a signal does not end a sleep."""
-        while seconds > 0 and not self._desk.stop.is_wanted:
-            self._desk.sleep(piece := min(seconds, _LONGEST_SLEEP_S))
-            seconds -= piece
-
     def _submit(self) -> Future[Scores]:
-        desk = self._desk
         # Sources that know of no calibration are never asked for one.
-        options = {"calibrated": True} if desk.calibrated else {}
-        return desk.source.submit(desk.model, prompts=self._prompts, completions=self._completions, **options)
+        options = {"calibrated": True} if self.part.calibrated else {}
+        return self._desk.source.submit(
+            self.part.model, prompts=self._prompts, completions=self._completions, **options
+        )
 
 
 def checked(scores: Scores, *, num_expected: int, calibrated: bool = False) -> Scores:

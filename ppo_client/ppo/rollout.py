@@ -12,16 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppo_client.client.scores import Content
-from ppo_client.ppo.completions import completion_contents, is_empty, response_ids, response_texts
+from ppo_client.ppo.asking import Asking
 from ppo_client.ppo.critic import ActorCritic, SharedCritic
 from ppo_client.ppo.distribution import token_log_probs
-from ppo_client.ppo.errors import EmptyResponse
 from ppo_client.ppo.policy import Samples
 from ppo_client.ppo.prompts import Prompt
-from ppo_client.ppo.reward_source import PendingScores, RewardDesk
+from ppo_client.ppo.reward_source import Given, RewardDesk
 from ppo_client.ppo.sequences import Prompts, Sequences, concatenate, pad_columns
-from ppo_client.ppo.versions import RewardVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +27,8 @@ class Record:
 
     prompt: str
     completion: str
-    score: float
-    version: RewardVersion | None
-    """None: the response is empty, and the settings gave the score"""
+    given: Given
+    """Without versions: the response is empty, and the settings gave the score"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +39,9 @@ class Rollout:
     has_eos: Tensor
     """bool (B,)"""
     scores: Tensor
-    """float32 (B,), as the service gave them; the settings' for empty responses"""
+    """float32 (B,), as the service gave them, weighted and summed; the settings' for empty responses"""
     log_probs: Tensor
-    """float32 (B, R), of the policy that sampled"""
+    """float32 (B, R), of the policy as it is before the update"""
     reference_log_probs: Tensor
     """float32 (B, R)"""
     values: Tensor
@@ -53,8 +49,24 @@ class Rollout:
     entropies: Tensor
     """float32 (B, R), nats"""
     records: list[Record]
+    sampled_log_probs: Tensor | None = None
+    """float32 (B, R), of the policy that sampled, where that was an older one"""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by part, of this process"""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Responses that are written and on their way to be scored, by micro-batch."""
+
+    prompts: list[Prompt]
+    chunks: list[tuple[Samples, Asking]]
+    seconds: dict[str, float]
+
+    def cancel(self) -> None:
+        """The scores are not wanted any more."""
+        for _, asking in self.chunks:
+            asking.cancel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,74 +83,94 @@ class RolloutWorker:
     device: torch.device
     empty_score: float | None = None
     """Of responses without text, which are not sent"""
+    score_chunk_size: int = 8
+
+    def collect(self, prompts: Sequence[Prompt], uniforms: Tensor) -> Rollout:
+        """One episode for each prompt; `uniforms` is float64 (B, R)."""
+        return self.finish(self.begin(prompts, uniforms))
 
     @torch.no_grad()
-    def collect(self, prompts: Sequence[Prompt], uniforms: Tensor) -> Rollout:
-        """One episode for each prompt; `uniforms` is float64 (B, R).
-
-        Scores of a micro-batch are asked for as soon as it is sampled, and awaited when there is nothing left to do.
-        """
-        seconds: dict[str, float] = defaultdict(float)
-        size = self.micro_batch_size
-        under_way: list[tuple[Samples, list[str], _Request]] = []
+    def begin(self, prompts: Sequence[Prompt], uniforms: Tensor) -> Started:
+        """Writes the responses. Scores are asked for as they end, and after each micro-batch."""
+        started = Started(list(prompts), [], defaultdict(float))
         try:
-            for first in range(0, len(prompts), size):
-                chunk = prompts[first : first + size]
-                with _timed(seconds, "generate_s"):
-                    samples = self._sample(chunk, uniforms[first : first + size])
-                texts = response_texts(
-                    samples, self.tokenizer, continues_prompt=self.actor_critic.policy.continues_prompt
-                )
-                contents = completion_contents(chunk, response_ids(samples), texts)
-                under_way.append((samples, texts, self._ask(chunk, contents)))
-            with _timed(seconds, "evaluate_s"):
-                evaluated = [self._evaluate(samples) for samples, _, _ in under_way]
-            with _timed(seconds, "reward_wait_s"):
-                answers = [request.result() for _, _, request in under_way]
+            for first in range(0, len(prompts), self.micro_batch_size):
+                chunk = prompts[first : first + self.micro_batch_size]
+                with _timed(started.seconds, "generate_s"):
+                    started.chunks.append(self._write(chunk, uniforms[first : first + len(chunk)]))
         except BaseException:
-            for _, _, request in under_way:
-                request.cancel()
+            started.cancel()
+            raise
+        return started
+
+    def begin_again(self, prompts: Sequence[Prompt], chunks: Sequence[Samples]) -> Started:
+        """With responses that were written before an interruption: their scores are asked for."""
+        started, first = Started(list(prompts), [], defaultdict(float)), 0
+        for samples in chunks:
+            asking = self._asking(prompts[first : first + len(samples.has_eos)])
+            started.chunks.append((samples, asking))
+            asking.finish(samples)
+            first += len(samples.has_eos)
+        return started
+
+    @torch.no_grad()
+    def finish(self, started: Started, *, is_stale: bool = False) -> Rollout:
+        """Computes what else is needed, and waits for scores when there is nothing left to do.
+
+        `is_stale`: the policy has been updated since it wrote.
+        """
+        seconds = started.seconds
+        chunks = [samples for samples, _ in started.chunks]
+        try:
+            with _timed(seconds, "evaluate_s"):
+                evaluated = [self._evaluate(samples, is_stale=is_stale) for samples in chunks]
+            with _timed(seconds, "reward_wait_s"):
+                given = [one for _, asking in started.chunks for one in asking.result()]
+        except BaseException:
+            started.cancel()
             raise
 
-        texts = [text for _, chunk_texts, _ in under_way for text in chunk_texts]
-        given = [pair for pairs in answers for pair in pairs]
+        texts = [text for _, asking in started.chunks for text in asking.texts]
         log_probs, reference_log_probs, values = (torch.cat(parts) for parts in zip(*evaluated, strict=True))
         return Rollout(
-            sequences=concatenate([samples.sequences for samples, _, _ in under_way], self.actor_critic.policy.pad_id),
-            has_eos=torch.cat([samples.has_eos for samples, _, _ in under_way]),
-            scores=torch.tensor([value for value, _ in given], dtype=torch.float32, device=self.device),
+            sequences=concatenate([samples.sequences for samples in chunks], self.actor_critic.policy.pad_id),
+            has_eos=torch.cat([samples.has_eos for samples in chunks]),
+            scores=torch.tensor([one.value for one in given], dtype=torch.float32, device=self.device),
             log_probs=log_probs,
             reference_log_probs=reference_log_probs,
             values=values,
-            entropies=torch.cat([samples.entropies for samples, _, _ in under_way]),
+            entropies=torch.cat([samples.entropies for samples in chunks]),
             records=[
-                Record(prompt.text, text, value, version)
-                for prompt, text, (value, version) in zip(prompts, texts, given, strict=True)
+                Record(prompt.text, text, one) for prompt, text, one in zip(started.prompts, texts, given, strict=True)
             ],
+            sampled_log_probs=torch.cat([samples.log_probs for samples in chunks]) if is_stale else None,
             seconds=dict(seconds),
         )
 
-    def _sample(self, prompts: Sequence[Prompt], uniforms: Tensor) -> Samples:
+    def _write(self, prompts: Sequence[Prompt], uniforms: Tensor) -> tuple[Samples, Asking]:
         policy, critic = self.actor_critic.policy, self.actor_critic.critic
         collated = Prompts.collate([prompt.token_ids for prompt in prompts], policy.pad_id, self.device)
-        return policy.sample(collated, uniforms, critic.head if isinstance(critic, SharedCritic) else None)
+        asking = self._asking(prompts)
+        try:
+            head = critic.head if isinstance(critic, SharedCritic) else None
+            samples = policy.sample(collated, uniforms, head, asking.ended)
+            asking.finish(samples)
+        except BaseException:
+            asking.cancel()
+            raise
+        return samples, asking
 
-    def _ask(self, prompts: Sequence[Prompt], completions: Sequence[Content]) -> _Request:
-        """Raises EmptyResponse where the settings do not say what an empty response is worth."""
-        empty = [is_empty(completion) for completion in completions]
-        if any(empty) and self.empty_score is None:
-            raise EmptyResponse(
-                f"a response to {prompts[empty.index(True)].text!r:.80} has no text (EOS first, or special tokens "
-                "alone), so there is nothing to score: set reward.empty_score to what such a response is worth (on "
-                "resume, too); with rollout.min_response_tokens of 1 or more EOS cannot come first"
-            )
-        asked = [
-            pair for pair, nothing in zip(zip(prompts, completions, strict=True), empty, strict=True) if not nothing
-        ]
-        pending = self.desk.ask([prompt.content for prompt, _ in asked], [text for _, text in asked]) if asked else None
-        return _Request(pending, [self.empty_score if nothing else None for nothing in empty])
+    def _asking(self, prompts: Sequence[Prompt]) -> Asking:
+        return Asking(
+            desk=self.desk,
+            prompts=prompts,
+            tokenizer=self.tokenizer,
+            continues_prompt=self.actor_critic.policy.continues_prompt,
+            chunk_size=self.score_chunk_size,
+            empty_score=self.empty_score,
+        )
 
-    def _evaluate(self, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
+    def _evaluate(self, samples: Samples, *, is_stale: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities, the reference's, and values, all (B, R); no forward pass that can be spared."""
         sequences = samples.sequences.trimmed()
 
@@ -146,39 +178,18 @@ class RolloutWorker:
             return self._widened(token_log_probs(logits, sequences.response_ids), samples)
 
         reference_log_probs = evaluated(self.reference(sequences)[0])
-        if not self.log_probs_from_sampling:
+        if is_stale or not self.log_probs_from_sampling:
             logits, values = self.actor_critic(sequences)
             return evaluated(logits), reference_log_probs, self._widened(values, samples)
-        values = samples.values
-        if values is None:
-            values = self._widened(self.actor_critic.critic(sequences), samples)
-        return samples.log_probs, reference_log_probs, values
+        written = samples.values
+        if written is None:
+            written = self._widened(self.actor_critic.critic(sequences), samples)
+        return samples.log_probs, reference_log_probs, written
 
     @staticmethod
     def _widened(values: Tensor, samples: Samples) -> Tensor:
         mask = samples.sequences.response_mask
         return torch.where(mask, pad_columns(values, mask.shape[1]), 0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """What was asked for a micro-batch, and the scores that are known without asking."""
-
-    pending: PendingScores | None
-    """None: every response is empty"""
-    known: list[float | None]
-    """One per response; None: asked for"""
-
-    def result(self) -> list[tuple[float, RewardVersion | None]]:
-        """Score and version of each response."""
-        scores = self.pending.result() if self.pending else None
-        version = RewardVersion.of(scores) if scores else None
-        answers = iter(scores.values if scores else ())
-        return [(next(answers), version) if value is None else (value, None) for value in self.known]
-
-    def cancel(self) -> None:
-        if self.pending is not None:
-            self.pending.cancel()
 
 
 @contextmanager

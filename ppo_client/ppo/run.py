@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,22 +15,27 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
 from ppo_client.ppo import checkpoint as disk
+from ppo_client.ppo.boards import make_boards
 from ppo_client.ppo.build import check_fits, load_language_model, load_tokenizer, policy_class
 from ppo_client.ppo.checkpoint import RunState
-from ppo_client.ppo.config import PPOConfig
+from ppo_client.ppo.config import EvaluationConfig, PPOConfig, RewardModelConfig
 from ppo_client.ppo.config_file import changed_keys, load_config, to_toml
 from ppo_client.ppo.connect import AWAY_ERRORS, connect
 from ppo_client.ppo.critic import ActorCritic
 from ppo_client.ppo.distributed import is_true_anywhere
 from ppo_client.ppo.errors import CheckpointError, ConfigError
+from ppo_client.ppo.evaluation import Evaluator, Reference
 from ppo_client.ppo.inputs import check_unchanged, file_digest, with_absolute_paths
 from ppo_client.ppo.models import load_models, save_policy, trained_share
 from ppo_client.ppo.normalize import ScoreNormalizer
 from ppo_client.ppo.prompts import Prompt, load_prompts
-from ppo_client.ppo.reward_source import RewardDesk, RewardSource
-from ppo_client.ppo.rollout import RolloutWorker
+from ppo_client.ppo.registration import Registration
+from ppo_client.ppo.reward_source import RewardDesk, RewardSource, parts_of
+from ppo_client.ppo.rollout import RolloutWorker, Started
+from ppo_client.ppo.staleness import to_tensors
 from ppo_client.ppo.tracking import Tracker
 from ppo_client.ppo.update import Updater
+from ppo_client.ppo.waiting import Patience
 
 if TYPE_CHECKING:
     from ppo_client import RewardClient
@@ -41,9 +46,11 @@ CHANGEABLE_ON_RESUME = frozenset(
         "policy.gradient_checkpointing",
         "lora.merge",
         "rollout.micro_batch_size",
+        "rollout.score_chunk_size",
         "reward.targets",
         "reward.model",
         "reward.empty_score",
+        "reward.lease_s",
         "reward.on_version_change",
         "reward.timeout_s",
         "reward.patience_s",
@@ -54,7 +61,9 @@ CHANGEABLE_ON_RESUME = frozenset(
         "train.keep_checkpoints",
         "train.samples_every_steps",
         "train.samples_per_step",
-        "train.tensorboard",
+        "train.tracking",
+        "train.wandb_project",
+        *(f"evaluation.{item.name}" for item in fields(EvaluationConfig)),
     }
 )
 
@@ -74,6 +83,15 @@ class Run:
     client: RewardClient | None
     """Made by the run, which closes it"""
     state: RunState
+    evaluator: Evaluator | None
+    registration: Registration | None
+    """None: scores come from a source that the caller brought"""
+    started: Started | None = None
+    """With `rollout.max_staleness`: the next step's responses"""
+    restored: list[dict[str, Any]] = field(default_factory=list)
+    """Or, after a resume, what was written of them before"""
+    marks: list[dict[str, Any]] = field(default_factory=list)
+    """What each process has to save, as of the last `mark`"""
 
     @property
     def output(self) -> Path:
@@ -83,12 +101,28 @@ class Run:
     def is_saved(self) -> bool:
         return disk.checkpoint_path(self.output, self.state.step).exists()
 
+    def mark(self) -> None:
+        """Collects from all processes what a checkpoint of this moment holds of them."""
+        chunks = to_tensors([samples for samples, _ in self.started.chunks]) if self.started else self.restored
+        self.marks = gather_object([{"random": disk.random_state(), "started": chunks}])
+
     def save(self) -> None:
         """Writes a checkpoint of the present state, instead of the one of this step that may be there."""
-        random_states = gather_object([disk.random_state()])
+        self.mark()
         if self.accelerator.is_main_process:
-            keep = self.config.train.keep_checkpoints
-            disk.save_checkpoint(self.output, self.state.step, partial(self._write, random_states), keep)
+            self._save()
+        self.accelerator.wait_for_everyone()
+
+    def save_as_marked(self) -> None:
+        """As `save`, while the other processes do something else. Nothing may have been learnt since `mark`."""
+        if self.accelerator.is_main_process and not self.is_saved:
+            self._save()
+
+    def save_best(self) -> None:
+        """Keeps the present state as OUTPUT/best."""
+        self.mark()
+        if self.accelerator.is_main_process:
+            disk.write_directory(self.output / "best", self._write)
         self.accelerator.wait_for_everyone()
 
     def export_policy(self) -> None:
@@ -102,6 +136,10 @@ class Run:
 
     def close(self) -> None:
         """Closes the logs, and the client where the run made one."""
+        if self.started is not None:
+            self.started.cancel()
+        if self.registration is not None:
+            self.registration.close()
         self.tracker.close()
         if self.client is not None:
             self.client.close()
@@ -111,13 +149,16 @@ class Run:
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(place)
 
-    def _write(self, random_states: list[dict[str, Any]], place: Path) -> None:
+    def _save(self) -> None:
+        disk.save_checkpoint(self.output, self.state.step, self._write, self.config.train.keep_checkpoints)
+
+    def _write(self, place: Path) -> None:
         policy = place / "policy"
         save_policy(self.actor_critic, policy)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(policy)
         torch.save(self.updater.optimizer.state_dict(), place / "optimizer.pt")
-        torch.save(random_states, place / "rng.pt")
+        torch.save(self.marks, place / "processes.pt")
         (place / "state.json").write_text(self.state.to_json(), encoding="utf-8")
 
 
@@ -134,7 +175,7 @@ def start_run(config: PPOConfig, rewards: RewardSource | None = None) -> Run:
     name = [config.train.run or f"ppo-{uuid.uuid4().hex[:12]}"]
     run_id: str = broadcast_object_list(name)[0]
     set_seed(config.train.seed, device_specific=True)
-    state = RunState(run_id, 0, 0, config.kl.coefficient, ScoreNormalizer(), None)
+    state = RunState(run_id, 0, 0, config.kl.coefficient, ScoreNormalizer())
     run = _assemble(config, accelerator, rewards, state)
     _write_config(run)
     return run
@@ -168,9 +209,11 @@ def resume_run(output: Path, rewards: RewardSource | None = None, overrides: Seq
         raise CheckpointError(f"{place} cannot be read: {error}") from error
     run = _assemble(config, accelerator, rewards, state, place / "policy")
     run.updater.optimizer.load_state_dict(disk.load_tensors(place / "optimizer.pt"))
-    random_states = disk.load_tensors(place / "rng.pt")
-    if accelerator.process_index < len(random_states):
-        disk.set_random_state(random_states[accelerator.process_index])
+    marks = disk.load_tensors(place / "processes.pt")
+    if accelerator.process_index < len(marks):
+        disk.set_random_state(marks[accelerator.process_index]["random"])
+    if len(marks) == accelerator.num_processes:  # else the responses are shared out in another way: written anew
+        run.restored = marks[accelerator.process_index]["started"]
     _write_config(run)  # so that the next resume knows what this one was told
     run.tracker.say(f"resuming {state.run} after step {state.step}, from {place}")
     return run
@@ -213,12 +256,14 @@ def _assemble(
         fused=True,
     )
     model, optimizer = accelerator.prepare(actor_critic, optimizer)
+    is_main = accelerator.is_main_process
     tracker = Tracker(
         Path(config.train.output),
         last_step=state.step,
+        last_evaluation=state.progress.step,
         num_steps=config.train.num_steps,
-        tensorboard=config.train.tensorboard,
-        enabled=accelerator.is_main_process,
+        boards=make_boards(config, state.run, state.step) if is_main else (),
+        enabled=is_main,
     )
     if config.lora.rank:
         num_trained, num_all = trained_share(actor_critic)
@@ -227,14 +272,15 @@ def _assemble(
     # An adapter's reference is the same model, so by the same forward pass the KL is 0 at first, to the last bit.
     trusts_sampling = in_fp32 and not config.lora.rank
     wanted = config.rollout.log_probs
-    desk = RewardDesk(
-        source=rewards,
-        model=config.reward.model,
-        patience_s=config.reward.patience_s,
-        calibrated=config.reward.calibrated,
+    patience = Patience(
+        limit_s=config.reward.patience_s,
+        timeout_s=config.reward.timeout_s,
         away_errors=AWAY_ERRORS,
         report=tracker.say,
+        on_trouble=lambda: run.save_as_marked(),  # noqa: PLW0108 - `run` is made below
     )
+    parts = parts_of(config.reward)
+    desk = RewardDesk(rewards, parts, patience)
     worker = RolloutWorker(
         actor_critic=actor_critic,
         reference=models.reference,
@@ -244,9 +290,52 @@ def _assemble(
         log_probs_from_sampling=wanted == "sampling" or (wanted == "auto" and trusts_sampling),
         device=accelerator.device,
         empty_score=config.reward.empty_score,
+        score_chunk_size=config.rollout.score_chunk_size,
     )
-    updater = Updater(model, optimizer, accelerator, config)
-    return Run(config, accelerator, actor_critic, tokenizer, prompts, worker, updater, tracker, client, state)
+    registration = None
+    if client is not None and is_main:
+        names = [part.model for part in parts if "@" not in part.model]
+        registration = Registration(client, names, config.reward.lease_s, patience, tracker.say)
+    run = Run(
+        config=config,
+        accelerator=accelerator,
+        actor_critic=actor_critic,
+        tokenizer=tokenizer,
+        prompts=prompts,
+        worker=worker,
+        updater=Updater(model, optimizer, accelerator, config),
+        tracker=tracker,
+        client=client,
+        state=state,
+        evaluator=_evaluator(config, worker, models.reference, keeps_eos=keeps_eos),
+        registration=registration,
+    )
+    return run
+
+
+def _evaluator(config: PPOConfig, worker: RolloutWorker, reference: Reference, *, keeps_eos: bool) -> Evaluator | None:
+    evaluation = config.evaluation
+    if not evaluation.prompts:
+        return None
+    data = replace(config.data, prompts=evaluation.prompts, where=evaluation.where)
+    prompts = load_prompts(data, config.reward, worker.tokenizer, keeps_eos=keeps_eos)[: evaluation.count]
+    check_fits(worker.actor_critic.policy, prompts, config.rollout.max_response_tokens)
+    judge = None
+    if evaluation.model:
+        judge = replace(worker.desk, parts=(RewardModelConfig(evaluation.model),))
+    return Evaluator(
+        policy=worker.actor_critic.policy,
+        reference=reference,
+        prompts=prompts,
+        desk=worker.desk,
+        judge=judge,
+        tokenizer=worker.tokenizer,
+        batch_size=evaluation.batch_size,
+        max_response_tokens=config.rollout.max_response_tokens,
+        seed=config.train.seed,
+        device=worker.device,
+        empty_score=config.reward.empty_score,
+    )
 
 
 def _write_config(run: Run) -> None:

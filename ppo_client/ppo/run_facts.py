@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
+
+from ppo_client.ppo.text_facts import correlation, distinct_share, repeated_share
 
 Row = Mapping[str, Any]
 
@@ -102,36 +104,9 @@ def signs(samples: Sequence[Row]) -> list[Sign]:
     ]
 
 
-def distinct_share(texts: Sequence[str], n: int) -> float | None:
-    """Different n-grams of words over all of them; None where there is no n-gram."""
-    grams = [gram for text in texts for gram in _grams(text, n)]
-    return len(set(grams)) / len(grams) if grams else None
-
-
-def repeated_share(texts: Sequence[str], n: int) -> float | None:
-    """The share of n-grams of words that occurred before in the same text; None where there is no n-gram."""
-    counts = [(len(grams), len(set(grams))) for text in texts if (grams := _grams(text, n))]
-    num_grams = sum(count for count, _ in counts)
-    return 1 - sum(distinct for _, distinct in counts) / num_grams if num_grams else None
-
-
-def _grams(text: str, n: int) -> list[tuple[str, ...]]:
-    words = text.split()
-    return list(zip(*(words[i:] for i in range(n)), strict=False))
-
-
 def _length_correlation(rows: Sequence[Row]) -> float | None:
-    return _correlation([len(row["completion"].split()) for row in rows], [row["score"] for row in rows])
+    return correlation([len(row["completion"].split()) for row in rows], [row["score"] for row in rows])
 
 
 def _mean(rows: Sequence[Row], name: str) -> float:
     return fmean(row[name] for row in rows)
-
-
-def _correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
-    """Pearson's; None where one of them does not vary."""
-    if len(one) < 3 or len(set(one)) == 1 or len(set(other)) == 1:
-        return None
-    mean_one, mean_other = fmean(one), fmean(other)
-    products = sum((a - mean_one) * (b - mean_other) for a, b in zip(one, other, strict=True))
-    return products / ((len(one) - 1) * stdev(one) * stdev(other))

@@ -1,30 +1,45 @@
-"""`ppo-client sample`: lets a policy write, with the sampler that PPO uses."""
+"""`ppo-client sample`: lets a policy write, with the sampler that PPO uses, and keeps the best by a reward model."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ppo_client.client.client import RewardClient
+from ppo_client.client.scores import Content, Scores
+from ppo_client.ppo.choosing import Row, above, best_of_each
 from ppo_client.ppo.config import DataConfig, RewardConfig, RolloutConfig
 from ppo_client.ppo.errors import ConfigError
 from ppo_client.ppo.prompts import Prompt, load_prompts, make_prompt
+from ppo_client.ppo.reward_source import checked
+
+if TYPE_CHECKING:
+    from ppo_client.ppo.policy import Policy
+
+_BATCHES_UNDER_WAY = 4
 
 _EXAMPLES = """examples:
   ppo-client sample runs/a/policy --prompt "Once upon a time"
   ppo-client sample runs/a/policy --prompts openings.jsonl.gz --limit 100 --json > samples.jsonl
+  ppo-client sample runs/a/policy --prompts openings.jsonl.gz --reward helpfulness@3 --best-of 16 --json > best.jsonl
+  ppo-client sample runs/a/policy --prompts openings.jsonl.gz --completions 8 --reward helpfulness@3 --keep-above 1.5 \\
+      --server localhost:50051 --output kept.jsonl --json
 """
 
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "sample",
-        help="let a policy write",
-        description="Samples completions of prompts; the same seed gives the same texts.",
+        help="let a policy write; best-of-n and rejection sampling",
+        description="Samples completions of prompts; the same seed gives the same texts. With --reward they are "
+        "scored, and the best of each prompt, or those above a threshold, are kept.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -41,30 +56,118 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--reward", metavar="SELECTOR", help="reward model that scores: name, name@3 or name@label")
+    parser.add_argument("--best-of", type=int, metavar="N", help="write N completions of each prompt, keep the best")
+    parser.add_argument("--keep-above", type=float, metavar="SCORE", help="keep completions with a higher score")
+    parser.add_argument("--server", help="host:port, several with commas; default: RM_TARGET")
+    parser.add_argument("--calibrated", action="store_true", help="scores on the model's common scale")
+    parser.add_argument(
+        "--prompt-template", default="{prompt}", help="the reward model's view of a text prompt (default: %(default)s)"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to standard output")
-    parser.add_argument("--json", action="store_true", help="JSON Lines: prompt, completion, has_eos, num_tokens")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="JSON Lines: prompt_row, prompt, completion, has_eos, num_tokens; with --reward score, model, version, "
+        "digest; with --best-of best_of, score_mean, too",
+    )
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    if min(args.completions, args.batch_size) < 1 or args.temperature <= 0:
-        raise ConfigError("--completions and --batch-size must be at least 1, --temperature above 0")
+    if min(args.completions, args.batch_size, args.best_of or 1) < 1 or args.temperature <= 0:
+        raise ConfigError("--completions, --batch-size and --best-of must be at least 1, and --temperature above 0")
     if not 0 <= args.min_response_tokens <= args.max_response_tokens:
         raise ConfigError("--min-response-tokens must lie between 0 and --max-response-tokens")
-    with args.output.open("w", encoding="utf-8") if args.output else nullcontext(sys.stdout) as file:
-        for row in _samples(args):
-            line = json.dumps(row, ensure_ascii=False) if args.json else f"{row['prompt']} ▸ {row['completion']}\n"
-            print(line, file=file, flush=True)
+    if args.reward is None and (args.best_of is not None or args.keep_above is not None):
+        raise ConfigError("--best-of and --keep-above go by scores: name a reward model with --reward")
+    if args.best_of is not None and args.completions > 1:
+        raise ConfigError("--best-of says how many completions are written: leave --completions out")
+    with ExitStack() as stack:
+        rows: Iterable[Row] = (row for rows, _, _ in _batches(args) for row in rows)
+        if args.reward is not None:
+            rows = _scored(stack.enter_context(RewardClient(args.server)), args)
+            if args.best_of is not None:
+                rows = best_of_each(rows)
+            if args.keep_above is not None:
+                rows = above(rows, args.keep_above)
+        file = stack.enter_context(args.output.open("w", encoding="utf-8")) if args.output else sys.stdout
+        for row in rows:
+            score = f"[{row['score']:.3f}] " if "score" in row else ""
+            text = f"{score}{row['prompt']} ▸ {row['completion']}\n"
+            print(json.dumps(row, ensure_ascii=False) if args.json else text, file=file, flush=True)
     return 0
 
 
-def _samples(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    from ppo_client.ppo.build import check_fits, load_policy, load_tokenizer, quiet_transformers
-    from ppo_client.ppo.completions import response_ids, response_texts
+def _scored(client: RewardClient, args: argparse.Namespace) -> Iterator[Row]:
+    """The rows with their scores, in order; batches are scored while the next are written.
+
+    Rows without text cannot be scored; they are left out, and counted on standard error.
+    """
+    num_empty = 0
+    under_way: deque[tuple[list[dict[str, Any]], Future[Scores]]] = deque()
+
+    def first_done() -> Iterator[Row]:
+        rows, future = under_way.popleft()
+        scores = checked(future.result(), num_expected=len(rows), calibrated=args.calibrated)
+        source = {"model": scores.model, "version": scores.version, "digest": scores.digest}
+        for row, value in zip(rows, scores.values, strict=True):
+            yield {**row, "score": value, **source}
+
+    for rows, prompts, completions in _batches(args):
+        sent = [index for index, row in enumerate(rows) if row["completion"]]
+        num_empty += len(rows) - len(sent)
+        if sent:
+            future = client.submit(
+                args.reward,
+                prompts=[prompts[index] for index in sent],
+                completions=[completions[index] for index in sent],
+                calibrated=args.calibrated,
+            )
+            under_way.append(([rows[index] for index in sent], future))
+        if len(under_way) >= _BATCHES_UNDER_WAY:
+            yield from first_done()
+    while under_way:
+        yield from first_done()
+    if num_empty:
+        print(f"{num_empty} completions have no text, so no score, and were left out", file=sys.stderr)
+
+
+def _batches(args: argparse.Namespace) -> Iterator[tuple[list[dict[str, Any]], list[Content], list[Content]]]:
+    """Rows as they are written, with what the reward model is told of prompt and completion."""
+    from ppo_client.ppo.build import quiet_transformers
+    from ppo_client.ppo.completions import completion_contents, response_ids, response_texts
     from ppo_client.ppo.seeds import Purpose, uniforms
     from ppo_client.ppo.sequences import Prompts
 
     quiet_transformers()
+    policy, tokenizer, prompts = _load(args)
+    num_completions = args.best_of or args.completions
+    repeated = [(row, prompt) for row, prompt in enumerate(prompts) for _ in range(num_completions)]
+    for first in range(0, len(repeated), args.batch_size):
+        numbered = repeated[first : first + args.batch_size]
+        chunk = [prompt for _, prompt in numbered]
+        rows = range(first, first + len(chunk))
+        numbers = uniforms(args.seed, Purpose.SAMPLING, 0, rows, args.max_response_tokens)
+        samples = policy.sample(Prompts.collate([prompt.token_ids for prompt in chunk], policy.pad_id), numbers)
+        ids = response_ids(samples)
+        texts = response_texts(samples, tokenizer, continues_prompt=policy.continues_prompt)
+        found = [
+            {
+                "prompt_row": row,
+                "prompt": prompt.text,
+                "completion": text,
+                "has_eos": has_eos,
+                "num_tokens": len(tokens),
+            }
+            for (row, prompt), text, tokens, has_eos in zip(numbered, texts, ids, samples.has_eos.tolist(), strict=True)
+        ]
+        yield found, [prompt.content for prompt in chunk], completion_contents(chunk, ids, texts)
+
+
+def _load(args: argparse.Namespace) -> tuple[Policy, Any | None, list[Prompt]]:
+    from ppo_client.ppo.build import check_fits, load_policy, load_tokenizer
+
     tokenizer = load_tokenizer(args.policy)
     rollout = RolloutConfig(
         max_response_tokens=args.max_response_tokens,
@@ -74,25 +177,13 @@ def _samples(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     policy = load_policy(args.policy, "float32", rollout, tokenizer).eval()
     prompts = _prompts(args, tokenizer, keeps_eos=not policy.continues_prompt)[: args.limit]
     check_fits(policy, prompts, rollout.max_response_tokens)
-    repeated = [prompt for prompt in prompts for _ in range(args.completions)]
-    for first in range(0, len(repeated), args.batch_size):
-        chunk = repeated[first : first + args.batch_size]
-        rows = range(first, first + len(chunk))
-        numbers = uniforms(args.seed, Purpose.SAMPLING, 0, rows, rollout.max_response_tokens)
-        samples = policy.sample(Prompts.collate([prompt.token_ids for prompt in chunk], policy.pad_id), numbers)
-        for prompt, text, ids, has_eos in zip(
-            chunk,
-            response_texts(samples, tokenizer, continues_prompt=policy.continues_prompt),
-            response_ids(samples),
-            samples.has_eos.tolist(),
-            strict=True,
-        ):
-            yield {"prompt": prompt.text, "completion": text, "has_eos": has_eos, "num_tokens": len(ids)}
+    return policy, tokenizer, prompts
 
 
 def _prompts(args: argparse.Namespace, tokenizer: Any | None, *, keeps_eos: bool) -> list[Prompt]:
     everything = sys.maxsize  # the policy's own limit is checked afterwards
+    reward = RewardConfig(prompt_template=args.prompt_template)
     if args.prompts:
         data = DataConfig(prompts=args.prompts, field=args.field, where=args.where, max_prompt_tokens=everything)
-        return load_prompts(data, RewardConfig(), tokenizer, keeps_eos=keeps_eos)
-    return [make_prompt(text, RewardConfig(), tokenizer, "--prompt", keeps_eos=keeps_eos) for text in args.prompt]
+        return load_prompts(data, reward, tokenizer, keeps_eos=keeps_eos)
+    return [make_prompt(text, reward, tokenizer, "--prompt", keeps_eos=keeps_eos) for text in args.prompt]

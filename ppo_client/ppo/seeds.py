@@ -22,6 +22,7 @@ class Purpose(IntEnum):
     MINIBATCHES = 3
     NORMALIZATION = 4
     ADAPTER = 5
+    EVALUATION = 6
 
 
 def numpy_generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:

@@ -1,15 +1,17 @@
-"""What a run tells the world: metrics.jsonl and samples.jsonl always, TensorBoard if there, and the terminal."""
+"""What a run tells the world: JSON Lines of its steps, samples and evaluations, boards, and the terminal."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from ppo_client.ppo.boards import Board
 
 # Characters that `str.splitlines` takes for line ends, and JSON does not.
 _ESCAPED = {ord(separator): f"\\u{ord(separator):04x}" for separator in "\x85\u2028\u2029"}
@@ -37,37 +39,55 @@ class Tracker:
     """Writes for the main process of a run; the others make it with `enabled=False` and it is silent."""
 
     def __init__(
-        self, output: Path, *, last_step: int, num_steps: int, tensorboard: bool, enabled: bool = True
+        self,
+        output: Path,
+        *,
+        last_step: int,
+        num_steps: int,
+        last_evaluation: int = 0,
+        boards: Sequence[Board] = (),
+        enabled: bool = True,
     ) -> None:
         self._enabled = enabled
         self._num_steps = num_steps
-        self._board: Any | None = None
+        self._boards = boards
         if not enabled:
             return
         self._metrics = JsonLines(output / "metrics.jsonl", last_step)
         self._samples = JsonLines(output / "samples.jsonl", last_step)
-        if tensorboard:
-            self._board = _summary_writer(output / "tensorboard", last_step)
+        self._evaluations = JsonLines(output / "evaluations.jsonl", last_evaluation)
         is_terminal = sys.stderr.isatty()
         self._bar = tqdm(total=num_steps, initial=last_step, unit="step", disable=not is_terminal, dynamic_ncols=True)
 
     def step(self, row: Mapping[str, Any]) -> None:
-        """One row per step; numbers go to TensorBoard, too, and the most telling to the terminal."""
+        """One row per step; numbers go to the boards, too, and the most telling to the terminal."""
         if not self._enabled:
             return
         self._metrics.write(row)
-        if self._board is not None:
-            for name, value in row.items():
-                if isinstance(value, (int, float)) and name != "step":
-                    self._board.add_scalar(name, value, row["step"])
+        numbers = _numbers(row)
+        for board in self._boards:
+            board.numbers(row["step"], numbers)
             for event in row.get("events", ()):
-                self._board.add_text("events", event["text"], row["step"])
-            self._board.flush()
+                board.event(row["step"], event["text"])
         telling = f"score {row['score_mean']:.3f} kl {row['kl']:.2f} entropy {row['entropy']:.2f}"
         self._bar.set_postfix_str(telling, refresh=False)
         self._bar.update()
         if self._bar.disable:
             print(f"step {row['step']}/{self._num_steps} {telling} {row['step_s']:.1f} s", file=sys.stderr, flush=True)
+
+    def evaluation(self, row: Mapping[str, Any]) -> None:
+        """One row per evaluation: step, EvaluationFacts, texts."""
+        if not self._enabled:
+            return
+        self._evaluations.write(row)
+        numbers = {f"evaluation/{name}": value for name, value in _numbers(row).items()}
+        for board in self._boards:
+            board.numbers(row["step"], numbers)
+        self.say(
+            f"evaluation after step {row['step']}: score {row['score_mean']:.3f} (reference "
+            f"{row['reference_score_mean']:.3f}), win rate {row['win_rate']:.2f} by {', '.join(row['judges'])}, "
+            f"kl {row['kl']:.2f}"
+        )
 
     def samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
         if self._enabled:
@@ -83,9 +103,14 @@ class Tracker:
         if self._enabled:
             self._metrics.close()
             self._samples.close()
+            self._evaluations.close()
             self._bar.close()
-            if self._board is not None:
-                self._board.close()
+            for board in self._boards:
+                board.close()
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
 
 
 def _keep_until(path: Path, last_step: int) -> None:
@@ -97,11 +122,3 @@ def _keep_until(path: Path, last_step: int) -> None:
     beside = path.with_name(f".{path.name}")
     beside.write_text("".join(kept), encoding="utf-8")
     os.replace(beside, path)
-
-
-def _summary_writer(directory: Path, last_step: int) -> Any | None:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(directory), purge_step=last_step + 1)

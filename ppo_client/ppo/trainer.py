@@ -1,27 +1,35 @@
-"""PPO in the order of the algorithm: roll out, ask for scores, advantages, update, adjust KL, log, save."""
+"""PPO in the order of the algorithm: roll out, ask for scores, advantages, update, adjust KL, log, evaluate, save."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+
+from accelerate.utils import gather_object
+from torch import Tensor
 
 from ppo_client.ppo.advantages import gae, whiten
 from ppo_client.ppo.checkpoint import RunState
 from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.distributed import gather_rollout, is_true_anywhere, own_rows, raise_together
-from ppo_client.ppo.errors import EmptyResponse
+from ppo_client.ppo.errors import EmptyResponse, RunStopped
+from ppo_client.ppo.evaluation_facts import evaluation_facts, text_rows
 from ppo_client.ppo.kl import kl_per_token, next_coefficient
 from ppo_client.ppo.metrics import metrics_row, sample_rows
 from ppo_client.ppo.normalize import ScoreNormalizer
+from ppo_client.ppo.progress import is_due
+from ppo_client.ppo.prompts import Prompt
 from ppo_client.ppo.reward_source import RewardSource
 from ppo_client.ppo.rewards import shaped_scores, token_rewards
-from ppo_client.ppo.rollout import Rollout
+from ppo_client.ppo.rollout import Rollout, Started
 from ppo_client.ppo.run import resume_run, start_run
 from ppo_client.ppo.seeds import Purpose, prompt_rows, uniforms
+from ppo_client.ppo.staleness import from_tensors, importance_weights
 from ppo_client.ppo.update import Batch
-from ppo_client.ppo.versions import VersionChange, changes, follows
+from ppo_client.ppo.versions import VersionChange, changes_of_all, follows
 
 
 class PPOTrainer:
@@ -52,27 +60,36 @@ class PPOTrainer:
     def stop_after_step(self) -> None:
         """Lets `train` return after the step under way, with a checkpoint. Safe in a signal handler.
 
-        Where the step waits for a service that is away, it is given up: RewardServiceAway, after a checkpoint.
+        Where the step waits for scores, it is given up: nothing has been learnt from it, and `resume` makes it again.
         """
-        self.run.worker.desk.stop.is_wanted = True
+        self.run.worker.desk.patience.stop.is_wanted = True
 
     def train(self) -> RunState:
-        """Runs until `train.num_steps`; a checkpoint is there when it returns, or when scores cannot be had."""
+        """Runs until `train.num_steps` or an early end; a checkpoint is there when it returns, or scores fail."""
         run, train = self.run, self.run.config.train
         try:
-            if run.state.step == 0 and run.config.reward.normalize_samples and run.state.version is None:
+            self._register()
+            if run.state.step == 0 and run.config.reward.normalize_samples and not run.state.versions:
                 self._fit_normalizer()
-            while run.state.step < train.num_steps:
+            self._evaluate()  # what an interruption left out
+            while run.state.step < train.num_steps and not run.state.progress.reason_to_end(run.config.evaluation):
                 self.train_step()
-
-                # 7. Save.
                 is_due = train.checkpoint_every_steps and run.state.step % train.checkpoint_every_steps == 0
-                stops = is_true_anywhere(run.worker.desk.stop.is_wanted)
+                stops = is_true_anywhere(run.worker.desk.patience.stop.is_wanted)
+
+                # 7. Evaluate.
+                if not stops:
+                    self._evaluate()
+
+                # 8. Save.
                 if is_due or stops or run.state.step == train.num_steps:
                     run.save()
                 if stops:
                     return run.state
-            run.export_policy()
+            self._end()
+            return run.state
+        except RunStopped as stopped:
+            run.tracker.say(str(stopped))
             return run.state
         finally:
             run.close()
@@ -80,10 +97,10 @@ class PPOTrainer:
     def train_step(self) -> None:
         """One batch of episodes, and what is learnt from it."""
         run, config = self.run, self.run.config
-        step, started, kl_coefficient = run.state.step + 1, time.perf_counter(), run.state.kl_coefficient
+        step, started_at, kl_coefficient = run.state.step + 1, time.perf_counter(), run.state.kl_coefficient
 
         # 1. Roll out; scores are asked for meanwhile.
-        rollout, found = self._roll_out(Purpose.SAMPLING, step, config.ppo.batch_size)
+        rollout, found, ahead = self._roll_out(Purpose.SAMPLING, step, config.ppo.batch_size)
         mask = rollout.sequences.response_mask
 
         # 2. Rewards: minus the KL penalty at each token, plus the score at the last.
@@ -103,7 +120,11 @@ class PPOTrainer:
         # 4. Update.
         update_started = time.perf_counter()
         run.actor_critic.train()
-        batch = Batch(rollout.sequences, rollout.log_probs, rollout.values, advantages, returns)
+        weights = None
+        if rollout.sampled_log_probs is not None:
+            limit = config.rollout.max_importance_weight
+            weights = importance_weights(rollout.log_probs, rollout.sampled_log_probs, mask, limit)
+        batch = Batch(rollout.sequences, rollout.log_probs, rollout.values, advantages, returns, weights)
         update = run.updater.update(batch, step)
         update_s = time.perf_counter() - update_started
 
@@ -116,55 +137,154 @@ class PPOTrainer:
             episodes=run.state.episodes + num_episodes,
             kl_coefficient=next_coefficient(config.kl, kl_coefficient, episode_kl, num_episodes),
         )
+        run.started = ahead
 
         # 6. Log.
         if found:
             run.tracker.say(f"step {step}: " + "; ".join(map(str, found)))
         row = metrics_row(
-            run.state, rollout, update, returns, kl=episode_kl, kl_coefficient=kl_coefficient, changes=found
+            run.state,
+            rollout,
+            update,
+            returns,
+            kl=episode_kl,
+            kl_coefficient=kl_coefficient,
+            changes=found,
+            max_importance_weight=config.rollout.max_importance_weight,
         )
-        run.tracker.step(row | {"update_s": update_s, "step_s": time.perf_counter() - started})
+        run.tracker.step(row | {"update_s": update_s, "step_s": time.perf_counter() - started_at})
         every = config.train.samples_every_steps
         if every and (step % every == 0 or step == 1):
-            run.tracker.samples(sample_rows(step, rollout, config.train.samples_per_step))
+            run.tracker.samples(sample_rows(step, rollout, run.worker.desk.parts, config.train.samples_per_step))
 
-    def _roll_out(self, purpose: Purpose, step: int, num_episodes: int) -> tuple[Rollout, list[VersionChange]]:
-        """`num_episodes` over all processes, and what changed about the reward's version.
+    def _roll_out(
+        self, purpose: Purpose, step: int, num_episodes: int
+    ) -> tuple[Rollout, list[VersionChange], Started | None]:
+        """`num_episodes` over all processes, what changed about the rewards' versions, and the next step's beginning.
 
         Nothing has been learnt from them yet: where they cannot be had, the run is saved as it is, and can go on.
         """
         run, config = self.run, self.run.config
+        looks_ahead = config.rollout.max_staleness > 0 and purpose is Purpose.SAMPLING
         error: Exception | None = None
+        ahead: Started | None = None
+        run.mark()
         try:
-            own = own_rows(num_episodes, run.accelerator.process_index, run.accelerator.num_processes)
-            rows = prompt_rows(config.train.seed, max(step, 1), num_episodes, len(run.prompts))
-            numbers = uniforms(config.train.seed, purpose, step, own, config.rollout.max_response_tokens)
             run.actor_critic.eval()
             with run.accelerator.autocast():
-                local = run.worker.collect([run.prompts[rows[row]] for row in own], numbers)
+                if not looks_ahead:
+                    local = run.worker.collect(*self._own(purpose, step, num_episodes))
+                else:
+                    present, is_stale = self._present(step, num_episodes)
+                    if step < config.train.num_steps:
+                        ahead = run.worker.begin(*self._own(purpose, step + 1, num_episodes))
+                    local = run.worker.finish(present, is_stale=is_stale)
         except Exception as caught:
             error = caught
-        try:
+            if ahead is not None:
+                ahead.cancel()
+        with self._saved_if_it_fails():
             raise_together(run.accelerator, error)
             rollout = gather_rollout(run.accelerator, local, run.actor_critic.policy.pad_id)
-            expected, found = changes(
-                run.state.version,
-                (record.version for record in rollout.records if record.version),
-                selector=config.reward.model,
-                may_follow=follows(config.reward.model, config.reward.on_version_change),
+            versions, found = changes_of_all(
+                run.state.versions,
+                [record.given.versions for record in rollout.records if record.given.versions],
+                selectors=[part.model for part in run.worker.desk.parts],
+                on_version_change=config.reward.on_version_change,
             )
-            if expected is None:
+            if not versions:
                 raise EmptyResponse(f"all {num_episodes} responses are empty, so there is no score to learn from")
+        run.state = replace(run.state, versions=versions)
+        return rollout, found, ahead
+
+    def _own(self, purpose: Purpose, step: int, num_episodes: int) -> tuple[list[Prompt], Tensor]:
+        """This process's prompts in a step, and the numbers to sample by."""
+        run, config = self.run, self.run.config
+        own = own_rows(num_episodes, run.accelerator.process_index, run.accelerator.num_processes)
+        rows = prompt_rows(config.train.seed, max(step, 1), num_episodes, len(run.prompts))
+        numbers = uniforms(config.train.seed, purpose, step, own, config.rollout.max_response_tokens)
+        return [run.prompts[rows[row]] for row in own], numbers
+
+    def _present(self, step: int, num_episodes: int) -> tuple[Started, bool]:
+        """This step's responses: of a step ago, or of before an interruption, or else new; and whether they are old."""
+        run = self.run
+        if run.started is not None:
+            return run.started, True
+        prompts, numbers = self._own(Purpose.SAMPLING, step, num_episodes)
+        if run.restored:
+            run.started = run.worker.begin_again(prompts, from_tensors(run.restored, run.worker.device))
+            run.restored = []
+            return run.started, True
+        return run.worker.begin(prompts, numbers), False
+
+    def _evaluate(self) -> None:
+        """If it is time. Draws nothing that training draws, and leaves the parameters alone."""
+        run, config = self.run, self.run.config
+        progress = run.state.progress
+        if not is_due(config.evaluation, run.state.step, config.train.num_steps, progress.step):
+            return
+        assert run.evaluator is not None
+        error: Exception | None = None
+        run.mark()
+        try:
+            run.actor_critic.eval()
+            with run.accelerator.autocast():
+                rank, world = run.accelerator.process_index, run.accelerator.num_processes
+                local = run.evaluator.pairs(range(rank, len(run.evaluator.prompts), world))
+        except Exception as caught:
+            error = caught
+        with self._saved_if_it_fails():
+            raise_together(run.accelerator, error)
+        pairs = sorted(gather_object(local), key=lambda pair: pair.row)
+        facts = evaluation_facts(pairs)
+        value = getattr(facts, config.evaluation.best_by)
+        run.state = replace(run.state, progress=progress.after(run.state.step, facts.kl, value))
+        texts = text_rows(pairs, config.train.samples_per_step)
+        run.tracker.evaluation({"step": run.state.step, **facts.to_dict(), "texts": texts})
+        if run.state.progress.best_step == run.state.step:
+            run.save_best()
+
+    def _register(self) -> None:
+        """Holds the versions of bare names for the run; on resume those that it has learnt from."""
+        run, error = self.run, None
+        run.mark()
+        if run.registration is not None:
+            known = dict(zip((part.model for part in run.worker.desk.parts), run.state.versions, strict=False))
+            setting = run.config.reward.on_version_change
+            expected = [
+                known[model].digest if model in known and not follows(model, setting) else None
+                for model in run.registration.models
+            ]
+            try:
+                run.registration.begin(expected)
+            except Exception as caught:
+                error = caught
+        with self._saved_if_it_fails():
+            raise_together(run.accelerator, error)
+
+    def _end(self) -> None:
+        """The run is over: by its last step, or because an evaluation says so."""
+        run = self.run
+        if reason := run.state.progress.reason_to_end(run.config.evaluation):
+            run.tracker.say(f"ended after step {run.state.step}: {reason}")
+        if not run.is_saved:
+            run.save()
+        run.export_policy()
+        if run.registration is not None:
+            run.registration.end()
+
+    @contextmanager
+    def _saved_if_it_fails(self) -> Iterator[None]:
+        try:
+            yield
         except Exception:
-            if not run.is_saved:
-                run.save()
+            if not self.run.is_saved:
+                self.run.save()
             raise
-        run.state = replace(run.state, version=expected)
-        return rollout, found
 
     def _fit_normalizer(self) -> None:
         """Fixes gain and bias by responses of the policy as it starts."""
         run = self.run
-        rollout, _ = self._roll_out(Purpose.NORMALIZATION, 0, run.config.reward.normalize_samples)
+        rollout, _, _ = self._roll_out(Purpose.NORMALIZATION, 0, run.config.reward.normalize_samples)
         run.state = replace(run.state, normalizer=ScoreNormalizer.fit(rollout.scores))
         run.tracker.say(f"scores are normalised: {run.state.normalizer}, by {len(rollout.scores)} responses")

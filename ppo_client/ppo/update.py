@@ -32,12 +32,16 @@ class Batch:
     values: Tensor
     advantages: Tensor
     returns: Tensor
+    weights: Tensor | None = None
+    """Importance weights, where an older policy sampled"""
 
     def select(self, rows: Tensor) -> Batch:
         sequences = self.sequences.select(rows)
         width = sequences.response_ids.shape[1]
         others = (self.log_probs, self.values, self.advantages, self.returns)
-        return Batch(sequences, *(values[rows, :width] for values in others))
+        weights = None if self.weights is None else self.weights[rows, :width]
+        log_probs, values, advantages, returns = (column[rows, :width] for column in others)
+        return Batch(sequences, log_probs, values, advantages, returns, weights)
 
 
 Number = TypeVar("Number")
@@ -146,7 +150,7 @@ class Updater:
         logits, values = self.model(batch.sequences)
         distribution = logits.log_softmax(-1)
         log_probs = distribution.gather(-1, batch.sequences.response_ids.unsqueeze(-1)).squeeze(-1)
-        policy = policy_loss(log_probs, batch.log_probs, batch.advantages, mask, ppo.clip_range)
+        policy = policy_loss(log_probs, batch.log_probs, batch.advantages, mask, ppo.clip_range, batch.weights)
         value = value_loss(values, batch.values, batch.returns, mask, ppo.value_clip_range)
         loss = policy.loss + ppo.value_coefficient * value.loss
         if ppo.entropy_coefficient:

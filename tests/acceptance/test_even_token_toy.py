@@ -61,7 +61,7 @@ def make_toy(folder: Path, seed: int, *, num_steps: int = 40, critic: str = "sha
             "num_steps": num_steps,
             "seed": seed,
             "checkpoint_every_steps": 0,
-            "tensorboard": False,
+            "tracking": [],
         },
     }
     return from_mapping(PPOConfig, settings)

@@ -21,7 +21,7 @@ SETTINGS = (
     *("--set", "rollout.max_response_tokens=6", "--set", 'reward.input="token_ids"', "--set", "reward.timeout_s=120"),
     *("--set", "ppo.batch_size=8", "--set", "ppo.num_minibatches=2", "--set", "ppo.learning_rate=1e-3"),
     *("--set", "train.checkpoint_every_steps=1", "--set", "train.samples_every_steps=1"),
-    *("--set", "train.tensorboard=false"),
+    *("--set", "train.tracking=[]"),
 )
 
 

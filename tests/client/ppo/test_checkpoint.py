@@ -68,7 +68,7 @@ def test_a_directory_is_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", [None, RewardVersion("m", 3, "d")])
 def test_the_state_is_read_back_exactly(version: RewardVersion | None) -> None:
-    state = RunState("run", 7, 448, 0.1 + 0.2, ScoreNormalizer(1 / 3, -2 / 7), version)
+    state = RunState("run", 7, 448, 0.1 + 0.2, ScoreNormalizer(1 / 3, -2 / 7), (version,) if version else ())
     assert RunState.from_json(state.to_json()) == state
 
 

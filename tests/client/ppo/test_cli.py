@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import Future
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from tiny_policies import FakeRewards, make_config, read_jsonl, save_policy
 from tokenizers.processors import TemplateProcessing
 
 from ppo_client import cli
-from ppo_client.client.errors import InvalidFile, InvalidSelector, ModelNotFound, ServerUnreachable
+from ppo_client.client.catalog import Lease
+from ppo_client.client.errors import InvalidFile, InvalidSelector, ModelNotFound, ServerUnreachable, VersionChanged
 from ppo_client.ppo import run as run_module
 from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.config_file import load_config, to_toml
@@ -26,6 +28,7 @@ class Client(FakeRewards):
     """In the place of RewardClient."""
 
     closed = False
+    ended = False
     error: Exception | None = None
 
     def submit(self, model: str, **texts: Any) -> Any:
@@ -34,6 +37,16 @@ class Client(FakeRewards):
             failed.set_exception(self.error)
             return failed
         return super().submit(model, **texts)
+
+    def register_run(self, model: str, *, lease_s: float | None = None, expected_digest: str | None = None) -> Lease:
+        if self.error is not None:
+            raise self.error
+        if expected_digest not in (None, self.digest):
+            raise VersionChanged("the digest is another")
+        return Lease("run", model, self.version, self.digest, "", None, datetime.now(UTC), is_resumed=False)
+
+    def end_run(self, model: str = "") -> None:
+        self.ended = True
 
     def close(self) -> None:
         self.closed = True
@@ -58,6 +71,7 @@ def test_train_and_resume(config_path: Path, client: Client, capsys: pytest.Capt
     assert cli.main(["train", str(config_path), "--output", str(output), "--steps", "1", "--run", "exp-17"]) == 0
     assert "exp-17: 1 steps, 8 episodes; the policy is in" in capsys.readouterr().err
     assert client.closed
+    assert client.ended
     assert cli.main(["resume", str(output), "--steps", "2", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["run"], result["step"], result["reward_version"]) == ("exp-17", 2, 1)

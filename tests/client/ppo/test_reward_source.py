@@ -11,8 +11,10 @@ import pytest
 from tiny_policies import make_scores
 
 from ppo_client.client.scores import Calibration, Content, Scores
-from ppo_client.ppo.errors import InvalidScores, RewardServiceAway
-from ppo_client.ppo.reward_source import RewardDesk, checked
+from ppo_client.ppo.config import RewardConfig, RewardModelConfig
+from ppo_client.ppo.errors import InvalidScores, RewardServiceAway, RunStopped
+from ppo_client.ppo.reward_source import RewardDesk, checked, parts_of
+from ppo_client.ppo.waiting import Patience, Stop
 
 
 class Away(Exception):
@@ -48,9 +50,12 @@ class Clock:
         self.now_s += seconds
 
 
-def make_desk(source: Flaky, clock: Clock, patience_s: float, told: list[str] | None = None) -> RewardDesk:
+def make_desk(source: Any, clock: Clock, limit_s: float, told: list[str] | None = None, **more: Any) -> RewardDesk:
     report = (told if told is not None else []).append
-    return RewardDesk(source, "m", patience_s, False, (Away,), report, clock=lambda: clock.now_s, sleep=clock.sleep)
+    patience = Patience(
+        limit_s, away_errors=(Away,), report=report, clock=lambda: clock.now_s, sleep=clock.sleep, **more
+    )
+    return RewardDesk(source, (RewardModelConfig("m"),), patience)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), None, "1.0", True])
@@ -75,15 +80,18 @@ def test_calibration_is_asked_for_when_it_is_wanted() -> None:
 
     desk = make_desk(Noting(), Clock(), 1.0)
     desk.ask(["p"], ["c"])
-    replace(desk, calibrated=True).ask(["p"], ["c"])
+    replace(desk, parts=(RewardModelConfig("m", calibrated=True),)).ask(["p"], ["c"])
     assert ["calibrated" in request for request in asked] == [False, True]
 
 
 def test_it_is_asked_again_while_the_service_is_away() -> None:
     source, clock, told = Flaky(Away("down"), Away("down"), Away("down")), Clock(), list[str]()
-    scores = make_desk(source, clock, 60.0, told).ask(["p"], ["c"]).result()
-    assert scores.values == [1.0]
-    assert clock.now_s == 0.5 + 1.0 + 2.0
+    troubles: list[float] = []
+    desk = make_desk(source, clock, 60.0, told, on_trouble=lambda: troubles.append(clock.now_s))
+    (given,) = desk.ask(["p"], ["c"]).result()
+    assert given.value == 1.0
+    assert clock.now_s == pytest.approx(0.5 + 1.0 + 2.0)
+    assert troubles[0] == 0.0, "before the first pause"
     assert len(source.futures) == 4
     assert len(told) == 3
     assert "down" in told[0]
@@ -98,15 +106,72 @@ def test_patience_ends() -> None:
 
 def test_a_run_that_is_to_stop_waits_no_longer() -> None:
     clock = Clock()
-    desk = make_desk(Flaky(*[Away("gone")] * 99), clock, 600.0)
+    stop = Stop()
 
     def signalled(seconds: float) -> None:
         clock.sleep(seconds)
-        desk.stop.is_wanted = clock.now_s > 20
+        stop.is_wanted = clock.now_s > 20
 
-    with pytest.raises(RewardServiceAway, match=r"stopped while the reward service was away \(gone\)"):
-        replace(desk, sleep=signalled).ask(["p"], ["c"]).result()
+    desk = make_desk(Flaky(*[Away("gone")] * 99), clock, 600.0, stop=stop)
+    desk = replace(desk, patience=replace(desk.patience, sleep=signalled))
+    with pytest.raises(RunStopped, match=r"stopped while the reward service was away \(gone\)"):
+        desk.ask(["p"], ["c"]).result()
     assert clock.now_s <= 21
+
+
+class Never(Flaky):
+    """Does not answer."""
+
+    def submit(
+        self, model: str, *, prompts: Sequence[Content], completions: Sequence[Content], calibrated: bool = False
+    ) -> Future[Scores]:
+        self.futures.append(Future())
+        return self.futures[-1]
+
+
+def test_a_run_that_is_to_stop_does_not_wait_for_an_answer() -> None:
+    source = Never()
+    desk = RewardDesk(source, (RewardModelConfig("m"),), Patience(600.0, stop=Stop(is_wanted=True)))
+    with pytest.raises(RunStopped, match="while scores were being waited for"):
+        desk.ask(["p"], ["c"]).result()
+    assert source.futures[0].cancelled()
+
+
+def test_a_source_that_never_answers_is_as_one_that_is_away() -> None:
+    desk = RewardDesk(Never(), (RewardModelConfig("m"),), Patience(0.0, timeout_s=0.2, report=lambda text: None))
+    with pytest.raises(RewardServiceAway, match=r"no answer within 0\.2 s"):
+        desk.ask(["p"], ["c"]).result()
+
+
+def test_several_models_are_asked_at_once_weighted_and_named() -> None:
+    asked: list[tuple[str, bool]] = []
+
+    class Several(Flaky):
+        def submit(self, model: str, **request: Any) -> Future[Scores]:
+            asked.append((model, "calibrated" in request))
+            future: Future[Scores] = Future()
+            if model == "b@2":
+                assert len(asked) == 2, "the first is not waited for"
+            values = [1.0, 2.0] if model == "a" else [10.0, 20.0]
+            scores = make_scores(values, model=model.partition("@")[0], version=2 if model == "b@2" else 1)
+            future.set_result(
+                replace(scores, calibration=Calibration("c" * 64, 1.0, 0.0)) if request.get("calibrated") else scores
+            )
+            return future
+
+    parts = (RewardModelConfig("a", 0.5), RewardModelConfig("b@2", -0.1, calibrated=True))
+    found = RewardDesk(Several(), parts, Patience(0.0)).ask(["p", "q"], ["c", "d"]).result()
+    assert asked == [("a", False), ("b@2", True)]
+    assert [one.value for one in found] == [pytest.approx(-0.5), pytest.approx(-1.0)]
+    assert found[1].parts == (2.0, 20.0)
+    assert [str(version) for version in found[0].versions] == ["a@1", "b@2"]
+    assert found[0].versions[1].calibration == "c" * 64
+
+
+def test_recalibrate_asks_for_calibrated_scores_of_every_model() -> None:
+    reward = RewardConfig(models=(RewardModelConfig("a", 2.0), RewardModelConfig("b")), on_version_change="recalibrate")
+    assert parts_of(reward) == (RewardModelConfig("a", 2.0, True), RewardModelConfig("b", 1.0, True))
+    assert parts_of(RewardConfig(model="a", calibrated=True)) == (RewardModelConfig("a", 1.0, True),)
 
 
 def test_other_errors_are_not_repeated() -> None:
@@ -118,13 +183,6 @@ def test_other_errors_are_not_repeated() -> None:
 
 
 def test_a_request_that_nobody_wants_is_cancelled() -> None:
-    class Never(Flaky):
-        def submit(
-            self, model: str, *, prompts: Sequence[Content], completions: Sequence[Content], calibrated: bool = False
-        ) -> Future[Scores]:
-            self.futures.append(Future())
-            return self.futures[-1]
-
     source = Never()
     make_desk(source, Clock(), 1.0).ask(["p"], ["c"]).cancel()
     assert source.futures[0].cancelled()

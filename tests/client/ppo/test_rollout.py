@@ -18,13 +18,14 @@ from tiny_policies import FakeRewards, even_share, make_config, make_scores, rea
 from ppo_client.client.scores import Content, Scores
 from ppo_client.ppo import PPOTrainer
 from ppo_client.ppo.checkpoint import latest_checkpoint
-from ppo_client.ppo.config import RewardConfig
+from ppo_client.ppo.config import RewardConfig, RewardModelConfig
 from ppo_client.ppo.errors import EmptyResponse
 from ppo_client.ppo.models import load_models
 from ppo_client.ppo.prompts import make_prompt
 from ppo_client.ppo.reward_source import RewardDesk, RewardSource
 from ppo_client.ppo.rollout import Rollout, RolloutWorker
 from ppo_client.ppo.seeds import Purpose, uniforms
+from ppo_client.ppo.waiting import Patience
 
 PROMPTS: tuple[list[int], ...] = ([7, 8], [9, 10, 11, 12, 13], [14], [15, 16, 17])
 NUM_TOKENS = 20
@@ -60,7 +61,7 @@ def make_worker(
     return RolloutWorker(
         actor_critic=models.actor_critic.eval(),
         reference=models.reference,
-        desk=RewardDesk(source, "even", 0.0),
+        desk=RewardDesk(source, (RewardModelConfig("even"),), Patience(0.0)),
         tokenizer=tokenizer,
         micro_batch_size=size,
         log_probs_from_sampling=from_sampling,

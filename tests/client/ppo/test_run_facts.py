@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from ppo_client.ppo.run_facts import distinct_share, repeated_share, run_facts, signs
+from ppo_client.ppo.run_facts import run_facts, signs
+from ppo_client.ppo.text_facts import distinct_share, repeated_share
 
 
 def row(step: int, score: float, **more: Any) -> dict[str, Any]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny_policies import read_jsonl
+from tiny_policies import make_config, read_jsonl
 
-from ppo_client.ppo import tracking
+from ppo_client.ppo import boards
+from ppo_client.ppo.errors import ConfigError
 from ppo_client.ppo.tracking import JsonLines, Tracker
 
 
@@ -45,7 +48,7 @@ def test_a_number_that_json_does_not_know_is_refused(tmp_path: Path) -> None:
 
 
 def test_terminal_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tracker = Tracker(tmp_path, last_step=0, num_steps=2, tensorboard=False)
+    tracker = Tracker(tmp_path, last_step=0, num_steps=2)
     tracker.step(row(1))
     tracker.samples([{"step": 1, "completion": "x"}])
     tracker.say("hello")
@@ -58,7 +61,7 @@ def test_terminal_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_processes_beside_the_main_one_are_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tracker = Tracker(tmp_path, last_step=0, num_steps=2, tensorboard=True, enabled=False)
+    tracker = Tracker(tmp_path, last_step=0, num_steps=2, enabled=False)
     tracker.step(row(1))
     tracker.samples([{"step": 1}])
     tracker.say("hello")
@@ -69,7 +72,8 @@ def test_processes_beside_the_main_one_are_silent(tmp_path: Path, capsys: pytest
 
 def test_tensorboard_has_numbers_and_events(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    tracker = Tracker(tmp_path, last_step=0, num_steps=2, tensorboard=True)
+    writer = boards.summary_writer(tmp_path / "tensorboard", 0)
+    tracker = Tracker(tmp_path, last_step=0, num_steps=2, boards=[boards.TensorBoard(writer)])
     tracker.step(row(1))
     tracker.step(row(2, kl=3.0, events=[{"text": "the reward now comes from m@2"}]))
     tracker.close()
@@ -79,10 +83,51 @@ def test_tensorboard_has_numbers_and_events(tmp_path: Path) -> None:
     assert events.Tags()["tensors"] == ["events/text_summary"]
 
 
-def test_without_tensorboard_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
-    assert tracking._summary_writer(tmp_path, 0) is None
-    tracker = Tracker(tmp_path, last_step=0, num_steps=1, tensorboard=True)
-    tracker.step(row(1))
+def test_without_tensorboard_the_rest_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert boards.make_boards(make_config(folder, train={"tracking": ["jsonl", "tensorboard"]}), "run", 0) == []
+
+
+class FakeWandb(ModuleType):
+    """Remembers what it was told."""
+
+    AlertLevel = SimpleNamespace(WARN="warn")
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.told: list[tuple[str, Any]] = []
+
+    def init(self, **settings: Any) -> Any:
+        self.told.append(("init", settings))
+
+        def note(name: str) -> Any:
+            return lambda *arguments, **named: self.told.append((name, (*arguments, *named.values())))
+
+        return SimpleNamespace(log=note("log"), alert=note("alert"), finish=note("finish"))
+
+
+def test_wandb_gets_settings_numbers_and_events(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    config = make_config(folder, train={"tracking": ["wandb"], "wandb_project": "stories"})
+    made = boards.make_boards(config, "team/run 1", 0)
+    tracker = Tracker(folder, last_step=0, num_steps=2, boards=made)
+    tracker.step(row(1, reward_model="m", events=[{"text": "the reward now comes from m@2"}]))
+    tracker.evaluation(row(1, reference_score_mean=0.4, win_rate=0.75, judges=["m@3"]))
     tracker.close()
-    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 1
+    settings = fake.told[0][1]
+    assert (settings["project"], settings["id"], settings["resume"]) == ("stories", "team-run-1", "allow")
+    assert settings["config"]["ppo"]["batch_size"] == 8
+    (first,), (second,) = [told for name, told in fake.told if name == "log"]
+    assert first["score_mean"] == 0.5
+    assert first["ppo_step"] == 1
+    assert "reward_model" not in first
+    assert second["evaluation/win_rate"] == 0.75
+    assert ("alert", ("step 1", "the reward now comes from m@2", "warn")) in fake.told
+    assert fake.told[-1] == ("finish", ())
+
+
+def test_wandb_that_is_not_there_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        boards.make_boards(make_config(folder, train={"tracking": ["wandb"]}), "run", 0)

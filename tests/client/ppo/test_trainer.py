@@ -73,7 +73,7 @@ def learning(
         "rollout": {"max_response_tokens": 8, "min_response_tokens": 8},
         "kl": {"coefficient": 0.002},
         "ppo": {"batch_size": 32, "num_epochs": 4, "num_minibatches": 2, "learning_rate": 5e-3, "adam_epsilon": 1e-8},
-        "train": {"output": str(tmp_path / "run"), "num_steps": num_steps, "tensorboard": False, "seed": 1},
+        "train": {"output": str(tmp_path / "run"), "num_steps": num_steps, "tracking": [], "seed": 1},
     }
     for name, values in sections.items():
         settings[name] = settings.get(name, {}) | values
@@ -271,8 +271,7 @@ def test_a_run_asked_to_stop_while_the_service_is_away_saves_and_leaves(folder: 
     trainer = PPOTrainer(config, Failing(1, ServerUnreachable("nobody answers")))
     trainer.train_step()
     trainer.stop_after_step()
-    with pytest.raises(RewardServiceAway, match="stopped while"):
-        trainer.train()
+    assert trainer.train().step == 1
     assert latest_checkpoint(folder / "run").name == "step-000001"
 
 

@@ -1,0 +1,165 @@
+"""The combinations of settings that make no sense, and what to do about each."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ppo_client.ppo.config import PPOConfig
+
+
+def broken_rules(config: PPOConfig) -> list[str]:
+    """What is wrong with the settings together, each with what to do about it."""
+    policy, lora, rollout, reward = config.policy, config.lora, config.rollout, config.reward
+    kl, ppo, evaluation, train = config.kl, config.ppo, config.evaluation, config.train
+    fixed_length = rollout.min_response_tokens == rollout.max_response_tokens
+    rules = [
+        (bool(policy.model), "policy.model is missing: give the directory of the starting policy"),
+        (
+            policy.dtype == "float32" or lora.rank > 0,
+            f"policy.dtype is {policy.dtype}: most of Adam's steps are too small to change a weight of that precision, "
+            'so next to nothing would be learnt: set train.mixed_precision = "bf16" instead',
+        ),
+        (lora.rank >= 0 and lora.alpha > 0, "lora.rank must not be negative, and lora.alpha must be above 0"),
+        (
+            lora.rank > 0 or not (lora.target_modules or lora.merge),
+            "lora.target_modules and lora.merge are for adapters: set lora.rank, or remove them",
+        ),
+        (bool(config.data.prompts), "data.prompts is missing: give a JSON Lines file"),
+        (
+            bool(reward.model or reward.models),
+            'reward.model is missing: give a selector, for example "helpfulness@stable"',
+        ),
+        (
+            not (reward.model and reward.models),
+            "reward.model and reward.models both name what gives the reward: remove one",
+        ),
+        (
+            all(part.model and part.weight and math.isfinite(part.weight) for part in reward.models),
+            "each of reward.models needs a model, and a finite weight that is not 0",
+        ),
+        (
+            len({part.model for part in reward.models}) == len(reward.models),
+            "reward.models names a model twice: add their weights up instead",
+        ),
+        (
+            not (reward.calibrated and reward.models),
+            "reward.calibrated is for reward.model: set calibrated in each of reward.models instead",
+        ),
+        (reward.lease_s >= 10, "reward.lease_s must be at least 10"),
+        (bool(train.output), "train.output is missing: give a directory for logs and checkpoints"),
+        (
+            not config.critic.model or config.critic.kind == "separate",
+            'critic.model is the trunk of a separate critic: set critic.kind = "separate", or remove critic.model',
+        ),
+        (
+            not config.critic.init or config.critic.kind == "separate",
+            'a reward model is the start of a separate critic: set critic.kind = "separate", or remove critic.init',
+        ),
+        (
+            not (config.critic.init and config.critic.model),
+            "critic.init and critic.model both say where the critic's trunk starts: remove one",
+        ),
+        (
+            not config.data.where or "=" in config.data.where,
+            f'data.where is {config.data.where!r}: write it as "field=value"',
+        ),
+        (config.data.max_prompt_tokens >= 1, "data.max_prompt_tokens must be at least 1"),
+        (
+            rollout.temperature > 0,
+            f"rollout.temperature is {rollout.temperature}: PPO needs a policy that samples, so it must be above 0",
+        ),
+        (rollout.max_response_tokens >= 1, "rollout.max_response_tokens must be at least 1"),
+        (
+            0 <= rollout.min_response_tokens <= rollout.max_response_tokens,
+            f"rollout.min_response_tokens is {rollout.min_response_tokens}: it must lie between 0 and "
+            f"rollout.max_response_tokens ({rollout.max_response_tokens})",
+        ),
+        (
+            min(rollout.micro_batch_size, rollout.score_chunk_size) >= 1,
+            "rollout.micro_batch_size and rollout.score_chunk_size must be at least 1",
+        ),
+        (
+            rollout.max_importance_weight >= 1,
+            "rollout.max_importance_weight must be at least 1: below, on-policy responses would be weighted down, too",
+        ),
+        (
+            not fixed_length or (reward.missing_eos_penalty is None and reward.missing_eos_score is None),
+            "all responses have the same length and none ends with EOS, so reward.missing_eos_penalty or _score would "
+            "strike each of them: remove it, or set rollout.min_response_tokens below rollout.max_response_tokens",
+        ),
+        (
+            reward.missing_eos_penalty is None or reward.missing_eos_score is None,
+            "reward.missing_eos_penalty and reward.missing_eos_score exclude each other: remove one",
+        ),
+        (
+            reward.missing_eos_penalty is None or reward.missing_eos_penalty > 0,
+            "reward.missing_eos_penalty is subtracted, so it must be above 0",
+        ),
+        (
+            "{prompt}" in reward.prompt_template,
+            'reward.prompt_template has no "{prompt}", so the reward model would not see the prompt',
+        ),
+        (
+            reward.input == "text" or reward.prompt_template == "{prompt}",
+            'reward.prompt_template is for text: set reward.input = "text", or remove the template',
+        ),
+        (reward.clip is None or reward.clip > 0, "reward.clip must be above 0; remove it to clip nothing"),
+        (reward.timeout_s > 0, "reward.timeout_s must be above 0"),
+        (reward.patience_s >= 0, "reward.patience_s must not be negative"),
+        (
+            reward.normalize_samples == 0 or reward.normalize_samples >= 16,
+            f"reward.normalize_samples is {reward.normalize_samples}: too few for a standard deviation; "
+            "use at least 16, or 0 to leave scores as they are",
+        ),
+        (kl.coefficient >= 0, "kl.coefficient must not be negative"),
+        (
+            kl.controller == "fixed" or (kl.coefficient > 0 and kl.target > 0 and kl.horizon > 0),
+            "the adaptive controller multiplies, so kl.coefficient, kl.target and kl.horizon must be above 0",
+        ),
+        (
+            min(ppo.batch_size, ppo.num_epochs, ppo.num_minibatches) >= 1,
+            "ppo.batch_size, ppo.num_epochs and ppo.num_minibatches must be at least 1",
+        ),
+        (
+            ppo.num_minibatches < 1 or ppo.batch_size % ppo.num_minibatches == 0,
+            f"ppo.batch_size ({ppo.batch_size}) is not a multiple of ppo.num_minibatches ({ppo.num_minibatches})",
+        ),
+        (ppo.micro_batch_size is None or ppo.micro_batch_size >= 1, "ppo.micro_batch_size must be at least 1"),
+        (ppo.learning_rate > 0, "ppo.learning_rate must be above 0"),
+        (
+            0 <= ppo.warmup_steps < max(train.num_steps, 1),
+            f"ppo.warmup_steps ({ppo.warmup_steps}) must be below train.num_steps ({train.num_steps})",
+        ),
+        (ppo.max_grad_norm > 0, "ppo.max_grad_norm must be above 0; use inf to clip nothing"),
+        (ppo.clip_range > 0 and ppo.value_clip_range > 0, "ppo.clip_range and value_clip_range must be above 0"),
+        (
+            ppo.value_coefficient >= 0 and ppo.entropy_coefficient >= 0,
+            "ppo.value_coefficient and ppo.entropy_coefficient must not be negative",
+        ),
+        (0 <= ppo.gamma <= 1 and 0 <= ppo.gae_lambda <= 1, "ppo.gamma and ppo.gae_lambda must lie in 0..1"),
+        (ppo.stop_kl is None or ppo.stop_kl > 0, "ppo.stop_kl must be above 0; remove it to never stop early"),
+        (
+            min(evaluation.every_steps, evaluation.count, evaluation.batch_size) >= 1 and evaluation.patience >= 0,
+            "evaluation.every_steps, count and batch_size must be at least 1, and evaluation.patience not negative",
+        ),
+        (
+            not evaluation.where or "=" in evaluation.where,
+            f'evaluation.where is {evaluation.where!r}: write it as "field=value"',
+        ),
+        (
+            bool(evaluation.prompts) or not (evaluation.patience or evaluation.max_kl is not None or evaluation.model),
+            "evaluation.patience, max_kl and model need an evaluation: set evaluation.prompts",
+        ),
+        (evaluation.max_kl is None or evaluation.max_kl > 0, "evaluation.max_kl must be above 0"),
+        (train.num_steps >= 1, "train.num_steps must be at least 1"),
+        (train.seed >= 0, "train.seed must not be negative"),
+        (train.checkpoint_every_steps >= 0, "train.checkpoint_every_steps must not be negative"),
+        (train.keep_checkpoints >= 1, "train.keep_checkpoints must be at least 1"),
+        (
+            train.samples_every_steps >= 0 and train.samples_per_step >= 0,
+            "train.samples_every_steps and train.samples_per_step must not be negative",
+        ),
+    ]
+    return [text for is_kept, text in rules if not is_kept]

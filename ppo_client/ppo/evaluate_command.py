@@ -1,0 +1,147 @@
+"""`ppo-client evaluate`: a policy beside its reference, on given prompts, by one reward model or two."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ppo_client.client.client import RewardClient
+from ppo_client.ppo.config import DataConfig, RewardConfig, RewardModelConfig, RolloutConfig
+from ppo_client.ppo.connect import AWAY_ERRORS
+from ppo_client.ppo.errors import ConfigError
+from ppo_client.ppo.evaluation_facts import EvaluationFacts, evaluation_facts, text_rows
+from ppo_client.ppo.prompts import load_prompts
+from ppo_client.ppo.reward_source import RewardDesk
+from ppo_client.ppo.waiting import Patience
+
+_EXAMPLES = """examples:
+  ppo-client evaluate --policy runs/a/policy --reference examples/policy --prompts held_out.jsonl --reward story@1
+  ppo-client evaluate --policy runs/a/best/policy --reference examples/policy --prompts openings.jsonl.gz \\
+      --where split=held_out --reward story@1 --second story@2 --server localhost:50051 --json > runs/a.json
+  ppo-client report runs/a --compare runs/a.json runs/dpo.json
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="compare a policy with its reference",
+        description="Policy and reference write to the same prompts by the same random numbers. Printed are mean "
+        "scores, KL, lengths, distinct n-grams, and how often the second opinion (or the reward) prefers the policy.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--policy", required=True, metavar="DIR", help="model directory, for example RUN/policy")
+    parser.add_argument("--reference", required=True, metavar="DIR", help="what it is compared with")
+    parser.add_argument("--prompts", required=True, metavar="FILE", help="JSON Lines file, .gz too")
+    parser.add_argument("--field", default="prompt", help="of the file's rows (default: %(default)s)")
+    parser.add_argument("--where", default="", metavar="FIELD=VALUE", help="only rows that have this value")
+    parser.add_argument("--count", type=int, metavar="N", help="only the first N prompts")
+    parser.add_argument("--reward", required=True, metavar="SELECTOR", help="name, name@3 or name@label")
+    parser.add_argument("--second", metavar="SELECTOR", help="second opinion, which judges the win rate")
+    parser.add_argument("--server", help="host:port, several with commas; default: RM_TARGET")
+    parser.add_argument("--calibrated", action="store_true", help="the reward's scores on its model's common scale")
+    parser.add_argument("--input", choices=("text", "token_ids"), default="text", help="what is sent (default: text)")
+    parser.add_argument(
+        "--prompt-template", default="{prompt}", help="the reward model's view of a text prompt (default: %(default)s)"
+    )
+    parser.add_argument("--empty-score", type=float, metavar="SCORE", help="of responses without text, by either")
+    parser.add_argument("--max-response-tokens", type=int, default=64, metavar="N")
+    parser.add_argument("--min-response-tokens", type=int, default=1, metavar="N")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--texts", type=int, default=5, metavar="N", help="pairs of texts in the JSON (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.batch_size < 1 or args.temperature <= 0 or (args.count is not None and args.count < 1):
+        raise ConfigError("--batch-size and --count must be at least 1, and --temperature above 0")
+    if not 0 <= args.min_response_tokens <= args.max_response_tokens:
+        raise ConfigError("--min-response-tokens must lie between 0 and --max-response-tokens")
+    if "{prompt}" not in args.prompt_template:
+        raise ConfigError('--prompt-template has no "{prompt}", so the reward model would not see the prompt')
+    with RewardClient(args.server) as client:
+        facts, texts = _evaluate(client, args)
+    if args.json:
+        named = {"policy": str(Path(args.policy)), "reference": str(Path(args.reference))}
+        print(json.dumps({**named, **facts.to_dict(), "texts": texts}, ensure_ascii=False, indent=2))
+    else:
+        print(_table(facts))
+    return 0
+
+
+def _evaluate(client: RewardClient, args: argparse.Namespace) -> tuple[EvaluationFacts, list[dict[str, Any]]]:
+    import torch
+
+    from ppo_client.ppo.build import check_fits, load_policy, load_tokenizer, quiet_transformers
+    from ppo_client.ppo.evaluation import Evaluator
+
+    quiet_transformers()
+    tokenizer = load_tokenizer(args.policy)
+    rollout = RolloutConfig(
+        max_response_tokens=args.max_response_tokens,
+        min_response_tokens=args.min_response_tokens,
+        temperature=args.temperature,
+    )
+    policy = load_policy(args.policy, "float32", rollout, tokenizer).eval()
+    reference = load_policy(args.reference, "float32", rollout, tokenizer).eval()
+    if type(policy) is not type(reference):
+        raise ConfigError(f"--reference: {args.reference} is of another architecture than {args.policy}")
+    data = DataConfig(prompts=args.prompts, field=args.field, where=args.where, max_prompt_tokens=sys.maxsize)
+    reward = RewardConfig(prompt_template=args.prompt_template, input=args.input)
+    prompts = load_prompts(data, reward, tokenizer, keeps_eos=not policy.continues_prompt)[: args.count]
+    check_fits(policy, prompts, rollout.max_response_tokens)
+    # The client itself asks again, within its own deadline.
+    patience = Patience(0.0, away_errors=AWAY_ERRORS, report=lambda text: print(text, file=sys.stderr))
+    judge = RewardDesk(client, (RewardModelConfig(args.second),), patience) if args.second else None
+    evaluator = Evaluator(
+        policy=policy,
+        reference=reference,
+        prompts=prompts,
+        desk=RewardDesk(client, (RewardModelConfig(args.reward, calibrated=args.calibrated),), patience),
+        judge=judge,
+        tokenizer=tokenizer,
+        batch_size=args.batch_size,
+        max_response_tokens=rollout.max_response_tokens,
+        seed=args.seed,
+        device=torch.device("cpu"),
+        empty_score=args.empty_score,
+    )
+    pairs = evaluator.pairs(range(len(prompts)))
+    return evaluation_facts(pairs), text_rows(pairs, args.texts)
+
+
+def _table(facts: EvaluationFacts) -> str:
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}"
+
+    by, judged_by = ", ".join(facts.versions), ", ".join(facts.judges)
+    rows = [
+        ("", "policy", "reference"),
+        (f"mean score by {by}", number(facts.score_mean), number(facts.reference_score_mean)),
+        (f"mean score by {judged_by}", number(facts.judge_mean), number(facts.reference_judge_mean)),
+        ("tokens per response", number(facts.response_tokens_mean), number(facts.reference_response_tokens_mean)),
+        ("KL from the reference (nats per episode)", number(facts.kl), ""),
+        ("responses without EOS (share)", number(facts.missing_eos_rate), ""),
+        ("distinct words (share)", number(facts.distinct_1), ""),
+        ("distinct word pairs (share)", number(facts.distinct_2), ""),
+        ("repeated word triples within a text (share)", number(facts.repeated_3), ""),
+        ("score and length (correlation)", number(facts.score_length_correlation), ""),
+        ("score and second opinion (correlation)", number(facts.score_judge_correlation), ""),
+    ]
+    if facts.versions == facts.judges:
+        del rows[2], rows[-1]
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"{name:<{width}}  {ours:>9}  {theirs:>9}".rstrip() for name, ours, theirs in rows]
+    lines.append(
+        f"win rate of the policy by {judged_by}: {facts.win_rate:.3f} "
+        f"(95 %: {facts.win_rate_low:.3f} to {facts.win_rate_high:.3f}; {facts.wins} wins, {facts.ties} ties, "
+        f"{facts.losses} losses)"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,156 @@
+"""An evaluation: policy and reference write to the same prompts by the same random numbers, and both are judged.
+
+Every random number is a function of the seed and the row (`seeds.py`), so that a run with evaluations learns the
+same, bit by bit, as one without, and each evaluation meets the same dice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ppo_client.client.scores import Content
+from ppo_client.ppo.asking import PendingGiven, ask
+from ppo_client.ppo.completions import completion_contents, response_ids, response_texts
+from ppo_client.ppo.distribution import token_log_probs
+from ppo_client.ppo.evaluation_facts import Pair, Written
+from ppo_client.ppo.policy import Policy, Samples
+from ppo_client.ppo.prompts import Prompt
+from ppo_client.ppo.reward_source import Given, RewardDesk
+from ppo_client.ppo.seeds import Purpose, uniforms
+from ppo_client.ppo.sequences import Prompts, Sequences, pad_columns
+
+
+class Reference(Protocol):
+    """A policy that stays as it is."""
+
+    def __call__(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
+        """Logits (B, R, V) and hidden states (B, R, D)."""
+        ...
+
+    def sample(self, prompts: Prompts, uniforms: Tensor) -> Samples:
+        """One response to each prompt."""
+        ...
+
+
+@dataclass(slots=True)
+class _Text:
+    """What was written to one prompt."""
+
+    completion: str
+    content: Content
+    num_tokens: int
+    has_eos: bool
+
+
+@dataclass(slots=True)
+class _Batch:
+    rows: Sequence[int]
+    ours: list[_Text]
+    theirs: list[_Text]
+    kl: list[float]
+    scores: PendingGiven
+    judgements: PendingGiven | None
+
+
+@dataclass(slots=True)
+class Evaluator:
+    """Evaluates one policy, again and again; the reference writes once."""
+
+    policy: Policy
+    reference: Reference
+    prompts: Sequence[Prompt]
+    desk: RewardDesk
+    judge: RewardDesk | None
+    """The second opinion; None: the reward itself judges"""
+    tokenizer: Any | None
+    batch_size: int
+    max_response_tokens: int
+    seed: int
+    device: torch.device
+    empty_score: float | None = None
+    """Of responses without text, by either opinion; they are not sent"""
+    _theirs: dict[int, _Text] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def pairs(self, rows: Sequence[int]) -> list[Pair]:
+        """Of the prompts `rows`. Texts are judged while the next are written. Raises what PendingScores.result does."""
+        batches: list[_Batch] = []
+        try:
+            for first in range(0, len(rows), self.batch_size):
+                batches.append(self._begin(rows[first : first + self.batch_size]))
+            return [pair for batch in batches for pair in self._finish(batch)]
+        except BaseException:
+            for batch in batches:
+                batch.scores.cancel()
+                if batch.judgements is not None:
+                    batch.judgements.cancel()
+            raise
+
+    def _begin(self, rows: Sequence[int]) -> _Batch:
+        prompts = [self.prompts[row] for row in rows]
+        collated = Prompts.collate([prompt.token_ids for prompt in prompts], self.policy.pad_id, self.device)
+        numbers = uniforms(self.seed, Purpose.EVALUATION, 0, rows, self.max_response_tokens)
+        samples = self.policy.sample(collated, numbers)
+        if missing := [row for row in rows if row not in self._theirs]:
+            # Alone or beside others, a row is sampled by its own numbers; the whole batch is simplest.
+            texts = self._texts(prompts, self.reference.sample(collated, numbers))
+            self._theirs.update({row: text for row, text in zip(rows, texts, strict=True) if row in missing})
+        ours, theirs = self._texts(prompts, samples), [self._theirs[row] for row in rows]
+        # In one call, so that one version judges both.
+        contents = [text.content for text in (*ours, *theirs)]
+        twice = [*prompts, *prompts]
+        return _Batch(
+            rows=rows,
+            ours=ours,
+            theirs=theirs,
+            scores=ask(self.desk, twice, contents, self.empty_score),
+            judgements=ask(self.judge, twice, contents, self.empty_score) if self.judge else None,
+            kl=self._kl(samples),
+        )
+
+    def _texts(self, prompts: Sequence[Prompt], samples: Samples) -> list[_Text]:
+        texts = response_texts(samples, self.tokenizer, continues_prompt=self.policy.continues_prompt)
+        ids = response_ids(samples)
+        contents = completion_contents(prompts, ids, texts)
+        ended = samples.has_eos.tolist()
+        return [
+            _Text(text, content, len(tokens), has_eos)
+            for text, content, tokens, has_eos in zip(texts, contents, ids, ended, strict=True)
+        ]
+
+    def _kl(self, samples: Samples) -> list[float]:
+        sequences = samples.sequences.trimmed()
+        log_probs = token_log_probs(self.reference(sequences)[0], sequences.response_ids)
+        mask = samples.sequences.response_mask
+        log_ratio = torch.where(mask, samples.log_probs - pad_columns(log_probs, mask.shape[1]), 0.0)
+        found: list[float] = log_ratio.sum(1).tolist()
+        return found
+
+    def _finish(self, batch: _Batch) -> Iterator[Pair]:
+        scores = batch.scores.result()
+        judgements = scores if batch.judgements is None else batch.judgements.result()
+        size = len(batch.rows)
+        for index, row in enumerate(batch.rows):
+            other = size + index
+            yield Pair(
+                row=row,
+                prompt=self.prompts[row].text,
+                policy=_written(batch.ours[index], scores[index], judgements[index]),
+                reference=_written(batch.theirs[index], scores[other], judgements[other]),
+                kl=batch.kl[index],
+                versions=_names(scores[index], scores[other]),
+                judges=_names(judgements[index], judgements[other]),
+            )
+
+
+def _written(text: _Text, score: Given, judged: Given) -> Written:
+    return Written(text.completion, text.num_tokens, text.has_eos, score.value, judged.value)
+
+
+def _names(*given: Given) -> tuple[str, ...]:
+    return tuple(sorted({str(version) for one in given for version in one.versions}))
