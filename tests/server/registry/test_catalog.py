@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 from postgresql import has_postgresql
 
-from rm_server.errors import InvalidRequest, LabelNotFound, ModelNotFound, VersionInUse, VersionNotFound
+from rm_server.errors import (
+    InvalidRequest,
+    LabelNotFound,
+    ModelNotFound,
+    VersionChanged,
+    VersionInUse,
+    VersionNotFound,
+)
 from rm_server.registry.catalog import CalibrationRecord, Catalog, HistoryRecord
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
@@ -201,6 +208,22 @@ def test_rollback_passes_over_deleted_versions(catalog: Catalog) -> None:
         catalog.set_label("m", "stable", version, "ann")
     catalog.delete_version("m", 2, "ann")
     assert catalog.rollback("m", "stable", "bob") == (3, 1)
+
+
+def test_a_promotion_moves_only_what_the_gate_saw(catalog: Catalog) -> None:
+    register(catalog, A, B, C)
+    assert catalog.promote("m", "stable", 1, "ann", expected=None, why="the gate allowed it") is None
+    assert catalog.promote("m", "stable", 2, "ann", "more data", expected=1, why="the gate allowed it") == 1
+    change = last(catalog)
+    assert (change.action, change.comment) == ("promote", "more data")
+    assert (change.detail, change.previous_version) == ("stable: 1 → 2; the gate allowed it", 1)
+    for expected in (1, None):
+        with pytest.raises(VersionChanged, match="moved meanwhile, to 2"):
+            catalog.promote("m", "stable", 3, "ann", expected=expected, why="the gate allowed it")
+    revision = catalog.revision()
+    assert catalog.promote("m", "stable", 2, "ann", expected=2, why="it is there already") == 2
+    assert (catalog.snapshot().labels, catalog.revision()) == ({("m", "stable"): 2}, revision)
+    assert catalog.rollback("m", "stable", "bob") == (2, 1)
 
 
 def test_rollback_needs_the_label(catalog: Catalog) -> None:
