@@ -104,6 +104,55 @@ def signs(samples: Sequence[Row]) -> list[Sign]:
     ]
 
 
+def evaluation_signs(evaluations: Sequence[Row]) -> list[Sign]:
+    """`evaluations`: of evaluations.jsonl; the first and the last are compared; none of them, no signs."""
+    if not evaluations:
+        return []
+    first, last = evaluations[0], evaluations[-1]
+
+    def rise(row: Row, name: str) -> float:
+        found: float = row[f"{name}_mean"] - row[f"reference_{name}_mean"]
+        return found
+
+    found = [
+        Sign(
+            "held-out: score and length go together (correlation)",
+            first["score_length_correlation"],
+            last["score_length_correlation"],
+            "near 1: the reward may be paid for length",
+        ),
+        Sign(
+            "held-out: repeated word triples within a text (share)",
+            first["repeated_3"],
+            last["repeated_3"],
+            "rising: the texts go in circles",
+        ),
+    ]
+    if first["judges"] == first["versions"]:
+        return found
+    return [
+        *found,
+        Sign(
+            "held-out: training reward above the reference's",
+            rise(first, "score"),
+            rise(last, "score"),
+            "what PPO maximises",
+        ),
+        Sign(
+            "held-out: second opinion above the reference's",
+            rise(first, "judge"),
+            rise(last, "judge"),
+            "falling while the line above rises: over-optimisation",
+        ),
+        Sign(
+            "held-out: training reward and second opinion agree (correlation)",
+            first["score_judge_correlation"],
+            last["score_judge_correlation"],
+            "falling: what is learnt is this reward model's own taste",
+        ),
+    ]
+
+
 def _length_correlation(rows: Sequence[Row]) -> float | None:
     return correlation([len(row["completion"].split()) for row in rows], [row["score"] for row in rows])
 
