@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -79,8 +80,11 @@ def empty_model(config: Config) -> Model:
         ) from error
 
 
-def load_model(folder: Path, config: Config) -> Model:
+def load_model(folder: Path, config: Config, replaced: Collection[str] = ()) -> Model:
     """The sequence classifier in fp32 on the CPU, in evaluation mode, every weight of it from the folder.
+
+    ``replaced``: names of modules whose weights come from elsewhere (an adapter's head). The folder need not have them,
+    and may have another head in their place, as a language model has.
 
     Raises ArtifactUnreadable, WeightsMismatch, UnsupportedArtifact or OutOfMemory.
     """
@@ -107,7 +111,7 @@ def load_model(folder: Path, config: Config) -> Model:
     finally:
         if bars_were_shown:
             transformers_logging.enable_progress_bar()
-    _refuse_mismatches(folder, type(model).__name__, info)
+    _refuse_mismatches(folder, model, info, replaced)
     return model.eval().requires_grad_(False)
 
 
@@ -173,14 +177,23 @@ def position_limit(config: Config, backbone: torch.nn.Module) -> int | None:
     return limit - position_offset(backbone)
 
 
-def _refuse_mismatches(folder: Path, architecture: str, info: dict[str, Any]) -> None:
+def _refuse_mismatches(folder: Path, model: Model, info: dict[str, Any], replaced: Collection[str]) -> None:
     """transformers draws missing weights at random and says so in a log line: here it is an error."""
+    own = tuple(f"{name}." for name in replaced)
+    architecture, backbone = type(model).__name__, f"{model.base_model_prefix}."
+
+    def is_left_over(name: str) -> bool:
+        return name.endswith(_LEFT_OVER) or (bool(own) and not name.startswith(backbone))
+
     problems = [
         f"{title}: {_names(keys)}"
         for title, keys in (
-            ("missing", sorted(info["missing_keys"])),
-            ("of another shape", sorted(_mismatch(entry) for entry in info["mismatched_keys"])),
-            ("not known to the architecture", sorted(k for k in info["unexpected_keys"] if not k.endswith(_LEFT_OVER))),
+            ("missing", sorted(key for key in info["missing_keys"] if not key.startswith(own))),
+            (
+                "of another shape",
+                sorted(_mismatch(entry) for entry in info["mismatched_keys"] if not entry[0].startswith(own)),
+            ),
+            ("not known to the architecture", sorted(k for k in info["unexpected_keys"] if not is_left_over(k))),
             ("not loadable", sorted(map(str, info.get("error_msgs") or ()))),
         )
         if keys

@@ -44,6 +44,11 @@ class Forward(ABC):
         self._alone_above = shared_forward_limit(model.config)
         self._fresh = FreshFrequencies(self.backbone) if self._alone_above is not None else None
 
+    @property
+    def changes_its_model(self) -> bool:
+        """Whether two threads would disturb each other."""
+        return self._fresh is not None
+
     @torch.inference_mode()
     def logits(self, batch: Batch) -> torch.Tensor:
         """Logits in fp32 on the CPU, shape (num_items, num_labels)."""

@@ -69,3 +69,21 @@ class PartsBackend(Protocol):
     def score_parts(self, batch: Batch) -> tuple[Float64Array, Float64Array]:
         """What `Backend.score` gives, and the parts before their weights, shape (num_items, num_parts)."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class SharedMemory:
+    """Memory that several backends of a worker use together. ``name`` says of which two that is so."""
+
+    name: str
+    num_bytes: int
+
+
+@runtime_checkable
+class SharesMemory(Protocol):
+    """A backend whose `memory_bytes` are its own alone, beside what it shares."""
+
+    @property
+    def shared_memory(self) -> SharedMemory:
+        """What it shares with others."""
+        ...

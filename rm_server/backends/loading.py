@@ -15,6 +15,7 @@ from rm_server.backends.rules import read_rules
 from rm_server.backends.rules_backend import RulesBackend, RulesEncoder, SeveralRulesBackend
 from rm_server.errors import UnsupportedArtifact
 from rm_server.registry.composite import FILE_NAME as COMPOSITE_FILE
+from rm_server.registry.lora import base_folder, tokenizer_folder
 from rm_server.registry.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -53,8 +54,9 @@ def load_text_encoder(folder: Path, manifest: Manifest) -> TextEncoder:
     from rm_server.backends.checkpoint import empty_model, position_limit, read_config, read_tokenizer
     from rm_server.backends.tokenization import TextEncoder
 
-    config = read_config(folder)
-    tokenizer = read_tokenizer(folder)
+    is_lora = manifest.kind == "lora"
+    config = read_config(base_folder(folder) if is_lora else folder)
+    tokenizer = read_tokenizer(tokenizer_folder(folder) if is_lora else folder)
     if manifest.append_eos and tokenizer.eos_token_id is None:
         raise UnsupportedArtifact(f"The manifest says append_eos, and the tokenizer in {folder} has no EOS token.")
     if manifest.template == "chat" and not tokenizer.chat_template:
@@ -88,8 +90,10 @@ def load_backend(folder: Path, manifest: Manifest, settings: ComputeSettings) ->
         from rm_server.backends.torch_backend import load_torch_backend
 
         return load_torch_backend(folder, manifest, settings)
-    if manifest.kind == "onnx":
-        from rm_server.backends.onnx_backend import load_onnx_backend
+    if manifest.kind == "lora":
+        from rm_server.backends.lora import load_lora_backend
 
-        return load_onnx_backend(folder, manifest, settings)
-    raise UnsupportedArtifact(f"This server cannot compute versions of the kind {manifest.kind!r}.")
+        return load_lora_backend(folder, manifest, settings)
+    from rm_server.backends.onnx_backend import load_onnx_backend
+
+    return load_onnx_backend(folder, manifest, settings)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_server.errors import UnsupportedArtifact
+from rm_server.registry.lora import base_folder, is_adapter, tokenizer_folder
 from rm_server.registry.manifest import CHAT_TEMPLATE, Kind, Manifest, Transform, TruncationRule
 
 DEFAULT_TEMPLATE = "{prompt}{completion}"
@@ -26,7 +27,7 @@ def infer_manifest(
     truncation: TruncationRule | None = None,
     append_eos: bool | None = None,
 ) -> Manifest:
-    """The manifest of a sequence-classification checkpoint, rules or a composite; what is given wins over the inferred.
+    """The manifest of a checkpoint, an adapter, rules or a composite; what is given wins over the inferred.
 
     ``template``: the tokenizer's chat template where it has one, else prompt and completion joined as they are.
     ``label_index``: 0 for a scalar head; a classifier's label must be given, by index or by name.
@@ -36,15 +37,25 @@ def infer_manifest(
 
     Raises ArtifactUnreadable or UnsupportedArtifact.
     """
-    for name, kind, transform in _SPECS:
+    for name, spec_kind, transform in _SPECS:
         if (folder / name).exists():
-            return Manifest(kind, max_tokens=max_tokens or 0, truncation=truncation or "refuse", transform=transform)
+            return Manifest(
+                spec_kind, max_tokens=max_tokens or 0, truncation=truncation or "refuse", transform=transform
+            )
     # Imported here, so that `loading` can name this function without importing torch.
     from rm_server.backends.checkpoint import empty_model, position_limit, read_config, read_tokenizer
     from rm_server.backends.pooling import scores_last_token
 
-    config = read_config(folder)
-    tokenizer = read_tokenizer(folder)
+    kind: Kind = "sequence_classification"
+    if is_adapter(folder):
+        from rm_server.backends.lora import read_adapted_config
+        from rm_server.backends.lora_adapter import read_adapter
+
+        kind = "lora"
+        config = read_adapted_config(base_folder(folder), read_adapter(folder))
+        tokenizer = read_tokenizer(tokenizer_folder(folder))
+    else:
+        config, tokenizer = read_config(folder), read_tokenizer(folder)
     model = empty_model(config)
     if template is None:
         template = CHAT_TEMPLATE if tokenizer.chat_template else DEFAULT_TEMPLATE
@@ -60,7 +71,7 @@ def infer_manifest(
     if limit <= 0:
         raise UnsupportedArtifact(f"Nothing in {folder} says how long an item may be; give max_tokens.")
     return Manifest(
-        kind="sequence_classification",
+        kind=kind,
         template=template,
         append_eos=append_eos,
         max_tokens=limit,

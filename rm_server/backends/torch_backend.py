@@ -31,7 +31,7 @@ class TorchBackend:
         self.forward = forward
         self._manifest = manifest
         self._settings = settings
-        self._memory_bytes = _memory_bytes(forward)
+        self._memory_bytes = memory_bytes(forward)
 
     @property
     def memory_bytes(self) -> int:
@@ -72,6 +72,18 @@ class TorchBackend:
 
 def load_torch_backend(folder: Path, manifest: Manifest, settings: ComputeSettings) -> TorchBackend:
     """Loads a Hugging Face folder. Raises BrokenVersion subclasses or OutOfMemory."""
+    check_settings(folder, settings)
+    config = read_config(folder)
+    check_label(manifest, config.num_labels)
+    model = load_model(folder, config)
+    check_max_tokens(model, manifest)
+    forward = checked_forward(folder, model, manifest.max_tokens, settings)
+    logger.info("%s: %s, %s, %s", folder.name, type(model).__name__, forward.name, settings.precision)
+    return TorchBackend(forward, manifest, settings)
+
+
+def check_settings(folder: Path, settings: ComputeSettings) -> None:
+    """Raises UnsupportedArtifact for a precision that checkpoints are not computed in; sets the number of threads."""
     if settings.precision not in _TYPES:
         raise UnsupportedArtifact(
             f"{folder} is a checkpoint, which computes in {', '.join(_TYPES)}, not in {settings.precision}; "
@@ -79,25 +91,31 @@ def load_torch_backend(folder: Path, manifest: Manifest, settings: ComputeSettin
         )
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    device = _device(settings.device)
-    config = read_config(folder)
-    if not 0 <= manifest.label_index < config.num_labels:
+
+
+def check_label(manifest: Manifest, num_labels: int) -> None:
+    """Raises WeightsMismatch where the head has no such label."""
+    if not 0 <= manifest.label_index < num_labels:
         raise WeightsMismatch(
-            f"The manifest's label_index is {manifest.label_index}, and the head has {config.num_labels} outputs."
+            f"The manifest's label_index is {manifest.label_index}, and the head has {num_labels} outputs."
         )
-    model = load_model(folder, config)
-    _check_positions(model, manifest)
+
+
+def checked_forward(folder: Path, model: Model, max_tokens: int, settings: ComputeSettings) -> Forward:
+    """The fastest way of running ``model`` that agrees with its own forward, in the form in which it serves.
+
+    ``max_tokens`` 0: no limit. Raises OutOfMemory, UnsupportedArtifact.
+    """
+    device = _device(settings.device)
     try:
-        check = check_batch(model, manifest.max_tokens or int(1e9))
+        check = check_batch(model, max_tokens or int(1e9))
         forward = choose_forward(model.to(device), device, check)
         _prepare(forward, settings, check)
-        backend = TorchBackend(forward, manifest, settings)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemory(f"{folder} does not fit into the memory of {settings.device}: {first_line(error)}") from error
-    logger.info("%s: %s, %s, %s", folder.name, type(model).__name__, backend.forward.name, settings.precision)
-    return backend
+    return forward
 
 
 def _prepare(forward: Forward, settings: ComputeSettings, check: Batch) -> None:
@@ -126,7 +144,7 @@ def _cast(module: torch.nn.Module, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def _check_positions(model: Model, manifest: Manifest) -> None:
+def check_max_tokens(model: Model, manifest: Manifest) -> None:
     """An item with more tokens than the position table has rows could not be computed."""
     for name, module in model.base_model.named_modules():
         if isinstance(module, torch.nn.Embedding) and name.endswith(("position_embeddings", "wpe", "embed_positions")):
@@ -149,7 +167,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _memory_bytes(forward: Forward) -> int:
+def memory_bytes(forward: Forward) -> int:
+    """Weights and buffers of backbone and head, in bytes."""
     # An encoder's backbone is no longer inside its model once they are split.
     modules = {id(module): module for root in (forward.model, forward.backbone) for module in root.modules()}
     num_bytes = sum(module.num_bytes for module in modules.values() if isinstance(module, PrepackedLinear))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +15,9 @@ from rm_server.errors import CatalogUnavailable
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.composite import parts_of, pinned_folder
+from rm_server.registry.lora import add_base, base_of, pinned_adapter
 from rm_server.registry.manifest import Manifest, read_manifest
-from rm_server.registry.records import Snapshot, VersionRecord
+from rm_server.registry.records import Snapshot, VersionKey, VersionRecord
 from rm_server.registry.shared_store import SharedStore
 
 
@@ -89,8 +90,7 @@ def add_version(
     `Catalog.register` raise. Killed in between, it leaves files that no version names, for `sweep_artifacts`.
     """
     manifest = manifest or read_manifest(folder)
-    snapshot = catalog.snapshot()
-    with artifacts.hold(), as_version(folder, manifest, snapshot, artifacts) as folder:
+    with artifacts.hold(), as_version(catalog, artifacts, model, folder, manifest, actor=actor) as folder:
         digest = artifacts.put(folder, manifest)
         return catalog.register(
             model,
@@ -100,21 +100,37 @@ def add_version(
             actor,
             comment,
             origin=origin,
-            parts=parts_of(folder, snapshot) if manifest.kind == "composite" else {},
+            parts=_parts_of(folder, manifest.kind, catalog.snapshot()),
         )
 
 
 @contextmanager
-def as_version(folder: Path, manifest: Manifest, snapshot: Snapshot, artifacts: ArtifactStore) -> Iterator[Path]:
-    """The folder whose files become the version's, for the time: a composite's are pinned first.
+def as_version(
+    catalog: Catalog, artifacts: ArtifactStore, model: str, folder: Path, manifest: Manifest, *, actor: str
+) -> Iterator[Path]:
+    """The folder whose files become the version's, for the time: a composite's parts, an adapter's base are pinned.
 
-    Raises what `pinned_folder` raises.
+    Raises what `pinned_folder` and `add_base` raise.
     """
-    if manifest.kind != "composite":
+    if manifest.kind == "composite":
+        with pinned_folder(folder, catalog.snapshot(), artifacts) as pinned:
+            yield pinned
+    elif manifest.kind == "lora":
+        base = add_base(catalog, artifacts, model, folder, actor=actor)
+        with pinned_adapter(folder, base, artifacts) as pinned:
+            yield pinned
+    else:
         yield folder
-        return
-    with pinned_folder(folder, snapshot, artifacts) as pinned:
-        yield pinned
+
+
+def _parts_of(folder: Path, kind: str, snapshot: Snapshot) -> Mapping[VersionKey, str]:
+    """The versions that this one stands on, with their digests."""
+    if kind == "composite":
+        return parts_of(folder, snapshot)
+    if kind == "lora":
+        base = base_of(folder, snapshot)
+        return {base.key: base.digest}
+    return {}
 
 
 def sweep_artifacts(catalog: Catalog, artifacts: ArtifactStore) -> tuple[str, ...]:

@@ -10,8 +10,12 @@ from rm_server.errors import ArtifactUnreadable, UnsupportedArtifact
 from rm_server.registry.manifest import Kind
 from rm_server.registry.onnx_file import MODEL, read_onnx_file
 
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+BASE_FILE = "base.json"
+"""Names the version that an adapter belongs to; see `registry.lora`."""
 BASE_FOLDER = "base"
-"""Where a LoRA version keeps the checkpoint that its adapter belongs to."""
+"""Where an adapter that is no version yet may keep the checkpoint that it belongs to."""
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -33,7 +37,7 @@ _TOKENIZER = (
 )
 _REQUIRED: dict[Kind, tuple[str, ...]] = {
     "sequence_classification": ("config.json",),
-    "lora": ("adapter_config.json", "adapter_model.safetensors"),
+    "lora": (ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_FILE),
     "onnx": ("model.onnx", "config.json"),
     "rules": ("rules.json",),
     "composite": ("composite.json",),
@@ -45,7 +49,7 @@ def version_files(folder: Path, kind: Kind) -> tuple[PurePosixPath, ...]:
     """The files that decide the raw scores, relative to the folder, sorted by the bytes of their names.
 
     Required are ``config.json`` and ``model.safetensors`` (or its index with every shard) for
-    ``sequence_classification``; adapter and, in ``base/``, its base for ``lora``; ``config.json`` and ``model.onnx``
+    ``sequence_classification``; the adapter and the name of its base for ``lora``; ``config.json`` and ``model.onnx``
     with the files that it keeps weights in for ``onnx``; the spec for ``rules`` and ``composite``. Tokenizer files
     count wherever there are any. Pickle files (``pytorch_model.bin``, ``training_args.bin``, …) are never among them.
 
@@ -54,16 +58,27 @@ def version_files(folder: Path, kind: Kind) -> tuple[PurePosixPath, ...]:
     """
     if not folder.is_dir():
         raise ArtifactUnreadable(f"{folder} is not a folder.")
-    names = [*_REQUIRED[kind], *_matches(folder, _TOKENIZER)]
+    names = [*_REQUIRED[kind], *tokenizer_files(folder)]
     if kind == "sequence_classification":
         names += _checkpoint_weights(folder)
     for name in names:
         _check_file(folder, name)
-    if kind == "lora":
-        names += _base_files(folder)
     if kind == "onnx":
         names += _external_weights(folder)
     return tuple(sorted(map(PurePosixPath, set(names)), key=lambda path: str(path).encode()))
+
+
+def adapter_files(folder: Path) -> tuple[str, ...]:
+    """All of a LoRA version's but `BASE_FILE`. Raises what `version_files` raises."""
+    names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, *tokenizer_files(folder))
+    for name in names:
+        _check_file(folder, name)
+    return names
+
+
+def tokenizer_files(folder: Path) -> list[str]:
+    """The files of a tokenizer that lie in the folder."""
+    return _matches(folder, _TOKENIZER)
 
 
 def _matches(folder: Path, patterns: Iterable[str]) -> list[str]:
@@ -96,17 +111,6 @@ def _external_weights(folder: Path) -> list[str]:
     for name in names:
         _check_file(folder, name)
     return names
-
-
-def _base_files(folder: Path) -> list[str]:
-    base = folder / BASE_FOLDER
-    if not base.is_dir():
-        raise UnsupportedArtifact(
-            f"{folder} is a LoRA adapter without its base. A version is immutable, so it holds the checkpoint that the "
-            f"adapter belongs to: put that into {base}."
-        )
-    _check_inside(folder, base)
-    return [f"{BASE_FOLDER}/{path}" for path in version_files(base, "sequence_classification")]
 
 
 def _check_file(folder: Path, name: str) -> None:

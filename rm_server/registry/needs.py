@@ -21,6 +21,8 @@ def needs_of(connection: Connection, model: str, version: int, now: datetime) ->
         key = and_(table.c.model == model, table.c.version == version, *where)
         return [str(name) for name in connection.scalars(select(column).where(key).order_by(column))]
 
+    adapters = versions.c.kind == "lora"
+    composites = versions.c.kind != "lora"
     found = [
         ("is named by the label {}: move or remove it", names(labels, labels.c.label)),
         ("is an arm of the split ({}): change the split", names(split_arms, split_arms.c.arm)),
@@ -30,15 +32,19 @@ def needs_of(connection: Connection, model: str, version: int, now: datetime) ->
             "is held by the lease of the run {}: end the run, or wait until the lease expires",
             names(runs, runs.c.run, runs.c.has_ended.is_(False), runs.c.lease_expires_at > now),
         ),
-        ("is a part of the composite {}: delete that first", _composites(connection, model, version)),
+        ("is a part of the composite {}: delete that first", _standing_on(connection, model, version, composites)),
+        ("is the base of the adapter {}: delete that first", _standing_on(connection, model, version, adapters)),
         ("is to be loaded{}: unload it", _wanted(connection, model, version)),
     ]
     return [text.format(_listed(names)) for text, names in found if names]
 
 
-def _composites(connection: Connection, model: str, version: int) -> list[str]:
-    query = select(components.c.model, components.c.version).where(
-        components.c.part_model == model, components.c.part_version == version
+def _standing_on(connection: Connection, model: str, version: int, which: ColumnElement[bool]) -> list[str]:
+    whole = and_(components.c.model == versions.c.model, components.c.version == versions.c.version)
+    query = (
+        select(components.c.model, components.c.version)
+        .join(versions, whole)
+        .where(components.c.part_model == model, components.c.part_version == version, which)
     )
     return [f"{row.model}@{row.version}" for row in connection.execute(query.order_by(*query.selected_columns))]
 

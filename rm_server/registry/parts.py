@@ -1,15 +1,15 @@
-"""What composites are made of, in the catalog: so that no part is deleted, or forgotten to be loaded, under them."""
+"""What versions stand on, in the catalog, so that it is not deleted: composites on their parts, adapters on a base."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, and_, insert, select
 
 from rm_server.errors import DigestMismatch
 from rm_server.registry import queries
 from rm_server.registry.records import VersionKey
-from rm_server.registry.tables import components
+from rm_server.registry.tables import components, versions
 
 
 def insert_parts(connection: Connection, composite: VersionKey, parts: Mapping[VersionKey, str]) -> None:
@@ -27,9 +27,11 @@ def insert_parts(connection: Connection, composite: VersionKey, parts: Mapping[V
 
 
 def parts_by_composite(connection: Connection) -> dict[VersionKey, tuple[VersionKey, ...]]:
-    """The parts of every composite, sorted."""
+    """The parts of every composite, sorted. An adapter's base is not loaded by itself, so it is none of them."""
     found: dict[VersionKey, tuple[VersionKey, ...]] = {}
-    for row in connection.execute(select(components).order_by(*components.primary_key)):
+    whole = and_(components.c.model == versions.c.model, components.c.version == versions.c.version)
+    query = select(components).join(versions, whole).where(versions.c.kind != "lora")
+    for row in connection.execute(query.order_by(*components.primary_key)):
         key = (row.model, row.version)
         found[key] = (*found.get(key, ()), (row.part_model, row.part_version))
     return found

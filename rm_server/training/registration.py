@@ -102,8 +102,8 @@ def register_folder(
         with ExitStack() as stack:
             found = stack.enter_context(version_source(source, artifacts))
             manifest = _manifest_of(found.folder, reading)
-            # A composite's file says by number and digest what it is made of, from here on.
-            folder = stack.enter_context(as_version(found.folder, manifest, catalog.snapshot(), artifacts))
+            # A composite's file says by number and digest what it is made of, an adapter's what its base is.
+            folder = stack.enter_context(as_version(catalog, artifacts, model, found.folder, manifest, actor=actor))
             settings = ComputeSettings(device=device, deterministic=True)
             if manifest.kind == "composite":
                 score = composite_scorer(folder, manifest, artifacts, settings, shows_progress=shows_progress)

@@ -124,20 +124,19 @@ def test_a_link_within_the_folder_is_followed(checkpoint: MakeFolder) -> None:
     assert "model.safetensors" in names(folder, "sequence_classification")
 
 
-def test_an_adapter_holds_its_base(checkpoint: MakeFolder, tmp_path: Path) -> None:
-    folder = tmp_path / "lora"
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text("{}")
-    (folder / "adapter_model.safetensors").write_text("x")
-    with pytest.raises(UnsupportedArtifact, match="LoRA adapter without its base"):
-        names(folder, "lora")
-    checkpoint().rename(folder / "base")
-    assert names(folder, "lora") == [
+def test_an_adapter_names_its_base(tmp_path: Path) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ArtifactUnreadable, match=r"base\.json is missing"):
+        names(tmp_path, "lora")
+    (tmp_path / "base.json").write_text("{}")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    assert names(tmp_path, "lora") == [
         "adapter_config.json",
         "adapter_model.safetensors",
-        "base/config.json",
-        "base/model.safetensors",
-        "base/tokenizer.json",
+        "base.json",
+        "tokenizer.json",
     ]
 
 

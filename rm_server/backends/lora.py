@@ -1,0 +1,284 @@
+"""LoRA adapters served over one loaded base: its weights are in memory once, whatever the number of adapters.
+
+Every layer that an adapter adds to knows the additions of all adapters; which one counts is said for the forward under
+way in this thread. So adapters come and go while others compute, and the base goes with its last adapter.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from rm_server.backends.checkpoint import Config, Model, empty_model, load_model, read_config
+from rm_server.backends.forward import Forward
+from rm_server.backends.interface import ComputeSettings, SharedMemory
+from rm_server.backends.items import Batch, Float64Array
+from rm_server.backends.linear import PrepackedLinear
+from rm_server.backends.lora_adapter import Adapter, Delta, read_adapter
+from rm_server.backends.torch_backend import (
+    TorchBackend,
+    check_label,
+    check_max_tokens,
+    check_settings,
+    checked_forward,
+    memory_bytes,
+)
+from rm_server.errors import UnsupportedArtifact, WeightsMismatch
+from rm_server.registry.lora import base_folder
+from rm_server.registry.manifest import Manifest
+
+logger = logging.getLogger(__name__)
+
+_MAX_LABELS = 1024
+
+_active: ContextVar[int] = ContextVar("active", default=0)
+"""The adapter of the forward under way in this thread; 0: none."""
+
+
+class LoraLinear(torch.nn.Module):
+    """A linear layer with what each adapter adds to it. Takes x of shape (…, in_features)."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.deltas: dict[int, Delta] = {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.layer(x)
+        delta = self.deltas.get(_active.get())
+        if delta is None:
+            return y
+        linear = torch.nn.functional.linear
+        return y + linear(linear(x, delta.a), delta.b)
+
+
+class OwnModule(torch.nn.Module):
+    """A module, the head most often, in whose place each adapter may have its own."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.own: dict[int, torch.nn.Module] = {}
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        return self.own.get(_active.get(), self.module)(*arguments, **named)
+
+
+@dataclass(frozen=True, slots=True)
+class BaseKey:
+    """Adapters for which this is equal share a base. ``replaced``: modules that each of them brings along."""
+
+    folder: Path
+    num_labels: int
+    replaced: frozenset[str]
+    settings: ComputeSettings
+
+
+class SharedBase:
+    """A loaded base. It lives as long as a backend refers to it."""
+
+    def __init__(self, key: BaseKey, config: Config) -> None:
+        """Raises what `load_model` and `checked_forward` raise."""
+        model = load_model(key.folder, config, key.replaced)
+        self.model = model
+        self._fresh = {name: copy.deepcopy(model.get_submodule(name)) for name in _own_names(model)}
+        self._places = {
+            f"{parent_name}.{name}" if parent_name else name: (parent, name)
+            for parent_name, parent in model.named_modules()
+            for name, _ in parent.named_children()
+        }
+        heads = {name: model.get_submodule(name) for name in self._fresh}
+        self.forward: Forward = checked_forward(key.folder, model, 0, key.settings)
+        self._places |= {name: self._place_of(module) or self._places[name] for name, module in heads.items()}
+        self.memory = SharedMemory(f"{key.folder.name} {key.settings.precision}", memory_bytes(self.forward))
+        # A model whose frequencies follow the texts' lengths is changed by each forward.
+        self.turn = Lock() if self.forward.changes_its_model else nullcontext()
+        self._numbers = count(1)
+
+    def attach(self, folder: Path, adapter: Adapter) -> tuple[int, int]:
+        """Takes an adapter in, beside forwards under way; its number, and its own bytes. Raises WeightsMismatch."""
+        number = next(self._numbers)
+        try:
+            deltas = sum(self._add(folder, number, layer, delta) for layer, delta in adapter.deltas.items())
+            own = sum(self._replace(folder, number, *part) for part in _by_module(folder, self._fresh, adapter).items())
+        except BaseException:
+            self.detach(number)
+            raise
+        return number, deltas + own
+
+    def detach(self, number: int) -> None:
+        """Forgets an adapter."""
+        for parent, name in self._places.values():
+            module = getattr(parent, name)
+            if isinstance(module, LoraLinear):
+                module.deltas.pop(number, None)
+            elif isinstance(module, OwnModule):
+                module.own.pop(number, None)
+
+    def _add(self, folder: Path, number: int, layer_name: str, delta: Delta) -> int:
+        place = self._places.get(layer_name)
+        layer = None if place is None else getattr(*place)
+        plain = layer.layer if isinstance(layer, LoraLinear) else layer
+        shape = _shape(plain)
+        if place is None or plain is None or shape is None:
+            raise UnsupportedArtifact(
+                f"The adapter in {folder} adds to {layer_name}, and {type(self.model).__name__} has no such linear layer."
+            )
+        if shape != (delta.b.shape[0], delta.a.shape[1]):
+            raise WeightsMismatch(
+                f"The adapter in {folder} is for a layer {layer_name} with {delta.a.shape[1]} inputs and "
+                f"{delta.b.shape[0]} outputs, and its base has {shape[1]} and {shape[0]}: it belongs to another base."
+            )
+        dtype, device = _type_of(plain), self.forward.device
+        fitted = Delta(delta.a.to(device, dtype), delta.b.to(device, dtype))
+        if not isinstance(layer, LoraLinear):
+            layer = LoraLinear(plain)
+            setattr(*place, layer)
+        layer.deltas[number] = fitted
+        return int(fitted.a.nbytes + fitted.b.nbytes)
+
+    def _replace(self, folder: Path, number: int, name: str, weights: Mapping[str, torch.Tensor]) -> int:
+        own = copy.deepcopy(self._fresh[name])
+        try:
+            own.load_state_dict(dict(weights))
+        except RuntimeError as error:
+            raise WeightsMismatch(
+                f"The adapter in {folder} has another {name} than its base can take: {error}"
+            ) from None
+        place = self._places[name]
+        module = getattr(*place)
+        if not isinstance(module, OwnModule):
+            module = OwnModule(module)
+            setattr(*place, module)
+        module.own[number] = own.to(self.forward.device, _type_of(module.module)).eval().requires_grad_(False)
+        return sum(int(weight.nbytes) for weight in own.state_dict().values())
+
+    def _place_of(self, module: torch.nn.Module) -> tuple[torch.nn.Module, str] | None:
+        """Where a module is since the backbone was taken apart from its head; None: something stands in its place."""
+        for root in (self.forward.model, self.forward.backbone):
+            for parent in root.modules():
+                for name, child in parent.named_children():
+                    if child is module:
+                        return parent, name
+        return None
+
+
+class LoraBackend(TorchBackend):
+    """One adapter over a shared base."""
+
+    def __init__(
+        self, base: SharedBase, folder: Path, adapter: Adapter, manifest: Manifest, settings: ComputeSettings
+    ) -> None:
+        super().__init__(base.forward, manifest, settings)
+        self._number, self._own_bytes = base.attach(folder, adapter)
+        self._base = base
+        weakref.finalize(self, base.detach, self._number).atexit = False
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of the adapter alone, in bytes."""
+        return self._own_bytes
+
+    @property
+    def shared_memory(self) -> SharedMemory:
+        """The base's."""
+        return self._base.memory
+
+    def score(self, batch: Batch) -> Float64Array:
+        """Raw scores, shape (num_items,). Raises OutOfMemory."""
+        with self._base.turn, _adapter(self._number):
+            return super().score(batch)
+
+
+_bases: weakref.WeakValueDictionary[BaseKey, SharedBase] = weakref.WeakValueDictionary()
+_loading = Lock()
+
+
+def load_lora_backend(folder: Path, manifest: Manifest, settings: ComputeSettings) -> LoraBackend:
+    """Loads an adapter, and its base where no other adapter has it. Raises BrokenVersion subclasses or OutOfMemory."""
+    check_settings(folder, settings)
+    base, adapter = base_folder(folder), read_adapter(folder)
+    config = read_adapted_config(base, adapter)
+    check_label(manifest, config.num_labels)
+    empty = empty_model(config)
+    check_max_tokens(empty, manifest)
+    replaced = frozenset(_by_module(folder, _own_names(empty), adapter))
+    with _loading:
+        key = BaseKey(base.resolve(), config.num_labels, replaced, settings)
+        if (shared := _bases.get(key)) is None:
+            shared = _bases[key] = SharedBase(key, config)
+            logger.info("base %s: %s, %s", base.name, shared.forward.name, settings.precision)
+    return LoraBackend(shared, folder, adapter, manifest, settings)
+
+
+def read_adapted_config(base: Path, adapter: Adapter) -> Config:
+    """The base's settings with as many labels as the adapter's head has. Raises WeightsMismatch."""
+    config = read_config(base)
+    outputs = {weight.shape[0] for weight in adapter.saved.values() if weight.ndim == 2 and len(weight) <= _MAX_LABELS}
+    for num_labels in (config.num_labels, *sorted(outputs)):
+        config.num_labels = num_labels
+        own = empty_model(config).state_dict()
+        if all(name in own and own[name].shape == weight.shape for name, weight in adapter.saved.items()):
+            return config
+    shapes = ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in sorted(adapter.saved.items()))
+    raise WeightsMismatch(f"The adapter's own weights ({shapes}) fit no head of the base in {base}.")
+
+
+@contextmanager
+def _adapter(number: int) -> Iterator[None]:
+    token = _active.set(number)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def _own_names(model: Model) -> tuple[str, ...]:
+    """The modules that an adapter may bring along: whatever is not of the backbone, and the backbone's pooler."""
+    prefix = model.base_model_prefix
+    names = [name for name, _ in model.named_children() if name != prefix]
+    if getattr(model.base_model, "pooler", None) is not None:
+        names.append(f"{prefix}.pooler")
+    return tuple(names)
+
+
+def _by_module(folder: Path, names: Any, adapter: Adapter) -> dict[str, dict[str, torch.Tensor]]:
+    """The adapter's whole weights by the module that they belong to. Raises UnsupportedArtifact for others."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key, weight in adapter.saved.items():
+        module = next((name for name in names if key.startswith(f"{name}.")), None)
+        if module is None:
+            raise UnsupportedArtifact(
+                f"The adapter in {folder} replaces {key}, inside of the backbone; only heads can be its own "
+                f"({', '.join(names)}). Merge it into its base and register that."
+            )
+        found.setdefault(module, {})[key.removeprefix(f"{module}.")] = weight
+    return found
+
+
+def _shape(layer: torch.nn.Module | None) -> tuple[int, int] | None:
+    """(out_features, in_features); None: no linear layer."""
+    if isinstance(layer, PrepackedLinear | torch.nn.Linear):
+        return layer.out_features, layer.in_features
+    if isinstance(layer, Conv1D):
+        return layer.nf, layer.nx
+    return None
+
+
+def _type_of(module: torch.nn.Module) -> torch.dtype:
+    """What the module computes in."""
+    packed = next((part.packed for part in module.modules() if isinstance(part, PrepackedLinear)), None)
+    weight = packed if packed is not None else next(module.parameters(), None)
+    return torch.float32 if weight is None else weight.dtype
