@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from rm_server.commands.common import Row
 
 PEEKING = (
-    "Intervals are 95 %, for one look at the end. Who looks again and again, and stops when a verdict pleases, finds "
-    "differences that are not there; the any-time intervals hold however often one looks."
+    "Intervals are 95 %, of each comparison by itself, for one look at the end. Who looks again and again, and stops "
+    "when a verdict pleases, finds differences that are not there; the any-time intervals hold however often one looks."
 )
 ONE_VALUE = "A run counts once, for the arm that it had when it reported first (intention to treat)."
 

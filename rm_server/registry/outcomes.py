@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ MAX_OUTCOMES_OF_RUN = 10_000
 """Of one run and model. Outcomes are evaluations now and then; what a trainer logs each step belongs elsewhere."""
 
 _METRIC = re.compile(r"[A-Za-z0-9._/-]{1,64}")
+_LARGEST_VALUE = 1e100  # so that squares and sums of them stay finite
 _LARGEST_STEP = 2**63 - 1
 _MOST_SAMPLES = 2**31 - 1
 
@@ -65,8 +65,10 @@ def check_outcome(metric: str, value: float, step: int, num_samples: int) -> Non
     """Raises InvalidRequest where this can be no outcome."""
     if not _METRIC.fullmatch(metric):
         raise InvalidRequest(f"{metric[:200]!r} cannot name a metric: 1 to 64 letters, digits, '.', '_', '-', '/' can.")
-    if not math.isfinite(value):
-        raise InvalidRequest(f"The value of {metric} is {value}; a finite number was expected.")
+    if not abs(value) <= _LARGEST_VALUE:  # NaN neither
+        raise InvalidRequest(
+            f"The value of {metric} is {value}; a finite number up to {_LARGEST_VALUE:g} in size was expected."
+        )
     if not 0 <= step <= _LARGEST_STEP:
         raise InvalidRequest(f"The step is {step}; 0 (the run as a whole) to {_LARGEST_STEP} was expected.")
     if not 0 <= num_samples <= _MOST_SAMPLES:

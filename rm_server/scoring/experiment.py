@@ -53,7 +53,7 @@ class Comparison:
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Mean, standard deviation (n - 1), and Student's 95 % interval of the mean. Needs a value."""
+    """Mean, standard deviation (n - 1), and Student's 95 % interval of the mean. Needs a value; all are finite."""
     mean, variance = _moments(values)
     if variance is None:
         return Summary(len(values), mean, None, None)
@@ -65,7 +65,7 @@ def compare(values: Sequence[float], baseline: Sequence[float]) -> Comparison:
     """Welch's t test and its 95 % interval (Welch 1947), degrees of freedom by Satterthwaite (1946)."""
     (mean, variance), (base_mean, base_variance) = _moments(values), _moments(baseline)
     difference = mean - base_mean
-    if variance is None or base_variance is None or not 0 < variance + base_variance < math.inf:
+    if variance is None or base_variance is None or variance + base_variance == 0:
         return Comparison(difference)
     num, base_num = len(values), len(baseline)
     squared_error = variance / num + base_variance / base_num
@@ -88,7 +88,7 @@ def anytime_interval(difference: float, error: float, freedom: float, effective_
     """An interval that holds, with 95 %, at all looks together, so that one may look after every run.
 
     The two-sided normal mixture of Howard, Ramdas, McAuliffe and Sekhon 2021 ("Time-uniform, nonparametric,
-    nonasymptotic confidence sequences", eq. 14), with estimated standard errors as in Waudby-Smith, Arbour, Sinha,
+    nonasymptotic confidence sequences"), with estimated standard errors as in Waudby-Smith, Arbour, Sinha,
     Kennedy and Ramdas 2024 ("Time-uniform central limit theory and asymptotic confidence sequences"), who show that
     this holds for many runs. For few, it is stretched by Student's t over the normal quantile. ``effective_runs``: n·m
     / (n + m), the time on which the mixture runs.
@@ -116,11 +116,11 @@ def runs_needed(std: float, baseline_std: float, difference: float, alpha: float
     """Runs in each of two equal arms by which Welch's test finds so large a difference with a chance of 80 %.
 
     The power is that of the noncentral t distribution, as in Cohen 1988 ("Statistical power analysis for the
-    behavioral sciences", section 2.5), with Satterthwaite's degrees of freedom; the search begins at the normal
+    behavioral sciences"), with Satterthwaite's degrees of freedom; the search begins at the normal
     distribution's n = (z_{1-α/2} + z_{power})² (σ² + σ'²) / δ², which is never more. None: over a million.
     """
     variances = std**2 + baseline_std**2
-    if not difference or not 0 < variances < math.inf:
+    if not difference or not variances:
         return None
     quantiles = float(special.ndtri(1 - alpha / 2) + special.ndtri(POWER))
     least = quantiles**2 * variances / difference**2
@@ -147,11 +147,10 @@ def ratio_mismatch(observed: Sequence[int], expected: Sequence[float]) -> float 
 def _moments(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and unbiased variance; equal values have the variance 0, whatever rounding says."""
     array = np.asarray(values, np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean = float(array.mean())
-        if len(array) < 2:
-            return mean, None
-        return mean, 0.0 if array.min() == array.max() else float(array.var(ddof=1))
+    mean = float(array.mean())
+    if len(array) < 2:
+        return mean, None
+    return mean, 0.0 if array.min() == array.max() else float(array.var(ddof=1))
 
 
 def _welch_freedom(squared_error: float, num: int, base_squared_error: float, base_num: int) -> float:

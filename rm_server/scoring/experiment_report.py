@@ -201,7 +201,7 @@ def _needed(each: _Against, baseline: str, difference: float | None, alpha: floa
 def _reason(summaries: Sequence[Summary]) -> str:
     if min(summary.num_runs for summary in summaries) < 2:
         return "an arm has a single run; two in each are the least by which chance can be judged"
-    return "the runs of each arm have all the same value (or too large ones), so there is no spread to judge chance by"
+    return "the runs of each arm all have the same value, so there is no spread to judge chance by"
 
 
 def _warnings(
