@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,17 @@ class SeparateCritic(nn.Module):
         return values
 
 
+class Evaluation(NamedTuple):
+    """All float32 (B, R); anything where the response mask is False."""
+
+    log_probs: Tensor
+    """log π of the response's tokens"""
+    values: Tensor
+    """Of the state before each"""
+    entropies: Tensor | None
+    """Nats, where they were asked for"""
+
+
 class ActorCritic(nn.Module):
     """Policy and critic as one module, so that they are wrapped, optimised and saved together."""
 
@@ -72,7 +83,7 @@ class ActorCritic(nn.Module):
         self.policy = policy
         self.critic = critic
 
-    def forward(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
-        """The policy's logits (B, R, V), and values (B, R)."""
-        logits, hidden = self.policy(sequences)
-        return logits, self.critic(sequences, hidden)
+    def forward(self, sequences: Sequences, *, with_entropy: bool = False) -> Evaluation:
+        """Both by as few forward passes as can be."""
+        read = self.policy(sequences, with_entropy=with_entropy)
+        return Evaluation(read.log_probs, self.critic(sequences, read.hidden), read.entropies)

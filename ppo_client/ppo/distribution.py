@@ -38,11 +38,6 @@ class SamplingRule:
         return logits
 
 
-def token_log_probs(logits: Tensor, ids: Tensor) -> Tensor:
-    """log π of each token: logits (…, V), ids (…) to (…)."""
-    return logits.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-
-
 def entropy(log_probs: Tensor) -> Tensor:
     """Entropy in nats of distributions given as log-probabilities: (…, V) to (…)."""
     return -(log_probs.exp() * log_probs).sum(-1)

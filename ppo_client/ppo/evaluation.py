@@ -16,20 +16,20 @@ from torch import Tensor
 from ppo_client.client.scores import Content
 from ppo_client.ppo.asking import PendingGiven, ask
 from ppo_client.ppo.completions import completion_contents, response_ids, response_texts
-from ppo_client.ppo.distribution import token_log_probs
 from ppo_client.ppo.evaluation_facts import Pair, Written
-from ppo_client.ppo.policy import Policy, Samples
+from ppo_client.ppo.policy import Policy, Reading, Samples
 from ppo_client.ppo.prompts import Prompt
+from ppo_client.ppo.reading import read_in_parts
 from ppo_client.ppo.reward_source import Given, RewardDesk
 from ppo_client.ppo.seeds import Purpose, uniforms
-from ppo_client.ppo.sequences import Prompts, Sequences, pad_columns
+from ppo_client.ppo.sequences import Prompts, Sequences
 
 
 class Reference(Protocol):
     """A policy that stays as it is."""
 
-    def __call__(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
-        """Logits (B, R, V) and hidden states (B, R, D)."""
+    def __call__(self, sequences: Sequences) -> Reading:
+        """As Policy.forward."""
         ...
 
     def sample(self, prompts: Prompts, uniforms: Tensor) -> Samples:
@@ -124,11 +124,8 @@ class Evaluator:
         ]
 
     def _kl(self, samples: Samples) -> list[float]:
-        sequences = samples.sequences.trimmed()
-        log_probs = token_log_probs(self.reference(sequences)[0], sequences.response_ids)
-        mask = samples.sequences.response_mask
-        log_ratio = torch.where(mask, samples.log_probs - pad_columns(log_probs, mask.shape[1]), 0.0)
-        found: list[float] = log_ratio.sum(1).tolist()
+        (log_probs,) = read_in_parts(self.policy, samples.sequences, lambda part: (self.reference(part).log_probs,))
+        found: list[float] = (samples.log_probs - log_probs).sum(1).tolist()
         return found
 
     def _finish(self, batch: _Batch) -> Iterator[Pair]:

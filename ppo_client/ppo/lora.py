@@ -20,7 +20,7 @@ from ppo_client.ppo.errors import CheckpointError, ConfigError
 from ppo_client.ppo.seeds import Purpose, numpy_generator
 
 if TYPE_CHECKING:
-    from ppo_client.ppo.policy import Policy, Samples
+    from ppo_client.ppo.policy import Policy, Reading, Samples
     from ppo_client.ppo.sequences import Prompts, Sequences
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -32,10 +32,10 @@ class AdapterOff:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
 
-    def __call__(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
-        """Logits (B, R, V) and hidden states (B, R, D)."""
+    def __call__(self, sequences: Sequences) -> Reading:
+        """As Policy.forward."""
         with self._off():
-            output: tuple[Tensor, Tensor] = self._policy(sequences)
+            output: Reading = self._policy(sequences)
         return output
 
     def sample(self, prompts: Prompts, uniforms: Tensor) -> Samples:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ppo_client.ppo.distribution import SamplingRule, draw, entropy
 from ppo_client.ppo.sequences import Prompts, Sequences
+from ppo_client.ppo.token_log_probs import token_log_probs
 
 # Finished rows are dropped from the KV cache when they are at least this share of the batch; copying it has its price.
 _COMPACTION_SHARE = 0.25
@@ -34,6 +35,17 @@ class Samples:
     """float32 (B, R), nats; 0 where the response mask is False"""
     values: Tensor | None
     """float32 (B, R), where a value head was given"""
+
+
+class Reading(NamedTuple):
+    """What a forward pass over sampled responses gives; it holds no logits, which would be most of the memory."""
+
+    log_probs: Tensor
+    """float32 (B, R), log π of the response's tokens; anything where the response mask is False"""
+    hidden: Tensor
+    """(B, R, D): the hidden states from which each response token is predicted"""
+    entropies: Tensor | None
+    """float32 (B, R), nats, where they were asked for"""
 
 
 @dataclass(slots=True)
@@ -64,10 +76,12 @@ class Policy(nn.Module, ABC):
         # keep every layer's.
         self._hidden: Tensor | None = None
 
-    def forward(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
-        """The policy's logits (B, R, V) and the hidden states (B, R, D) from which each response token is predicted."""
-        logits = self._read(sequences)
-        return self.rule.logits(logits), self._take_hidden()
+    def forward(self, sequences: Sequences, *, with_entropy: bool = False) -> Reading:
+        """The response's tokens as this policy sees them."""
+        raw = self._read(sequences)
+        hidden = self._take_hidden()
+        log_probs, entropies = token_log_probs(raw, sequences.response_ids, self.rule, with_entropy=with_entropy)
+        return Reading(log_probs, hidden, entropies)
 
     @torch.no_grad()
     def sample(

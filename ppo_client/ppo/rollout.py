@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ppo_client.ppo.asking import Asking
 from ppo_client.ppo.critic import ActorCritic, SharedCritic
-from ppo_client.ppo.distribution import token_log_probs
-from ppo_client.ppo.policy import Samples
+from ppo_client.ppo.policy import Reading, Samples
 from ppo_client.ppo.prompts import Prompt
+from ppo_client.ppo.reading import read_in_parts
 from ppo_client.ppo.reward_source import Given, RewardDesk
-from ppo_client.ppo.sequences import Prompts, Sequences, concatenate, pad_columns
+from ppo_client.ppo.sequences import Prompts, Sequences, concatenate
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +74,8 @@ class RolloutWorker:
     """Makes the episodes of one process."""
 
     actor_critic: ActorCritic
-    reference: Callable[[Sequences], tuple[Tensor, Tensor]]
-    """The reference policy's `forward`: logits (B, R, V) first"""
+    reference: Callable[[Sequences], Reading]
+    """The reference policy's `forward`"""
     desk: RewardDesk
     tokenizer: Any | None
     micro_batch_size: int
@@ -172,24 +172,15 @@ class RolloutWorker:
 
     def _evaluate(self, samples: Samples, *, is_stale: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities, the reference's, and values, all (B, R); no forward pass that can be spared."""
-        sequences = samples.sequences.trimmed()
-
-        def evaluated(logits: Tensor) -> Tensor:
-            return self._widened(token_log_probs(logits, sequences.response_ids), samples)
-
-        reference_log_probs = evaluated(self.reference(sequences)[0])
+        model, policy, sequences = self.actor_critic, self.actor_critic.policy, samples.sequences
+        (reference_log_probs,) = read_in_parts(policy, sequences, lambda part: (self.reference(part).log_probs,))
         if is_stale or not self.log_probs_from_sampling:
-            logits, values = self.actor_critic(sequences)
-            return evaluated(logits), reference_log_probs, self._widened(values, samples)
+            log_probs, values = read_in_parts(policy, sequences, lambda part: model(part)[:2])
+            return log_probs, reference_log_probs, values
         written = samples.values
         if written is None:
-            written = self._widened(self.actor_critic.critic(sequences), samples)
+            (written,) = read_in_parts(policy, sequences, lambda part: (model.critic(part),))
         return samples.log_probs, reference_log_probs, written
-
-    @staticmethod
-    def _widened(values: Tensor, samples: Samples) -> Tensor:
-        mask = samples.sequences.response_mask
-        return torch.where(mask, pad_columns(values, mask.shape[1]), 0.0)
 
 
 @contextmanager

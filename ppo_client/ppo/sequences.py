@@ -62,11 +62,6 @@ def last_token(response_mask: Tensor) -> Tensor:
     return response_mask.sum(1) - 1
 
 
-def pad_columns(values: Tensor, width: int) -> Tensor:
-    """(B, R) to (B, width), zeros on the right."""
-    return pad(values, (0, width - values.shape[1]))
-
-
 def concatenate(parts: Sequence[Sequences], pad_id: int) -> Sequences:
     """All rows of `parts`, in order, padded to the widest prompt and response."""
     prompt_width = max(part.prompts.ids.shape[1] for part in parts)

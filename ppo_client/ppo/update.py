@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ppo_client.ppo.config import PPOConfig
-from ppo_client.ppo.distribution import entropy
 from ppo_client.ppo.errors import NonFiniteUpdate
 from ppo_client.ppo.losses import policy_loss, value_loss
 from ppo_client.ppo.schedule import learning_rate
@@ -147,14 +146,12 @@ class Updater:
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss summed over the tokens, and MinibatchStatistics' fields, summed likewise."""
         ppo, mask = self.config.ppo, batch.sequences.response_mask
-        logits, values = self.model(batch.sequences)
-        distribution = logits.log_softmax(-1)
-        log_probs = distribution.gather(-1, batch.sequences.response_ids.unsqueeze(-1)).squeeze(-1)
-        policy = policy_loss(log_probs, batch.log_probs, batch.advantages, mask, ppo.clip_range, batch.weights)
-        value = value_loss(values, batch.values, batch.returns, mask, ppo.value_clip_range)
+        found = self.model(batch.sequences, with_entropy=ppo.entropy_coefficient != 0)
+        policy = policy_loss(found.log_probs, batch.log_probs, batch.advantages, mask, ppo.clip_range, batch.weights)
+        value = value_loss(found.values, batch.values, batch.returns, mask, ppo.value_clip_range)
         loss = policy.loss + ppo.value_coefficient * value.loss
-        if ppo.entropy_coefficient:
-            loss = loss - ppo.entropy_coefficient * (entropy(distribution) * mask).sum()
+        if found.entropies is not None:
+            loss = loss - ppo.entropy_coefficient * (found.entropies * mask).sum()
         columns = MinibatchStatistics[Tensor](
             policy_loss=policy.loss.detach(),
             value_loss=value.loss.detach(),

@@ -38,7 +38,7 @@ def awaken(head: ValueHead) -> None:
 def test_values_are_zero_at_first(kind: str, family: str) -> None:
     actor_critic = make(kind, family)
     sequences = actor_critic.policy.sample(PROMPTS, NUMBERS).sequences
-    _, values = actor_critic(sequences)
+    values = actor_critic(sequences).values
     assert torch.equal(values, torch.zeros(3, 6))
 
 
@@ -47,7 +47,7 @@ def test_values_noted_while_sampling_are_the_evaluated_ones(family: str) -> None
     actor_critic = make("shared", family)
     awaken(actor_critic.critic.head)
     samples = actor_critic.policy.sample(PROMPTS, NUMBERS, actor_critic.critic.head)
-    _, values = actor_critic(samples.sequences)
+    values = actor_critic(samples.sequences).values
     assert samples.values is not None
     mask = samples.sequences.response_mask
     assert float(values[mask].detach().std()) > 0.1
@@ -62,9 +62,9 @@ def test_a_value_sees_what_came_before_its_token_and_nothing_after(kind: str, fa
     awaken(actor_critic.critic.head)
     sequences = actor_critic.policy.sample(PROMPTS, NUMBERS).sequences
     with torch.no_grad():
-        _, before = actor_critic(sequences)
+        before = actor_critic(sequences).values
         sequences.response_ids[:, 3] = 20  # in place: the fourth token
-        _, after = actor_critic(sequences)
+        after = actor_critic(sequences).values
     assert torch.allclose(before[:, :4], after[:, :4], atol=1e-5)
     assert float((before[:, 4] - after[:, 4]).abs().min()) > 1e-4, "the next value has seen it"
 
@@ -75,7 +75,7 @@ def test_gradients_of_the_value_loss(family: str) -> None:
         actor_critic = make(kind, family)
         awaken(actor_critic.critic.head)
         sequences = actor_critic.policy.sample(PROMPTS, NUMBERS).sequences
-        actor_critic(sequences)[1].sum().backward()
+        actor_critic(sequences).values.sum().backward()
         touched = any(p.grad is not None and bool(p.grad.any()) for p in actor_critic.policy.parameters())
         assert touched == reaches_policy
         assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in actor_critic.critic.parameters())
@@ -86,7 +86,7 @@ def test_a_separate_trunk_computes_what_the_policys_own_does(family: str) -> Non
     policy = make("shared", family).policy
     sequences = policy.sample(PROMPTS, NUMBERS).sequences
     with torch.no_grad():
-        _, hidden = policy(sequences)
+        hidden = policy(sequences).hidden
         again = policy.hidden_states(policy.trunk(make_language_model(family).eval()), sequences)
     mask = sequences.response_mask
     assert torch.allclose(again[mask], hidden[mask], atol=1e-5)

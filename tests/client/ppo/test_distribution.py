@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ppo_client.ppo.distribution import SamplingRule, draw, entropy, token_log_probs
+from ppo_client.ppo.distribution import SamplingRule, draw, entropy
 
 
 def test_temperature_divides_the_logits() -> None:
@@ -31,11 +31,9 @@ def test_logits_are_evaluated_in_fp32_and_left_as_they_were() -> None:
     assert torch.equal(raw, before)
 
 
-def test_token_log_probs_and_entropy() -> None:
+def test_entropy() -> None:
     log_probs = torch.tensor([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]).log().clamp(min=torch.finfo(torch.float32).min)
     assert entropy(log_probs).tolist() == pytest.approx([1.0397208, 0.0])
-    logits = torch.tensor([[0.5, 0.25, 0.25]]).log()
-    assert token_log_probs(logits, torch.tensor([2])).exp().tolist() == pytest.approx([0.25])
 
 
 def test_draw_inverts_the_cumulative_distribution() -> None:

@@ -70,8 +70,8 @@ def test_all_that_has_gradients_gets_one(tmp_path: Path, family: str, lora: Any,
     actor_critic = models(tmp_path, family, lora=lora, critic={"kind": critic}).actor_critic
     change(actor_critic)
     awaken(actor_critic.critic.head)
-    logits, values = actor_critic(actor_critic.policy.sample(PROMPTS, NUMBERS).sequences)
-    (logits.square().sum() + values.square().sum()).backward()
+    found = actor_critic(actor_critic.policy.sample(PROMPTS, NUMBERS).sequences)
+    (found.log_probs.square().sum() + found.values.square().sum()).backward()
     for name, parameter in actor_critic.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
 
@@ -213,7 +213,7 @@ def test_a_critic_starts_as_the_reward_model(tmp_path: Path, lora: Any) -> None:
 
     reward_model = AutoModelForSequenceClassification.from_pretrained(folder)
     with torch.no_grad():
-        _, values = made.actor_critic(sequences)
+        values = made.actor_critic(sequences).values
         for row, length in enumerate(sequences.prompts.mask.sum(1).tolist()):
             prompt = sequences.prompts.ids[row, -length:]
             for t in range(int(sequences.response_mask[row].sum())):

@@ -16,7 +16,7 @@ from ppo_client.ppo import causal, seq2seq
 from ppo_client.ppo.build import make_policy as wrap
 from ppo_client.ppo.causal import CausalPolicy
 from ppo_client.ppo.config import LoRAConfig, RolloutConfig
-from ppo_client.ppo.distribution import SamplingRule, token_log_probs
+from ppo_client.ppo.distribution import SamplingRule
 from ppo_client.ppo.errors import ConfigError
 from ppo_client.ppo.lora import AdapterOff, add_adapter
 from ppo_client.ppo.policy import Policy, disable_dropout
@@ -68,8 +68,7 @@ def numbers(num_rows: int = len(LENGTHS), num_tokens: int = NUM_TOKENS) -> torch
 
 @torch.no_grad()
 def evaluated(policy: Policy, sequences: Sequences) -> torch.Tensor:
-    logits, _ = policy(sequences)
-    return token_log_probs(logits, sequences.response_ids) * sequences.response_mask
+    return policy(sequences).log_probs * sequences.response_mask
 
 
 def largest_difference(policy: Policy, evaluating: Policy | None = None) -> float:
@@ -317,8 +316,7 @@ def test_logits_are_computed_for_the_response_alone(family: str) -> None:
 def test_gradients_are_finite_with_padding(family: str) -> None:
     policy = make_policy(family)
     samples = policy.sample(make_prompts(), numbers())
-    logits, _ = policy(samples.sequences)
-    token_log_probs(logits, samples.sequences.response_ids)[samples.sequences.response_mask].sum().backward()
+    policy(samples.sequences).log_probs[samples.sequences.response_mask].sum().backward()
     assert all(bool(p.grad.isfinite().all()) for p in policy.parameters() if p.grad is not None)
 
 
@@ -329,8 +327,7 @@ def test_gradient_checkpointing_changes_no_number(family: str) -> None:
 
     def gradients() -> list[torch.Tensor]:
         policy.zero_grad()
-        logits, _ = policy.train()(samples.sequences)
-        token_log_probs(logits, samples.sequences.response_ids)[samples.sequences.response_mask].sum().backward()
+        policy.train()(samples.sequences).log_probs[samples.sequences.response_mask].sum().backward()
         return [p.grad.clone() for p in policy.parameters() if p.grad is not None]
 
     plain = gradients()
@@ -361,14 +358,14 @@ def test_a_policy_without_its_adapter_is_what_it_started_from(family: str) -> No
     rollout = RolloutConfig(max_response_tokens=NUM_TOKENS)
     sequences = wrap(model, rollout, None).sample(make_prompts(), numbers()).sequences
     with torch.no_grad():
-        start = wrap(model, rollout, None)(sequences)[0]
+        start = wrap(model, rollout, None)(sequences).log_probs
         add_adapter(model, LoRAConfig(rank=2), seed=0)
         policy = wrap(model, rollout, None)
-        assert torch.equal(policy(sequences)[0], start), "a new adapter adds exactly nothing"
+        assert torch.equal(policy(sequences).log_probs, start), "a new adapter adds exactly nothing"
         awaken(model)
-        assert not torch.allclose(policy(sequences)[0], start, atol=1e-2)
-        assert torch.equal(AdapterOff(policy)(sequences)[0], start)
-        assert not torch.allclose(policy(sequences)[0], start, atol=1e-2), "it is on again"
+        assert not torch.allclose(policy(sequences).log_probs, start, atol=1e-2)
+        assert torch.equal(AdapterOff(policy)(sequences).log_probs, start)
+        assert not torch.allclose(policy(sequences).log_probs, start, atol=1e-2), "it is on again"
     assert {n for n, p in model.named_parameters() if p.requires_grad} == {
         n for n, _ in model.named_parameters() if "lora_" in n
     }

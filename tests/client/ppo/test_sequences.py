@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ppo_client.ppo.sequences import Prompts, Sequences, concatenate, last_token, pad_columns
+from ppo_client.ppo.sequences import Prompts, Sequences, concatenate, last_token
 
 
 def make(prompts: list[list[int]], responses: list[list[int]], width: int, pad_id: int = 0) -> Sequences:
@@ -34,7 +34,3 @@ def test_concatenation_pads_to_the_widest() -> None:
     assert both.prompts.mask.tolist() == [[False, True], [True, True]]
     assert both.response_ids.tolist() == [[2, 3, 9, 9], [6, 0, 0, 0]]
     assert both.response_mask.tolist() == [[True, True, False, False], [True, False, False, False]]
-
-
-def test_columns_are_padded_with_zeros() -> None:
-    assert pad_columns(torch.ones(1, 2), 4).tolist() == [[1, 1, 0, 0]]
