@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rm_server import log
 from rm_server.api.access import Access
@@ -33,7 +34,7 @@ from rm_server.api.scoring_service import ScoringService
 from rm_server.api.server import SERVICE_NAMES, GrpcServer, HttpServer
 from rm_server.api.shadow_service import ShadowService
 from rm_server.api.tokens import parse_tokens
-from rm_server.config import ConfigError, ServeSettings, parse_address
+from rm_server.config import ConfigError, ServeSettings, TracingSettings, parse_address
 from rm_server.engine.engine import Engine
 from rm_server.engine.versions import VersionManager
 from rm_server.metrics import Metrics
@@ -47,6 +48,9 @@ from rm_server.scoring.score_watch import ScoreWatch
 from rm_server.scoring.scorer import Scorer
 from rm_server.scoring.shadow_pairs import PairBuffer
 from rm_server.scoring.shadowing import make_shadowing
+
+if TYPE_CHECKING:
+    from rm_server.api.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +121,10 @@ class App:
             check_pyarrow()
             score_log = ScoreLog(settings.home / settings.score_log.path, settings.score_log, metrics)
             scorer.log = score_log.scored
-        calls = Calls(metrics, settings.log.access_share)
+        tracing = _tracing(settings.tracing)
+        if tracing is not None:
+            stack.push_async_callback(asyncio.to_thread, tracing.close)
+        calls = Calls(metrics, settings.log.access_share, tracing)
         readiness = Readiness(versions, calls)
         # Bound before anything is loaded, so that a port that is taken is found at once; answers come later.
         grpc_server = GrpcServer(
@@ -248,6 +255,18 @@ def _token(settings: ServeSettings) -> str:
     if not token:
         raise ConfigError(f"token_file: {settings.token_file} is empty.")
     return token
+
+
+def _tracing(settings: TracingSettings) -> Tracing | None:
+    if not settings.endpoint:
+        return None
+    try:
+        from rm_server.api.tracing import Tracing
+    except ImportError as error:
+        raise ConfigError(
+            f"tracing.endpoint is set, and OpenTelemetry is not there ({error}): pip install 'rm-service[otel]'."
+        ) from error
+    return Tracing(settings)
 
 
 def _watched(

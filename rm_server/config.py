@@ -221,6 +221,27 @@ class LogSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TracingSettings:
+    """OpenTelemetry. ``endpoint``: the URL that takes traces, OTLP over HTTP, for example
+    ``http://127.0.0.1:4318/v1/traces``; empty: no tracing.
+
+    ``sample_share``: of the calls that bring no trace of their own, 0 to 1, this share is traced.
+    """
+
+    endpoint: str = ""
+    sample_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.endpoint and not self.endpoint.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"tracing.endpoint is {self.endpoint!r}; a URL was expected, for example "
+                "http://127.0.0.1:4318/v1/traces."
+            )
+        if not 0 <= self.sample_share <= 1:
+            raise ConfigError(f"tracing.sample_share is {self.sample_share}; a share between 0 and 1 was expected.")
+
+
+@dataclass(frozen=True, slots=True)
 class ServeSettings:
     """What `rm-server serve` runs with.
 
@@ -247,6 +268,7 @@ class ServeSettings:
     tls: TlsSettings = field(default_factory=TlsSettings)
     auth: AuthSettings = field(default_factory=AuthSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    tracing: TracingSettings = field(default_factory=TracingSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     catalog: CatalogSettings = field(default_factory=CatalogSettings)

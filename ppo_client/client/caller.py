@@ -23,6 +23,7 @@ from ppo_client.client.errors import (
 from ppo_client.client.retry import RetryBudget, is_work_failure, pause_s
 from ppo_client.client.settings import ClientSettings
 from ppo_client.client.targets import Targets
+from ppo_client.client.trace_context import trace_metadata
 
 Method = Callable[[Stubs], Callable[..., Any]]
 """Picks one method of a server, ``lambda stubs: stubs.scoring.Score`` say."""
@@ -114,7 +115,7 @@ class Caller:
                 method(self.channels.stubs(index)),
                 request,
                 timeout_s=max(attempts.deadline - began, 0.0),
-                metadata=self.channels.metadata,
+                metadata=self.channels.metadata + trace_metadata(),
             )
         except RewardClientError as error:
             error.target = self.targets.name(index)

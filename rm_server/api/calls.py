@@ -7,14 +7,16 @@ import logging
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any, Protocol
 
 from rm_server.api.access import Permit
 from rm_server.errors import Draining, InternalError, RmError
 from rm_server.metrics import OK, Metrics, VersionKey
+from rm_server.scoring.scorer import ScoreAnswer, Timings
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,8 @@ class Call:
     """Who asks for what, and until when.
 
     ``deadline`` is on the event loop's clock; None: the caller waits for ever. ``key`` is set, for metrics and log,
-    by whoever finds out which version answers. ``permit`` admits each request of a stream.
+    by whoever finds out which version answers. ``permit`` admits each request of a stream. ``trace_context``: what the
+    caller sent of W3C's headers. ``timings`` are set where there were scores.
     """
 
     method: str
@@ -39,16 +42,38 @@ class Call:
     run: str = ""
     key: VersionKey | None = None
     permit: Permit = field(default_factory=lambda: Permit(""))
+    trace_context: tuple[tuple[str, str], ...] = ()
+    timings: Timings | None = None
+
+    def scored(self, answer: ScoreAnswer) -> None:
+        """Notes which version answered, and where the time went."""
+        self.key, self.timings = (answer.model, answer.version), answer.timings
+
+
+TRACE_HEADERS = ("traceparent", "tracestate")
+
+
+def trace_context(headers: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What of W3C's trace context the caller sent; gRPC's metadata and HTTP's headers name it alike."""
+    return tuple((name, str(headers[name])) for name in TRACE_HEADERS if name in headers)
+
+
+class CallTracing(Protocol):
+    """What is told of calls; see rm_server/api/tracing.py."""
+
+    def call_ended(self, call: Call, reason: str, start_ns: int, end_ns: int) -> None: ...
 
 
 class Calls:
     """The calls under way. Lives on one event loop; refuses work before ``open`` and after ``drain``.
 
     ``access_share``: the share of answered calls that leave a line in the log. Defects always do.
+    ``tracing``: is told of each call that is no read; None: tracing is off.
     """
 
-    def __init__(self, metrics: Metrics, access_share: float = 0.0) -> None:
+    def __init__(self, metrics: Metrics, access_share: float = 0.0, tracing: CallTracing | None = None) -> None:
         self._metrics = metrics
+        self._tracing = tracing
         self._access_share = access_share
         self._num_working = 0
         self._idle = asyncio.Event()
@@ -104,6 +129,9 @@ class Calls:
         finally:
             seconds = time.perf_counter() - started
             self._metrics.request_finished(call.method, call.key, reason, seconds)
+            if self._tracing is not None and not is_read:
+                end_ns = time.time_ns()
+                self._tracing.call_ended(call, reason, end_ns - int(seconds * 1e9), end_ns)
             if self._access_share and random.random() < self._access_share:
                 logger.info("call", extra={**_fields(call), "reason": reason, "seconds": seconds})
 

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from rm_server.api import http_shapes
 from rm_server.api.access import Access, Permit, http_identities
-from rm_server.api.calls import Call, Calls
+from rm_server.api.calls import Call, Calls, trace_context
 from rm_server.api.error_map import outcome_of
 from rm_server.api.health import Readiness
 from rm_server.api.roles import METRICS_WITH_TOKEN, HttpScoring, Rule, rule_of
@@ -116,7 +116,7 @@ class HttpService:
         groups_of: Callable[[dict[str, Any]], list[http_shapes.Group]],
         response_of: Callable[[ScoreAnswer, Call], dict[str, Any]],
     ) -> web.Response:
-        call = Call(method, actor="", run=request.query.get("run", ""))
+        call = Call(method, actor="", run=request.query.get("run", ""), trace_context=trace_context(request.headers))
         if request_id := request.headers.get("x-request-id"):
             call.request_id = request_id
         with self._calls.under_way(call):
@@ -129,7 +129,7 @@ class HttpService:
                 answer = await self._scorer.score(
                     http_shapes.score_call(selector, groups, call.run, call.request_id), call.deadline
                 )
-            call.key = (answer.model, answer.version)
+            call.scored(answer)
             return web.json_response(response_of(answer, call), headers={"x-request-id": call.request_id})
 
     def _permit(self, request: web.Request, rule: Rule) -> Permit:

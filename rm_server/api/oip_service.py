@@ -90,7 +90,7 @@ class OipService:
         score_call = oip_shapes.score_call(request, call.request_id)
         call.run = score_call.run
         answer = await self._scorer.score(score_call, _earlier(call.deadline, oip_shapes.timeout_s(request)))
-        call.key = (answer.model, answer.version)
+        call.scored(answer)
         return oip_shapes.infer_response(request, answer)
 
     async def ModelStreamInfer(
@@ -120,7 +120,9 @@ class OipService:
     async def _stream_response(
         self, request: inference_pb2.ModelInferRequest | Unparsed, stream: Call
     ) -> inference_pb2.ModelStreamInferResponse:
-        call = Call("ModelStreamInfer", actor=stream.actor, deadline=stream.deadline)
+        call = Call(
+            "ModelStreamInfer", actor=stream.actor, deadline=stream.deadline, trace_context=stream.trace_context
+        )
         try:
             with self._calls.under_way(call):
                 if isinstance(request, Unparsed):

@@ -14,7 +14,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from rm_server.api.access import Access, Identities, grpc_identities
-from rm_server.api.calls import Call, Calls
+from rm_server.api.calls import Call, Calls, trace_context
 from rm_server.api.error_map import outcome_of, short_message, trailing_metadata
 from rm_server.api.roles import Rule, rule_of
 from rm_server.errors import MalformedRequest, RmError
@@ -120,7 +120,7 @@ class Edge:
         # A stream of requests is no work by itself: each request on it is, and is counted, let in or refused alone.
         is_read = is_read or method.client_streaming
         name = f"{method.name}/stream" if method.client_streaming else method.name
-        call = Call(name, actor="", deadline=_deadline(context))
+        call = Call(name, actor="", deadline=_deadline(context), trace_context=trace_context(metadata))
         if request_id := metadata.get(REQUEST_ID_METADATA_KEY):
             call.request_id = str(request_id)
         try:

@@ -34,7 +34,7 @@ class ScoringService:
         call.request_id = request.request_id or call.request_id
         call.run = request.run
         answer = await self._scorer.score(score_call(request, call.request_id), call.deadline)
-        call.key = (answer.model, answer.version)
+        call.scored(answer)
         return score_response(answer)
 
     async def ScoreStream(
@@ -73,7 +73,7 @@ class ScoringService:
     async def _stream_response(
         self, request: scoring_pb2.ScoreStreamRequest | Unparsed, request_id: str, is_known: bool, stream: Call
     ) -> scoring_pb2.ScoreStreamResponse:
-        call = Call("ScoreStream", actor=stream.actor, deadline=stream.deadline)
+        call = Call("ScoreStream", actor=stream.actor, deadline=stream.deadline, trace_context=stream.trace_context)
         try:
             with self._calls.under_way(call):
                 if isinstance(request, Unparsed):
