@@ -27,8 +27,8 @@ from rm_server.registry.home import Home, open_home
 from rm_server.registry.records import CalibrationRecord
 
 WORDS = {"type": "length", "unit": "words", "min": 0, "max": 3}
-LONG = {"type": "length", "unit": "characters", "min": 30, "max": 60}
-SHORT = {"type": "length", "unit": "characters", "min": 0, "max": 10, "soft": 20}
+LONG = {"type": "length", "unit": "characters", "min": 36, "max": 60}
+SHORT = {"type": "length", "unit": "characters", "min": 0, "max": 10, "soft": 60}
 fired: set[str] = set()
 """What the tests of this file have seen fire."""
 
@@ -131,7 +131,7 @@ def expect(prometheus: Prometheus, address: str, *names: str) -> None:
     for alerts in prometheus.wait_for(address, *names).values():
         for alert in alerts:
             texts = " ".join(alert["annotations"].values())
-            assert "error" not in texts.replace("error.", "").replace("errors", ""), texts
+            assert "<error expanding template" not in texts, texts
             assert "<no value>" not in texts, texts
     fired.update(names)
 
@@ -186,20 +186,21 @@ def test_work_that_piles_up(prometheus: Prometheus, tmp_path: Path) -> None:
         worker = server.worker()
         worker.suspend()
         statuses: list[grpc.StatusCode] = []
-        patient = threading.Thread(target=lambda: statuses.append(server.score(text="I have time")))
+
+        def call(text: str, timeout: float) -> None:
+            statuses.append(server.score(timeout, text))
+
+        patient = threading.Thread(target=call, args=("I have time", 60))
         patient.start()
         try:
-            for count in (1, 2):  # a counter that begins has no rate before it counts again
-                late = [
-                    threading.Thread(target=lambda n=n: statuses.append(server.score(timeout=6, text=f"late {n}")))
-                    for n in range(12)
-                ]
-                for thread in late:
+            # Several times, for a counter that begins has no rate before it counts again. Some of those whose time is
+            # up are counted as cancelled: their caller was quicker than the server's clock.
+            for timeout_s in (6, 2, 2, 2):
+                hasty = [threading.Thread(target=call, args=(f"late {n}", timeout_s)) for n in range(6)]
+                for thread in hasty:
                     thread.start()
-                for thread in late:
+                for thread in hasty:
                     thread.join()
-                started = f'rm_requests_total{{instance="{server.http}",reason="queue_full"}} >= {6 * count}'
-                until(lambda query=started: bool(prometheus.query(query)), "the refusals are scraped")
         finally:
             worker.resume()
         patient.join()
