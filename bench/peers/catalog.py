@@ -17,9 +17,12 @@ def _rewards(answer: Any) -> list[float]:
     return list(answer["rewards"])
 
 
+_QUERY = "a"
+"""One query a call is all that /rerank takes; a short one, so that the documents are what is computed."""
+
+
 def _documents(items: Sequence[Item]) -> Any:
-    """One query a call is all that /rerank takes; a short one, so that the documents are what is computed."""
-    return {"model": "reward", "query": "a", "documents": [item.text for item in items], "raw_scores": True}
+    return {"model": "reward", "query": _QUERY, "documents": [item.text for item in items], "raw_scores": True}
 
 
 def _relevance(answer: Any) -> list[float]:
@@ -40,8 +43,7 @@ _LITSERVE_COMMAND = ("-m", "bench.peers.serve_litserve")
 
 INFINITY = Peer(
     "infinity",
-    # It wants numpy 1; our pandas, which its sentence-transformers would import, does not.
-    ("infinity-emb[server,torch]==0.0.78", "pandas==2.2.3"),
+    ("infinity-emb[server,torch]==0.0.78",),
     (
         *("-m", "infinity_emb.cli", "v2", "--model-id", "{folder}", "--served-model-name", "reward"),
         *("--host", "127.0.0.1", "--port", "{port}", "--device", "cpu", "--dtype", "{dtype}"),
@@ -50,6 +52,9 @@ INFINITY = Peer(
     ready_path="/health",
     ask=_documents,
     read=_relevance,
+    pairs_with=_QUERY,
+    # It wants numpy 1 and transformers 4, which our other packages do not go with.
+    shares_all=False,
 )
 LITSERVE = Peer("litserve", _LITSERVE, _LITSERVE_COMMAND, "/predict", "/health", _texts, _rewards)
 MOSEC = Peer("mosec", ("mosec==0.9.8",), ("-m", "bench.peers.serve_mosec"), "/inference", "/", _texts, _rewards)

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+import sysconfig
 import tempfile
 import time
 import urllib.request
@@ -40,6 +41,10 @@ class Peer:
     ask: Callable[[Sequence[Item]], Any]
     read: Callable[[Any], list[float]]
     backend: str = "transformers"
+    pairs_with: str = ""
+    """A text that the peer puts before each item, as the first of a pair."""
+    shares_all: bool = True
+    """Its environment sees all of our packages, not torch alone."""
 
     def calls(self, call_items: Sequence[Sequence[Item]]) -> list[Call]:
         """Requests, ready to be sent."""
@@ -54,7 +59,7 @@ class RunningPeer:
 
     def __init__(self, peer: Peer, folder: Path, *, precision: str, workers: int, threads: int) -> None:
         self.peer = peer
-        self._python = python_with(peer.name.split("+")[0], peer.requirements)
+        self._python = python_with(peer.name.split("+")[0], peer.requirements, shares_all=peer.shares_all)
         self._folder = folder
         self._settings = {"precision": precision, "workers": workers, "threads": threads}
 
@@ -73,6 +78,7 @@ class RunningPeer:
             env={
                 **os.environ,
                 "PYTHONPATH": str(ROOT),
+                "LD_LIBRARY_PATH": _with_own_libraries(os.environ.get("LD_LIBRARY_PATH", "")),
                 "BENCH_FOLDER": str(self._folder),
                 "BENCH_PORT": str(port),
                 "BENCH_PRECISION": str(self._settings["precision"]),
@@ -158,6 +164,11 @@ class HttpCalls:
 
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
+
+
+def _with_own_libraries(path: str) -> str:
+    """This Python's library first: PyTriton's processes would take the system's, which may not go with these modules."""
+    return ":".join(filter(None, (sysconfig.get_config_var("LIBDIR"), path)))
 
 
 def _free_port() -> int:
