@@ -101,6 +101,16 @@ def test_the_arm_whose_runs_win_more_is_better(server: RunningServer, client: Re
     assert [metric["metric"] for metric in report(server, metric="win_rate")["metrics"]] == ["win_rate"]
 
 
+def test_runs_that_have_not_reported_are_counted(server: RunningServer, client: RewardClient) -> None:
+    arms = {run: client.register_run("m", run=run).arm for run in RUNS[:10]}
+    for run in RUNS[:3]:
+        client.report_outcome("m", "win_rate", 0.5, run=run)
+    for arm in report(server)["assignment"]:
+        assert arm["num_runs"] == list(arms.values()).count(arm["arm"])
+        assert arm["num_reporting"] == [arms[run] for run in RUNS[:3]].count(arm["arm"])
+        assert (arm["expected_runs"], arm["expected_reporting"]) == (5.0, 1.5)
+
+
 def test_the_same_run_metric_and_step_again_replaces(server: RunningServer, client: RewardClient) -> None:
     client.register_run("m")
     for value in (0.1, 0.2):

@@ -94,6 +94,14 @@ def test_runs_needed_is_the_least_with_that_power(std: float, base_std: float, d
     assert power(found) >= 0.8 > power(found - 1)
 
 
+def test_runs_needed_begins_its_search_low_enough() -> None:
+    for difference in np.linspace(0.3, 0.5, 60).tolist():
+        found = runs_needed(1.0, 1.0, difference)
+        assert found is not None
+        freedom, shift = 2 * found - 4, difference / math.sqrt(2 / (found - 1))
+        assert stats.nct.sf(stats.t.ppf(0.975, freedom), freedom, shift) < 0.8  # one run fewer is too few
+
+
 def test_runs_needed_has_an_end() -> None:
     assert runs_needed(1.0, 1.0, 1e-6) is None
     assert runs_needed(1.0, 1.0, 0.0) is None

@@ -62,6 +62,15 @@ def test_arms_are_compared_with_the_largest_and_corrected_for_their_number() -> 
     assert content["num_comparisons"] == 2
 
 
+def test_a_verdict_needs_the_corrected_p_value() -> None:
+    near = [0.52, 0.53, 0.51, 0.525]
+    alone = comparisons(report(evidence(*runs("a", A), *runs("b", near))))["b"]
+    assert alone["verdict"] == "better"
+    found = comparisons(report(evidence(*runs("a", A), *runs("b", near), *runs("c", C))))["b"]
+    assert found["p_value"] == alone["p_value"] < 0.05 < found["corrected_p_value"]
+    assert found["verdict"] == "cannot tell yet"
+
+
 def test_another_baseline_turns_the_verdict_round() -> None:
     content = report(evidence(*runs("a", A), *runs("b", B)), ReportOptions(baseline="b"))
     assert comparisons(content)["a"]["verdict"] == "worse"
