@@ -115,6 +115,7 @@ def _forest(drawn: _Drawn) -> Plot:
                 ha="center",
                 fontsize=9,
                 color=INK,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             )
         axes.set_yticks(range(len(comparisons)), [row["arm"] for row in comparisons])
         axes.set(ylim=(len(comparisons) - 0.5, -0.65), xlabel=f"difference to {drawn.baseline}")
@@ -173,7 +174,8 @@ def _curves(drawn: _Drawn) -> Plot:
 
 
 def _registered(runs: Mapping[str, RunRecord], colors: Colors, report: Row) -> Plot:
-    from matplotlib.dates import date2num
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
+    from matplotlib.ticker import MaxNLocator
 
     from rm_server.training.figures import draw
 
@@ -193,9 +195,10 @@ def _registered(runs: Mapping[str, RunRecord], colors: Colors, report: Row) -> P
                 markersize=3,
                 label=arm,
             )
-        axes.xaxis_date()
+        axes.xaxis.set_major_locator(locator := AutoDateLocator())
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="time of a run's first outcome, UTC", ylabel="runs")
-        axes.tick_params(axis="x", labelrotation=20)
         axes.legend(frameon=False)
 
     return Plot("Runs so far", draw(5.6, 3.0, paint), "Runs of each arm with an outcome, one after the other.")
