@@ -181,6 +181,7 @@ class Pool:
             if any(future.cancelled() for future in work.futures):
                 self._metrics.item_dropped(work.call.key, "cancelled")
             self._queue.drop(work)
+            self._dispatch_soon()  # which says how much waits now
 
     # --- out ---
 

@@ -24,8 +24,11 @@ from rm_server.engine.host import Host, imported
 READY = 0
 LOG = -1
 
-LOAD_NICENESS = 5
-"""Of the threads that load: a third of the time that a busy computing thread gets, all of it where there is none."""
+LOAD_NICENESS = 10
+"""Of the threads that load: a ninth of the time that a busy computing thread gets, all of it where there is none.
+
+At half load a batch that takes a third longer doubles the wait of those behind it, so a third was too much.
+"""
 
 LOWEST_PRIORITY = 19
 
