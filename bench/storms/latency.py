@@ -27,10 +27,13 @@ Window = tuple[float, float]
 
 
 def run(bench: Bench) -> None:
-    """Blocks with and without swaps take turns and change places; in those with swaps, one follows the other."""
+    """Blocks with and without swaps take turns and change places; in those with swaps, one follows the other.
+
+    A worker of one thread for each core: each of them loads, and no core is idle for that.
+    """
     model = models.encoder()
     seconds: dict[str, list[float]] = {"steady": [], "swap": []}
-    with tempfile.TemporaryDirectory() as folder, Service(workers=1, threads=bench.cores) as service:
+    with tempfile.TemporaryDirectory() as folder, Service(workers=bench.cores, threads=1) as service:
         service.deploy(model.name, model.folder, "fp32")
         service.deploy(model.name, models.twin(model, Path(folder) / "twin"), "fp32")
         service.set_label(model.name, LABEL, 1)
