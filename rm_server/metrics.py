@@ -146,6 +146,12 @@ class Metrics:
             "rm_loads_total", "Attempts to load, by what became of them.", ("model", "reason"), registry=registry
         )
         self._unloads = Counter("rm_unloads_total", "Versions taken out of memory.", ("model",), registry=registry)
+        self._pages = Counter(
+            "rm_pages_total",
+            "Versions that made room for others (out), or came back with a request (in).",
+            ("model", "direction"),
+            registry=registry,
+        )
         self._label_moves = Counter("rm_label_moves_total", "Labels set or removed.", ("model",), registry=registry)
         self._missing_versions = Gauge(
             "rm_versions_missing",
@@ -337,6 +343,16 @@ class Metrics:
         self._version_labels[key] = (digest, precision)
         self._version_info.labels(model, version, digest, precision).set(1)
         self._version_memory.labels(model, version).set(memory_bytes)
+
+    def memory_changed(self, bytes_by_version: Mapping[VersionKey, int]) -> None:
+        """What the loaded versions take now: what several share is counted with another one when the first has gone."""
+        for key, num_bytes in bytes_by_version.items():
+            if key in self._version_labels:
+                self._version_memory.labels(*_labels(key)).set(num_bytes)
+
+    def version_paged(self, key: VersionKey, direction: str) -> None:
+        """A version made room for another one (``out``), or came back with a request (``in``)."""
+        self._pages.labels(key[0], direction).inc()
 
     def load_failed(self, key: VersionKey, reason: str) -> None:
         """A version was refused, or could not be loaded."""

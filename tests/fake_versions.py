@@ -23,10 +23,12 @@ from weakref import WeakSet
 import numpy as np
 
 from rm_server.backends import loading
+from rm_server.backends.footprint import Footprint
 from rm_server.backends.interface import Backend, ComputeSettings, Encoder
 from rm_server.backends.items import Batch, Content, EncodedItem, Float64Array
 from rm_server.config import EngineSettings
 from rm_server.engine.engine import Engine
+from rm_server.engine.memory import Estimate
 from rm_server.engine.work import ItemScore
 from rm_server.errors import EmptyItem, InvalidTokenIds, OutOfMemory, WeightsMismatch
 from rm_server.metrics import Metrics
@@ -74,15 +76,24 @@ def make_version(folder: Path, manifest: Manifest | None = None, **options: obje
 
 @asynccontextmanager
 async def running_engine(
-    *, load_weightless: str = "fake_versions:load_weightless", **settings: Any
+    *,
+    load_weightless: str = "fake_versions:load_weightless",
+    estimate: Estimate = lambda *_: Footprint(),
+    available: Callable[[], int | None] = lambda: None,
+    **settings: Any,
 ) -> AsyncIterator[Engine]:
-    """An engine over fake versions, with these EngineSettings; computes in a thread unless told otherwise."""
+    """An engine over fake versions, with these EngineSettings; computes in a thread unless told otherwise.
+
+    Unless told otherwise, versions take no memory and there is any.
+    """
     engine = Engine(
         EngineSettings(**{"workers": 0, "threads_per_worker": 1} | settings),
         Metrics(),
         load_backend="fake_versions:load_backend",
         load_encoder="fake_versions:load_encoder",
         load_weightless=load_weightless,
+        estimate=estimate,
+        available=available,
     )
     await engine.start()
     try:

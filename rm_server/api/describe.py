@@ -19,6 +19,7 @@ STATES = {
     "READY": models_pb2.VERSION_STATE_READY,
     "DRAINING": models_pb2.VERSION_STATE_DRAINING,
     "FAILED": models_pb2.VERSION_STATE_FAILED,
+    "PAGED_OUT": models_pb2.VERSION_STATE_PAGED_OUT,
 }
 
 

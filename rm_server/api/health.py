@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2
 
 from rm_server.api.calls import Call, Calls
 from rm_server.api.rpc import Send
+from rm_server.engine.lifecycle import SERVING as SERVING_STATES
 from rm_server.engine.versions import VersionManager
 from rm_server.errors import InvalidSelector, LabelNotFound, ModelNotFound, RmError, VersionNotFound
 from rm_server.registry.records import VersionKey
@@ -59,11 +60,11 @@ class Readiness:
             self.changed()
 
     def missing(self) -> list[Missing]:
-        """What is wanted and not loaded, by model and version."""
+        """What is wanted and cannot be scored with, by model and version."""
         missing = []
         for key in sorted(self._versions.wanted):
             status = self._versions.state_of(key)
-            if status.state != "READY":
+            if status.state not in SERVING_STATES:
                 missing.append(Missing(key, status.state, status.error.message if status.error else ""))
         return missing
 
@@ -87,7 +88,7 @@ class Readiness:
         keys = {(wanted.model, arm.version) for arm in split.arms} if split is not None else set()
         if split is None or (wanted.model, DEFAULT_LABEL) in snapshot.labels:
             keys.add(resolve(wanted, snapshot, None).key)
-        return self._calls.is_open and all(self._versions.state_of(key).state == "READY" for key in keys)
+        return self._calls.is_open and all(self._versions.state_of(key).state in SERVING_STATES for key in keys)
 
     @property
     def is_catalog_reachable(self) -> bool:

@@ -22,6 +22,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from rm_server.backends.checkpoint import Config, Model, empty_model, load_model, read_config
+from rm_server.backends.footprint import shared_name
 from rm_server.backends.forward import Forward
 from rm_server.backends.interface import ComputeSettings, SharedMemory
 from rm_server.backends.items import Batch, Float64Array
@@ -102,7 +103,7 @@ class SharedBase:
         heads = {name: model.get_submodule(name) for name in self._fresh}
         self.forward: Forward = checked_forward(key.folder, model, 0, key.settings)
         self._places |= {name: self._place_of(module) or self._places[name] for name, module in heads.items()}
-        self.memory = SharedMemory(f"{key.folder.name} {key.settings.precision}", memory_bytes(self.forward))
+        self.memory = SharedMemory(shared_name(key.folder, key.settings), memory_bytes(self.forward))
         # A model whose frequencies follow the texts' lengths is changed by each forward.
         self.turn = Lock() if self.forward.changes_its_model else nullcontext()
         self._numbers = count(1)
@@ -134,7 +135,7 @@ class SharedBase:
         shape = _shape(plain)
         if place is None or plain is None or shape is None:
             raise UnsupportedArtifact(
-                f"The adapter in {folder} adds to {layer_name}, and {type(self.model).__name__} has no such linear layer."
+                f"The adapter in {folder} adds to {layer_name}; {type(self.model).__name__} has no such linear layer."
             )
         if shape != (delta.b.shape[0], delta.a.shape[1]):
             raise WeightsMismatch(

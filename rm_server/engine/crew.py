@@ -165,6 +165,14 @@ class Crew:
             # A worker that dies meanwhile has freed it, too.
             await asyncio.gather(*(worker.unload(key) for worker in workers), return_exceptions=True)
 
+    async def device_memory(self, device: str) -> int | None:
+        """Bytes that are free on the workers' GPU, as one of them sees it; None: unknown."""
+        worker = next((seat.worker for seat in self.seats if seat.worker is not None), None)
+        try:
+            return None if worker is None else await worker.device_memory(device)
+        except WorkerDied:
+            return None
+
     async def _started(self) -> Worker:
         worker = self._make_worker()
         await worker.start(self._died)

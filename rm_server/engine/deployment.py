@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeAlias
@@ -13,8 +13,10 @@ from typing import Protocol, TypeAlias
 from rm_server.backends.device import device_kind
 from rm_server.engine.engine import Engine, Trial
 from rm_server.engine.lifecycle import State
-from rm_server.errors import RmError, UnsupportedArtifact, VersionInUse, VersionNotLoaded
+from rm_server.engine.loader import MakeRoom
+from rm_server.errors import OutOfMemory, RmError, UnsupportedArtifact, VersionInUse, VersionNotLoaded
 from rm_server.registry.artifacts import ArtifactStore
+from rm_server.registry.lora import read_base_name
 from rm_server.registry.manifest import PRECISIONS, Manifest, Precision, read_manifest
 from rm_server.registry.records import ServingProfile, VersionKey, VersionRecord
 
@@ -33,6 +35,7 @@ class DeploymentMetrics(Protocol):
     ) -> None: ...
     def load_failed(self, key: VersionKey, reason: str) -> None: ...
     def version_unloaded(self, key: VersionKey) -> None: ...
+    def memory_changed(self, bytes_by_version: Mapping[VersionKey, int]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,9 @@ class Deployment:
         self._profiles = profiles
         self._busy: dict[VersionKey, State] = {}
         self._failed: dict[VersionKey, RmError] = {}
+        self._paged_out: set[VersionKey] = set()
+        self.make_room: MakeRoom | None = None
+        """Pages out others where a version does not fit."""
         self.composite_trial: Trial | None = None
         """What a composite must pass before it serves, beside its parts."""
         engine.on_lost = self._lost
@@ -75,27 +81,40 @@ class Deployment:
         if (error := self._failed.get(key)) is not None:
             return VersionStatus("FAILED", error)
         if (loaded := self._engine.loaded.get(key)) is not None:
-            return VersionStatus("READY", memory_bytes=loaded.memory_bytes, precision=loaded.precision)
-        return VersionStatus("REGISTERED")
+            return VersionStatus(
+                "READY", memory_bytes=self._engine.memory.by_version()[key], precision=loaded.precision
+            )
+        return VersionStatus("PAGED_OUT" if key in self._paged_out else "REGISTERED")
 
     @property
     def states(self) -> Mapping[VersionKey, State]:
         """Of all versions that are not just REGISTERED."""
-        keys = {*self._busy, *self._engine.loaded, *self._failed}
+        keys = {*self._busy, *self._engine.loaded, *self._failed, *self._paged_out}
         return {key: self.state_of(key).state for key in keys}
 
     def is_loaded(self, key: VersionKey) -> bool:
         """Whether the version takes work."""
         return key in self._engine.loaded
 
+    def is_busy(self, key: VersionKey) -> bool:
+        """Whether it is being loaded or unloaded."""
+        return key in self._busy
+
     def lacks_part(self, key: VersionKey, part: VersionKey) -> None:
         """A loaded composite FAILED, because something that it is made of is loaded no longer."""
         self._failed[key] = VersionNotLoaded(f"{_name(key)} is made of {_name(part)}, which is not loaded any more.")
         self._on_change(key)
 
-    def forget_failure(self, key: VersionKey) -> None:
-        """FAILED becomes REGISTERED."""
-        if self._failed.pop(key, None) is not None:
+    @property
+    def paged_out(self) -> Set[VersionKey]:
+        """Those that come back with the next request for them."""
+        return self._paged_out
+
+    def forget(self, key: VersionKey) -> None:
+        """FAILED and PAGED_OUT become REGISTERED."""
+        was_paged_out = key in self._paged_out
+        self._paged_out.discard(key)
+        if self._failed.pop(key, None) is not None or was_paged_out:
             self._on_change(key)
 
     async def load(
@@ -122,23 +141,30 @@ class Deployment:
         try:
             if first is not None:
                 await first()
-            verify = partial(self._artifacts.verify, record.digest)
+            verify = partial(_verify, self._artifacts, record)
             await asyncio.to_thread(verify)
             folder = self._artifacts.path(record.digest)
             manifest = await asyncio.to_thread(read_manifest, folder)
             profile = await asyncio.to_thread(self._profile_of, key)
             chosen = choose_precision(manifest, precision, profile, self._engine.settings.precision)
-            loaded = await self._engine.load(key, folder, manifest, chosen, verify, self._trial_of(record))
+            loaded = await self._engine.load(
+                key, folder, manifest, chosen, verify, self._trial_of(record), self.make_room
+            )
             self._failed.pop(key, None)
+            self._paged_out.discard(key)
             self._metrics.version_loaded(
                 key,
                 digest=record.digest,
                 precision=loaded.precision,
-                memory_bytes=loaded.memory_bytes,
+                memory_bytes=self._engine.memory.by_version()[key],
                 load_seconds=time.perf_counter() - started,
             )
+            self._metrics.memory_changed(self._engine.memory.by_version())
         except RmError as error:
-            self._failed[key] = error
+            # What did not fit now may fit when it is asked for again.
+            if not (key in self._paged_out and isinstance(error, OutOfMemory)):
+                self._failed[key] = error
+                self._paged_out.discard(key)
             self._metrics.load_failed(key, error.reason)
             _log.warning("%s is not loaded: %s", _name(key), error)
             raise
@@ -151,8 +177,14 @@ class Deployment:
         try:
             await self._engine.unload(key)
             self._metrics.version_unloaded(key)
+            self._metrics.memory_changed(self._engine.memory.by_version())
         finally:
             self._leave(key)
+
+    async def page_out(self, key: VersionKey) -> None:
+        """As `unload`; a request will bring it back."""
+        self._paged_out.add(key)
+        await self.unload(key)
 
     def _profile_of(self, key: VersionKey) -> ServingProfile | None:
         by_device = {device: profile for (known, device), profile in self._profiles().items() if known == key}
@@ -188,6 +220,13 @@ def choose_precision(
         return manifest.precision
     profiled = next((known for known in PRECISIONS if profile is not None and known == profile.precision), None)
     return asked or profiled or default
+
+
+def _verify(artifacts: ArtifactStore, record: VersionRecord) -> None:
+    """The version's files, and those of an adapter's base. Raises ArtifactUnreadable, DigestMismatch."""
+    artifacts.verify(record.digest)
+    if record.kind == "lora":
+        artifacts.verify(read_base_name(artifacts.path(record.digest)).digest)
 
 
 def _name(key: VersionKey) -> str:

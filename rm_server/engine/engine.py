@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from rm_server.backends.interface import ComputeSettings
+from rm_server.backends.footprint import footprint
 from rm_server.backends.items import Batch, EncodedItem
 from rm_server.config import EngineSettings
-from rm_server.engine.batcher import in_batches
-from rm_server.engine.checks import check, probes_of
 from rm_server.engine.crew import SentBatch, Verify
 from rm_server.engine.encoding import Encoding, Pair
-from rm_server.engine.host import Computed, LoadOrder, LoadReport, attempt, computed, imported
+from rm_server.engine.host import Computed, attempt, computed
 from rm_server.engine.loaded import Entry, Hold, LoadedVersion
+from rm_server.engine.loader import Loader, MakeRoom, threads_per_worker
+from rm_server.engine.machine import available_bytes
+from rm_server.engine.memory import Estimate, Memory
 from rm_server.engine.pool import Pool, PoolMetrics, QueueStats
 from rm_server.engine.result_cache import ResultCache, cache_key
 from rm_server.engine.tasks import Tasks
@@ -39,8 +39,6 @@ AT_ONCE_S = 0.0005
 Trial = Callable[[LoadedVersion], Awaitable[None]]
 """Raises what is wrong with a version, judging by what it does beside the others."""
 
-T = TypeVar("T")
-
 
 class EngineMetrics(PoolMetrics, Protocol):
     """What is counted here; see rm_server/metrics.py."""
@@ -59,14 +57,28 @@ class Engine:
         load_backend: str = LOAD_BACKEND,
         load_encoder: str = LOAD_ENCODER,
         load_weightless: str = LOAD_WEIGHTLESS,
+        estimate: Estimate = footprint,
+        available: Callable[[], int | None] = available_bytes,
     ) -> None:
-        """The functions that load, as ``module:function``; the backend's is called in the workers."""
+        """The functions that load, as ``module:function``; the backend's is called in the workers.
+
+        ``estimate``: what a version will take. ``available``: what the machine has.
+        """
         self.settings = settings
         self._metrics = metrics
         self._load_backend = load_backend
-        self._load_encoder = load_encoder
-        self._load_weightless = load_weightless
         self._pool = Pool(settings, self._make_worker, metrics, self._lost)
+        self.memory = Memory(
+            settings.memory_limit_bytes,
+            settings.workers,
+            estimate,
+            available,
+            partial(self._pool.device_memory, settings.device),
+        )
+        """What the loaded versions take."""
+        self._loader = Loader(
+            settings, self._pool, self.memory, load_encoder=load_encoder, load_weightless=load_weightless
+        )
         self._encoding = Encoding(settings.encode_threads)
         self._cache: ResultCache[ItemScore] = ResultCache(settings.cache_items)
         # By what they compute: one of each run that waits for it, so that no run waits for its turn in another's queue.
@@ -75,7 +87,6 @@ class Engine:
         # One load at a time: libraries change what belongs to the whole process while they build a model.
         self._load_turn = asyncio.Lock()
         self._loaded: dict[VersionKey, LoadedVersion] = {}
-        self._num_loads = 0
         self._tasks = Tasks()
         self._is_draining = False
         self._is_stopped = False
@@ -92,7 +103,7 @@ class Engine:
     @property
     def threads_per_worker(self) -> int:
         """As set, or the cores divided between the workers."""
-        return self.settings.threads_per_worker or max(1, _num_cores() // max(1, self.settings.workers))
+        return threads_per_worker(self.settings)
 
     @property
     def queue_stats(self) -> QueueStats:
@@ -134,17 +145,20 @@ class Engine:
         precision: Precision,
         verify: Verify = lambda: None,
         trial: Trial | None = None,
+        make_room: MakeRoom | None = None,
     ) -> LoadedVersion:
         """Loads beside what serves, warms up and checks. Works, or changes nothing.
 
         A version that is loaded in this precision already is left as it is. Goes on when the caller is cancelled.
         ``verify`` is asked again before a worker that takes the place of a dead one loads the same files. ``trial`` may
         encode and submit items before any request may use the version, and raises what is wrong with it.
+        ``make_room`` is asked to unload others where the version does not fit; without it, or where it cannot, the
+        version is refused with the figures.
 
         Raises BrokenVersion's members, OutOfMemory, WorkerFailed, Draining; VersionInUse where it is being unloaded, or
         is loaded in another precision.
         """
-        return await self._tasks.to_the_end(self._load(key, folder, manifest, precision, verify, trial))
+        return await self._tasks.to_the_end(self._load(key, folder, manifest, precision, verify, trial, make_room))
 
     async def unload(self, key: VersionKey) -> None:
         """Takes no new requests, finishes those under way, frees the memory. Goes on when the caller is cancelled.
@@ -168,6 +182,14 @@ class Engine:
         if key not in self._loaded:
             raise _not_loaded(key)
         return Hold(self._entries[key])
+
+    def is_idle(self, key: VersionKey) -> bool:
+        """Whether no request holds a loaded version, and none of its items is under way."""
+        return (entry := self._entries.get(key)) is not None and entry.is_idle
+
+    def last_used(self, key: VersionKey) -> float:
+        """When a request last held a loaded version, or its load was done; on `time.monotonic`."""
+        return self._entries[key].last_used
 
     # --- items ---
 
@@ -327,6 +349,7 @@ class Engine:
         precision: Precision,
         verify: Verify,
         trial: Trial | None,
+        make_room: MakeRoom | None,
     ) -> LoadedVersion:
         async with self._load_turn:
             if self._is_draining:
@@ -338,26 +361,7 @@ class Engine:
                     f"{key[0]}@{key[1]} is being unloaded, or is loaded in another precision than {precision}; "
                     "unload it first."
                 )
-            doing = f"Loading {key[0]}@{key[1]}"
-            encoder = await _in_thread(doing, lambda: imported(self._load_encoder)(folder, manifest))
-            probes = await _in_thread(doing, lambda: probes_of(encoder, manifest))
-            weightless = await _in_thread(doing, lambda: imported(self._load_weightless)(folder, manifest))
-
-            def check_report(report: LoadReport) -> None:
-                check(key, manifest, report.precision, probes, report.probe_scores)
-
-            order = LoadOrder(key, folder, manifest, self._compute_settings(precision), self._batches(probes.items))
-            reports = await self._pool.load(order, check_report, verify)
-            self._num_loads += 1
-            version = LoadedVersion(
-                key=key,
-                manifest=manifest,
-                precision=reports[0].precision,
-                memory_bytes=sum(report.memory_bytes for report in reports),
-                encoder=encoder,
-                number=self._num_loads,
-                weightless=weightless,
-            )
+            version = await self._loader.load(key, folder, manifest, precision, verify, make_room)
             entry = self._entries[key] = Entry(version)
             if trial is not None:
                 try:
@@ -368,27 +372,16 @@ class Engine:
             self._loaded[key] = version
             return version
 
-    def _compute_settings(self, precision: Precision) -> ComputeSettings:
-        return ComputeSettings(
-            device=self.settings.device,
-            precision=precision,
-            threads=self.threads_per_worker,
-            prepack=self.settings.prepack,
-            deterministic=self.settings.deterministic,
-        )
-
-    def _batches(self, items: Sequence[EncodedItem]) -> tuple[Batch, ...]:
-        settings = self.settings
-        return tuple(Batch.of(part) for part in in_batches(items, settings.max_batch_tokens, settings.max_batch_items))
-
     async def _unload(self, entry: Entry) -> None:
         await entry.until_idle()
         await self._pool.unload(entry.version.key)
+        self.memory.went(entry.version.key)
         self._entries.pop(entry.version.key, None)
 
     def _lost(self, key: VersionKey, error: RmError) -> None:
         self._loaded.pop(key, None)
         self._entries.pop(key, None)
+        self.memory.went(key)
         self.on_lost(key, error)
 
     def _entry(self, key: VersionKey) -> Entry:
@@ -402,16 +395,5 @@ class Engine:
         return ProcessWorker(self._load_backend, self.threads_per_worker)
 
 
-async def _in_thread(doing: str, function: Callable[[], T]) -> T:
-    outcome = await asyncio.to_thread(attempt, doing, function)
-    if isinstance(outcome, RmError):
-        raise outcome
-    return outcome
-
-
 def _not_loaded(key: VersionKey) -> VersionNotLoaded:
     return VersionNotLoaded(f"{key[0]}@{key[1]} is not loaded on this server; load it first (`rm-server load`).")
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

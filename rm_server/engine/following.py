@@ -13,7 +13,7 @@ from typing import Protocol
 
 from rm_server.engine.changes import Changes
 from rm_server.engine.deployment import Deployment, DeploymentMetrics
-from rm_server.engine.lifecycle import Policy, Step, next_steps, served_labels
+from rm_server.engine.lifecycle import SERVING, Policy, Step, next_steps, served_labels
 from rm_server.engine.needs import needs_by_version
 from rm_server.engine.tasks import Tasks
 from rm_server.errors import CatalogUnavailable, ModelNotFound, RmError, VersionNotFound
@@ -201,7 +201,10 @@ class Following:
             await hook(self._looked)
 
     def begin_steps(self) -> None:
-        """Begins all that may begin now."""
+        """Begins all that may begin now. What is paged out and wanted no longer is not kept in mind."""
+        for key in self.deployment.paged_out - self.wanted:
+            if not self.deployment.is_busy(key):
+                self.deployment.forget(key)
         for step in self._next_steps():
             if step.key not in self._steps:
                 self._steps[step.key] = self.tasks.spawn(self._do(step))
@@ -283,7 +286,7 @@ class Following:
 
     def _serve(self) -> None:
         before = self.served
-        ready = {key for key, state in self.deployment.states.items() if state == "READY"}
+        ready = {key for key, state in self.deployment.states.items() if state in SERVING}
         labels = served_labels(self.in_catalog.labels, before.labels, ready)
         self.served = replace(self.in_catalog, labels=MappingProxyType(labels))
         for model in sorted({model for (model, _), _ in before.labels.items() ^ labels.items()}):

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rm_server.backends.interface import Backend, ComputeSettings, PartsBackend
+from rm_server.backends.device import free_memory_of
+from rm_server.backends.interface import Backend, ComputeSettings, PartsBackend, SharedMemory, SharesMemory
 from rm_server.backends.items import Batch, Float64Array
 from rm_server.errors import InternalError, OutOfMemory, RmError, VersionNotLoaded
 from rm_server.registry.manifest import Manifest
@@ -40,11 +41,15 @@ class LoadOrder:
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What a worker says of a version it has loaded. ``probe_scores``: of all probes, in order."""
+    """What a worker says of a version it has loaded. ``memory_bytes``: beside what it ``shared``.
+
+    ``probe_scores``: of all probes, in order.
+    """
 
     memory_bytes: int
     precision: str
     probe_scores: Float64Array
+    shared: SharedMemory | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +91,16 @@ class Host:
         """Scores a batch."""
         return attempt(f"Scoring with {_name(key)}", lambda: self._compute(key, batch))
 
+    def device_memory(self, device: str) -> int | None:
+        """Bytes that are free on a GPU; None: the machine's memory is what counts, or nothing is known."""
+        outcome = attempt("Asking for free memory", lambda: free_memory_of(device))
+        return None if isinstance(outcome, RmError) else outcome
+
     def _load(self, order: LoadOrder) -> LoadReport:
         backend: Backend = imported(self._loader)(order.folder, order.manifest, order.settings)
         scores = [backend.score(batch) for batch in (*order.probes[:1], *order.probes)][1:]
-        report = LoadReport(backend.memory_bytes, backend.precision, np.concatenate([np.empty(0), *scores]))
+        shared = backend.shared_memory if isinstance(backend, SharesMemory) else None
+        report = LoadReport(backend.memory_bytes, backend.precision, np.concatenate([np.empty(0), *scores]), shared)
         self._backends[order.key] = backend
         return report
 

@@ -8,8 +8,14 @@ from typing import Literal, TypeAlias
 
 from rm_server.registry.records import VersionKey
 
-State: TypeAlias = Literal["REGISTERED", "LOADING", "READY", "DRAINING", "FAILED"]
-"""REGISTERED → LOADING → READY → DRAINING → REGISTERED; from LOADING to FAILED, and from there to LOADING again."""
+State: TypeAlias = Literal["REGISTERED", "LOADING", "READY", "DRAINING", "FAILED", "PAGED_OUT"]
+"""REGISTERED → LOADING → READY → DRAINING → REGISTERED; from LOADING to FAILED, and from there to LOADING again.
+
+From DRAINING also to PAGED_OUT: wanted, and out of memory until the next request for it; then LOADING.
+"""
+
+SERVING: tuple[State, ...] = ("READY", "PAGED_OUT")
+"""States in which a request gets its score, at once or after a load."""
 
 Policy: TypeAlias = Literal["availability", "resource"]
 """``availability``: load the new before unloading the old. ``resource``: unload first; nothing serves in between."""
@@ -31,7 +37,8 @@ def next_steps(
 ) -> list[Step]:
     """What may begin now, all at once; unloads first, each kind sorted. Nothing when nothing is left to do.
 
-    A version that is not in ``actual`` is REGISTERED. One that FAILED is left alone: somebody has to look at it.
+    A version that is not in ``actual`` is REGISTERED. One that FAILED is left alone: somebody has to look at it. So is
+    one that is PAGED_OUT: a request brings it back.
     """
     return [
         *(Step("unload", key) for key in sorted(actual) if _may_unload(key, wanted, actual, policy)),
@@ -46,7 +53,7 @@ def _may_unload(key: VersionKey, wanted: Set[VersionKey], actual: Mapping[Versio
     if policy == "resource" or not states:
         return True
     # Its successor serves, and none is still to come. If all of them failed, the old one goes on serving.
-    return "READY" in states and not {"REGISTERED", "LOADING"} & set(states)
+    return any(state in SERVING for state in states) and not {"REGISTERED", "LOADING"} & set(states)
 
 
 def _may_load(key: VersionKey, wanted: Set[VersionKey], actual: Mapping[VersionKey, State], policy: Policy) -> bool:

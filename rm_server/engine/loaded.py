@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -13,7 +14,7 @@ from rm_server.registry.records import VersionKey
 
 @dataclass(frozen=True, slots=True)
 class LoadedVersion:
-    """A version that serves. ``memory_bytes``: in all workers together. ``precision`` empty: it has no weights.
+    """A version that serves. ``precision`` empty: it has no weights.
 
     ``number`` counts the loads of this engine, so that no two loads are ever mistaken for one another.
     ``weightless``: the backend, once more, of a version that has no weights.
@@ -22,7 +23,6 @@ class LoadedVersion:
     key: VersionKey
     manifest: Manifest
     precision: str
-    memory_bytes: int
     encoder: Encoder
     number: int
     weightless: Backend | None = None
@@ -35,17 +35,23 @@ class Entry:
         self.version = version
         self.num_users = 0
         self.num_pending = 0
+        self.last_used = time.monotonic()
         self.unloading: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request holds the version and no item is under way."""
+        return not (self.num_users or self.num_pending)
+
     def tell_if_idle(self) -> None:
         """To be called whenever one of the numbers went down."""
-        if self.num_users == 0 and self.num_pending == 0:
+        if self.is_idle:
             self._idle.set()
 
     async def until_idle(self) -> None:
         """Waits until no request holds the version and no item is under way."""
-        while self.num_users or self.num_pending:
+        while not self.is_idle:
             self._idle.clear()
             await self._idle.wait()
 
@@ -66,4 +72,5 @@ class Hold:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._entry.num_users -= 1
+        self._entry.last_used = time.monotonic()
         self._entry.tell_if_idle()

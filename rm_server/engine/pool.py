@@ -123,6 +123,10 @@ class Pool:
         self._throughput_of.pop(key, None)
         await self._crew.unload(key)
 
+    async def device_memory(self, device: str) -> int | None:
+        """Bytes that are free on the workers' GPU; None: they compute on no GPU, or none of them is up."""
+        return None if device.split(":")[0] == "cpu" else await self._crew.device_memory(device)
+
     @property
     def pids(self) -> list[int]:
         """The processes that compute."""

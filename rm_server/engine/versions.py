@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from rm_server.backends.loading import check_spec
 from rm_server.engine.changes import Subscription
@@ -17,6 +17,7 @@ from rm_server.engine.deployment import Deployment, VersionStatus
 from rm_server.engine.engine import Engine, Trial
 from rm_server.engine.following import Following, Guard, VersionMetrics
 from rm_server.engine.lifecycle import Policy
+from rm_server.engine.pager import Pager, PagingMetrics
 from rm_server.errors import NotFound, RmError, VersionInUse, VersionNotLoaded
 from rm_server.registry import splits
 from rm_server.registry.artifacts import ArtifactStore
@@ -32,6 +33,10 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
+class ManagerMetrics(VersionMetrics, PagingMetrics, Protocol):
+    """What is counted here; see rm_server/metrics.py."""
+
+
 class VersionManager:
     """Loads, unloads, labels, divides and registers, one thing at a time for each version, and follows the catalog.
 
@@ -44,7 +49,7 @@ class VersionManager:
         catalog: Catalog,
         artifacts: ArtifactStore,
         engine: Engine,
-        metrics: VersionMetrics,
+        metrics: ManagerMetrics,
         *,
         poll_s: float = 0.5,
         policy: Policy = "availability",
@@ -66,6 +71,9 @@ class VersionManager:
         )
         self._deployment = self._following.deployment
         self._tasks = self._following.tasks
+        self.pager = Pager(engine, self._following, metrics)
+        """Brings back what made room for others."""
+        self._deployment.make_room = self.pager.make_room
         # To be unloaded as soon as nothing needs them, and who wanted that.
         self._retiring: dict[VersionKey, str] = {}
 
@@ -266,7 +274,7 @@ class VersionManager:
                 await self._refresh()
                 raise
             self._retiring.pop(key, None)
-            self._deployment.forget_failure(key)
+            self._deployment.forget(key)
             if labels:
                 self._following.forced_out.add(key)
             if self._deployment.is_loaded(key):
@@ -354,7 +362,7 @@ class VersionManager:
             await self._following.refresh_holders()
             self._check_not_needed(key)
             await asyncio.to_thread(self._catalog.delete_version, *key, actor, comment)
-            self._deployment.forget_failure(key)
+            self._deployment.forget(key)
             self._following.forced_out.discard(key)
             await self._refresh()
         await asyncio.to_thread(sweep_artifacts, self._catalog, self._artifacts)

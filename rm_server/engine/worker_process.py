@@ -2,8 +2,8 @@
 
 Started as ``python -m rm_server.engine.worker_process FD LOADER LEVEL``: the number of an inherited socket, what loads
 a backend, as ``module:function``, and from which level on our log matters. Messages to it are
-``(number, what, *arguments)`` with ``load``, ``unload`` or ``compute``; each is answered with ``(number, value)``, and
-the value may be an RmError. READY and LOG stand in place of a number for what it says unasked.
+``(number, what, *arguments)`` with ``load``, ``unload``, ``compute`` or ``device_memory``; each is answered with
+``(number, value)``, and the value may be an RmError. READY and LOG stand in place of a number for what it says unasked.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from logging.handlers import QueueHandler
 from queue import SimpleQueue
 from threading import Lock, Thread, get_native_id
@@ -67,15 +68,16 @@ class _LogToServer(QueueHandler):
 def serve(link: Link, host: Host) -> None:
     """Answers messages until the other side closes; then what has not been computed is left."""
     tasks: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
+    answers: dict[str, Callable[..., Any]] = {
+        "compute": host.compute,
+        "unload": host.unload,
+        "device_memory": host.device_memory,
+    }
 
     def compute() -> None:
         while (task := tasks.get()) is not None:
             number, what, *arguments = task
-            if what == "compute":
-                link.send(number, host.compute(*arguments))
-            else:
-                host.unload(*arguments)
-                link.send(number, None)
+            link.send(number, answers[what](*arguments))
 
     def load(number: int, order: Any) -> None:
         _give_way()

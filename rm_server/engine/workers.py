@@ -61,6 +61,10 @@ class Worker(Protocol):
         """Frees a version, after the batches that were sent before."""
         ...
 
+    async def device_memory(self, device: str) -> int | None:
+        """Bytes that are free on the GPU that it computes on; None: it is none. After the batches that were sent."""
+        ...
+
     def compute(self, key: VersionKey, batch: Batch) -> asyncio.Future[Computed | RmError]:
         """Sends a batch; batches are computed in the order in which they were sent."""
         ...
@@ -110,6 +114,10 @@ class ProcessWorker(asyncio.Protocol):
 
     async def unload(self, key: VersionKey) -> None:
         await self._ask("unload", key)
+
+    async def device_memory(self, device: str) -> int | None:
+        free: int | None = await self._ask("device_memory", device)
+        return free
 
     def compute(self, key: VersionKey, batch: Batch) -> asyncio.Future[Computed | RmError]:
         return self._ask("compute", key, batch)
@@ -220,6 +228,10 @@ class ThreadWorker:
 
     async def unload(self, key: VersionKey) -> None:
         await self._ask(lambda: self._host.unload(key))
+
+    async def device_memory(self, device: str) -> int | None:
+        free: int | None = await self._ask(lambda: self._host.device_memory(device))
+        return free
 
     def compute(self, key: VersionKey, batch: Batch) -> asyncio.Future[Computed | RmError]:
         return self._ask(lambda: self._host.compute(key, batch))

@@ -56,7 +56,7 @@ class Explainer:
         selector = parse(call.selector)
         if not self._runs.is_settled(selector, call.run):
             await self._runs.look_again(selector, call.run)
-        route = self._runs.route(selector, call.run)
+        route = await self._scorer.route(selector, call.run, deadline)
         calibration = self._scorer.checked_calibration(call, route)
         # No await between finding the version and holding it, so that no unload can come in between.
         with self._engine.use(route.key) as version:

@@ -251,7 +251,7 @@ class Runs:
     def _check_ready(self, route: Route, run: str) -> None:
         key = route.key
         state = self._versions.state_of(key).state
-        if state == "READY":
+        if state == "READY" or self._versions.pager.is_away(key):  # a call brings it back, and waits for that
             return
         if state in ("REGISTERED", "LOADING") and key in self._versions.wanted:
             raise Draining(

@@ -126,13 +126,14 @@ class Scorer:
 
         ``deadline`` on the event loop's clock. Cancelling drops what is not being computed yet. Raises only when
         nothing could be tried: InvalidSelector, InvalidRequest, RequestTooLarge, NotFound's members, VersionChanged,
-        NotCalibrated, QueueFull, Draining, WorkerFailed, DeadlineExceeded, CatalogUnavailable.
+        NotCalibrated, QueueFull, Draining, WorkerFailed, DeadlineExceeded, CatalogUnavailable; and what a load raises,
+        where the version was paged out.
         """
         started = time.perf_counter()
         self._check_size(call)
         selector = parse(call.selector)
         await self._settle_run(selector, call)
-        route = self._runs.route(selector, call.run)
+        route = await self.route(selector, call.run, deadline)
         calibration = self.checked_calibration(call, route)
         # No await between finding the version and holding it, so that no unload can come in between.
         with self._engine.use(route.key) as version:
@@ -168,6 +169,17 @@ class Scorer:
         if version.manifest.kind == "composite":
             return await self._composites.evaluate(version, pairs, how)
         return await evaluate(self._engine, version, pairs, how)
+
+    async def route(self, selector: Selector, run: str, deadline: float | None) -> Route:
+        """Which version a call of this run means; one that was paged out is back when this returns.
+
+        Raises what `Runs.route` and `Pager.bring_back` raise.
+        """
+        route = self._runs.route(selector, run)
+        while self._versions.pager.is_away(route.key):
+            await self._versions.pager.bring_back(route.key, deadline)
+            route = self._runs.route(selector, run)
+        return route
 
     async def _settle_run(self, selector: Selector, call: ScoreCall) -> None:
         """Waits for the catalog where this server does not know the run, or knows something else than its caller."""

@@ -17,12 +17,14 @@ class VersionState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     VERSION_STATE_READY: _ClassVar[VersionState]
     VERSION_STATE_DRAINING: _ClassVar[VersionState]
     VERSION_STATE_FAILED: _ClassVar[VersionState]
+    VERSION_STATE_PAGED_OUT: _ClassVar[VersionState]
 VERSION_STATE_UNSPECIFIED: VersionState
 VERSION_STATE_REGISTERED: VersionState
 VERSION_STATE_LOADING: VersionState
 VERSION_STATE_READY: VersionState
 VERSION_STATE_DRAINING: VersionState
 VERSION_STATE_FAILED: VersionState
+VERSION_STATE_PAGED_OUT: VersionState
 
 class Version(_message.Message):
     __slots__ = ("model", "version", "digest", "kind", "state", "error", "labels", "create_time", "created_by", "comment", "memory_bytes", "max_tokens", "precision", "calibration", "evaluations", "parts")

@@ -79,12 +79,14 @@ def test_adapters_share_one_base_and_do_not_touch_each_other(tmp_path: Path) -> 
     one = load(first)
     before = one.score(batch())
     two = load(second)
-    assert one.forward is two.forward and one.shared_memory == two.shared_memory
+    assert one.forward is two.forward
+    assert one.shared_memory == two.shared_memory
     assert two.memory_bytes < one.shared_memory.num_bytes / 3
     assert one.score(batch()).tolist() == before.tolist()
     assert two.score(batch()) == pytest.approx(expected[1], abs=1e-5)
     layers = [module for module in one.forward.backbone.modules() if isinstance(module, lora.LoraLinear)]
-    assert layers and all(len(layer.deltas) == 2 for layer in layers)
+    assert layers
+    assert all(len(layer.deltas) == 2 for layer in layers)
     del two
     gc.collect()
     assert all(len(layer.deltas) == 1 for layer in layers)
@@ -188,7 +190,7 @@ def test_broken_weights_are_refused(tmp_path: Path) -> None:
     weights = load_file(path)
     name = next(name for name in weights if "lora_A" in name)
     save_file({key: value for key, value in weights.items() if key != name}, path)
-    with pytest.raises(WeightsMismatch, match="lora_A and lora_B of .* do not fit together"):
+    with pytest.raises(WeightsMismatch, match=r"lora_A and lora_B of .* do not fit together"):
         load(folder)
     save_file({**weights, "base_model.model.model.norm.weight": weights[name].flatten()[:32].clone()}, path)
     with pytest.raises(UnsupportedArtifact, match=r"replaces model\.norm\.weight, inside of the backbone"):

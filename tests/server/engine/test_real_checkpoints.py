@@ -71,7 +71,7 @@ async def test_scores_are_transformers_own(tmp_path: Path, family: str) -> None:
     folder = tiny_models.make_checkpoint(tmp_path, family)
     async with running_engine(0) as engine:
         await load(engine, folder)
-        assert engine.loaded["m", 1].memory_bytes > 10_000
+        assert engine.memory.by_version()["m", 1] > 10_000
         assert await scores_of(engine) == pytest.approx(own_scores(folder), abs=1e-5)
 
 

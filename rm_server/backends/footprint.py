@@ -1,0 +1,101 @@
+"""What a version will take in memory, read from its files' headers before anything is loaded. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rm_server.backends.interface import ComputeSettings, SharedMemory
+from rm_server.errors import ArtifactUnreadable
+from rm_server.registry.layout import ADAPTER_WEIGHTS, version_files
+from rm_server.registry.lora import base_folder
+from rm_server.registry.manifest import Manifest
+
+MAX_FORWARD_TOKENS = 8192
+_LENGTH_BYTES = 8
+_MAX_HEADER_BYTES = 100_000_000
+_TYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+
+# How many vectors of a layer's width, and of its inner width, are alive at once in a forward: input, residual, queries,
+# keys, values, attention's result; gate, up and their product.
+_NUM_HIDDEN = 6
+_NUM_INNER = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes in one worker. ``own_bytes``: as long as it is loaded, beside what it shares. ``loading_bytes``: more than
+    that, only while it is loaded. ``working_bytes``: of a forward; those of several versions are never alive at once.
+    """
+
+    own_bytes: int = 0
+    shared: SharedMemory | None = None
+    loading_bytes: int = 0
+    working_bytes: int = 0
+
+
+def footprint(folder: Path, manifest: Manifest, settings: ComputeSettings, max_batch_tokens: int) -> Footprint:
+    """An estimate from sizes and shapes. Rules and composites take next to nothing.
+
+    Raises ArtifactUnreadable, UnsupportedArtifact for files that are not what their names say.
+    """
+    if manifest.kind in ("rules", "composite"):
+        return Footprint()
+    if manifest.kind == "onnx":
+        paths = version_files(folder, "onnx")
+        size = sum((folder / path).stat().st_size for path in paths if path.suffix != ".json")
+        return Footprint(size, None, size, _working_bytes(folder, settings, max_batch_tokens))
+    checkpoint = base_folder(folder) if manifest.kind == "lora" else folder
+    num_parameters = sum(
+        parameters_of(checkpoint / path)
+        for path in version_files(checkpoint, "sequence_classification")
+        if path.suffix == ".safetensors"
+    )
+    weights = num_parameters * _TYPE_BYTES[settings.precision]
+    # Read and checked in fp32, then cast; prepacking goes on from layer to layer and lets the originals go at the end.
+    peak = num_parameters * 4
+    if settings.prepack and settings.device == "cpu":
+        peak = max(peak, 2 * weights)
+    working = _working_bytes(checkpoint, settings, max_batch_tokens)
+    if manifest.kind != "lora":
+        return Footprint(weights, None, peak - weights, working)
+    own = parameters_of(folder / ADAPTER_WEIGHTS) * _TYPE_BYTES[settings.precision]
+    name = shared_name(checkpoint, settings)
+    return Footprint(own, SharedMemory(name, weights), peak - weights, working)
+
+
+def shared_name(base: Path, settings: ComputeSettings) -> str:
+    """Of the memory that adapters over the same base share."""
+    return f"{base.resolve().name} {settings.precision}"
+
+
+def parameters_of(path: Path) -> int:
+    """How many numbers a safetensors file holds. Raises ArtifactUnreadable."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            if length > _MAX_HEADER_BYTES:
+                raise ValueError(f"its header has {length} bytes")
+            header = json.loads(file.read(length))
+        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactUnreadable(f"{path} is no safetensors file: {error}") from error
+
+
+def _working_bytes(folder: Path, settings: ComputeSettings, max_batch_tokens: int) -> int:
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactUnreadable(f"{folder / 'config.json'} cannot be read: {error}") from error
+    config = {**config, **(config.get("text_config") or {})}
+    hidden = _first(config, "hidden_size", "n_embd", "dim", "d_model")
+    inner = _first(config, "intermediate_size", "n_inner", "hidden_dim", "d_ff") or 4 * hidden
+    width = _NUM_HIDDEN * hidden + _NUM_INNER * inner
+    return min(max_batch_tokens, MAX_FORWARD_TOKENS) * width * max(2, _TYPE_BYTES[settings.precision])
+
+
+def _first(config: dict[str, Any], *names: str) -> int:
+    return next((value for name in names if isinstance(value := config.get(name), int)), 0)

@@ -1,0 +1,50 @@
+"""Which versions make room for another one: a decision without clock, lock or I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from rm_server.backends.interface import SharedMemory
+from rm_server.registry.records import VersionKey
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A loaded version. ``own_bytes`` are freed with it, ``shared`` with the last that shares it.
+
+    ``last_used`` on any clock. ``may_go``: nobody needs it (a lease, a shadow, an arm of a split, a pin, a composite
+    made of it) and no request holds it now. A label alone keeps no version: it comes back with its next request.
+    """
+
+    key: VersionKey
+    own_bytes: int
+    last_used: float
+    may_go: bool
+    shared: SharedMemory | None = None
+
+
+def choose_to_go(residents: Sequence[Resident], missing_bytes: int) -> list[VersionKey] | None:
+    """The versions to page out so that ``missing_bytes`` are freed, least recently used first, and none in vain.
+
+    None: not even all that may go would do; then none should.
+    """
+    chosen: list[Resident] = []
+    for resident in sorted((resident for resident in residents if resident.may_go), key=lambda one: one.last_used):
+        if freed_bytes(residents, chosen) >= missing_bytes:
+            break
+        chosen.append(resident)
+    if freed_bytes(residents, chosen) < missing_bytes:
+        return None
+    for resident in reversed(chosen.copy()):
+        others = [other for other in chosen if other is not resident]
+        if freed_bytes(residents, others) >= missing_bytes:
+            chosen = others
+    return [resident.key for resident in chosen]
+
+
+def freed_bytes(residents: Sequence[Resident], going: Collection[Resident]) -> int:
+    """What is free when those have gone."""
+    kept = {resident.shared for resident in residents if resident not in going}
+    shared = {resident.shared for resident in going} - kept - {None}
+    return sum(resident.own_bytes for resident in going) + sum(memory.num_bytes for memory in shared if memory)
