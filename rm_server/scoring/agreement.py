@@ -1,7 +1,7 @@
 """How two versions' scores of the same completions agree. Pure: arrays in, numbers out; what is undefined is absent.
 
-Correlations and the Kolmogorov–Smirnov statistic are those of scipy.stats (`pearsonr`, `spearmanr`, `kendalltau`,
-`ks_2samp`) to rounding. scipy itself is no part of a server.
+Ranks, Kendall's tau and the Kolmogorov–Smirnov test are scipy's; Pearson's correlation is our own only because scipy's
+gives up on scores far from one.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def agreement(scores: Float64Array, shadow_scores: Float64Array, groups: Sequenc
         raise ValueError(f"{len(x)} scores, {len(y)} shadow scores and {len(groups)} groups; one each is needed.")
     index = _numbered(groups)
     x_std, y_std = _std(x), _std(y)
-    x_ranks, y_ranks = average_ranks(x), average_ranks(y)
+    x_ranks, y_ranks = _ranks(x), _ranks(y)
     intervals = _bootstrap(x, y, x_ranks, y_ranks, index)
     statistic, p_value = kolmogorov_smirnov(x, y)
     shift = float(y.mean() - x.mean())
@@ -118,44 +118,24 @@ def pearson(x: Float64Array, y: Float64Array) -> float | None:
 
 def spearman(x: Float64Array, y: Float64Array) -> float | None:
     """Spearman's correlation, ties at their mean rank; None where one of them never differs."""
-    return pearson(average_ranks(x), average_ranks(y))
+    return pearson(_ranks(x), _ranks(y))
 
 
 def kendall(x: Float64Array, y: Float64Array) -> float | None:
-    """Kendall's tau-b; None where one of them never differs.
-
-    Knight 1966, "A computer method for calculating Kendall's tau with ungrouped data": n log n.
-    """
+    """Kendall's tau-b; None where one of them never differs."""
     if _std(x) is None or _std(y) is None:
         return None
-    x_index, y_index = (np.unique(values, return_inverse=True)[1].astype(np.int64) for values in (x, y))
-    order = np.lexsort((y_index, x_index))
-    discordant = _inversions(y_index[order])
-    num_pairs = len(x) * (len(x) - 1) // 2
-    x_tied, y_tied = _tied_pairs(x_index), _tied_pairs(y_index)
-    both_tied = _tied_pairs(x_index * (int(y_index.max()) + 1) + y_index)
-    difference = num_pairs - x_tied - y_tied + both_tied - 2 * discordant
-    return float(np.clip(difference / np.sqrt(num_pairs - x_tied) / np.sqrt(num_pairs - y_tied), -1.0, 1.0))
+    from scipy import stats  # takes half a second to import: a server needs it for reports alone
+
+    return float(stats.kendalltau(x, y).statistic)
 
 
 def kolmogorov_smirnov(x: Float64Array, y: Float64Array) -> tuple[float, float]:
-    """The two-sample statistic, and its exact two-sided p value for two samples of one size.
+    """The two-sample statistic and its two-sided p value: exact up to 10 000 pairs, asymptotic beyond."""
+    from scipy import stats
 
-    Gnedenko and Korolyuk 1951; the sum is evaluated from the inside, as in scipy.
-    """
-    everything = np.concatenate([x, y])
-    below_x = np.searchsorted(np.sort(x), everything, side="right")
-    below_y = np.searchsorted(np.sort(y), everything, side="right")
-    steps = int(np.abs(below_x - below_y).max())
-    num = len(x)
-    if steps == 0:
-        return 0.0, 1.0
-    outside = 0.0
-    within = np.arange(steps)
-    for k in range(num // steps, -1, -1):
-        reached = float(np.prod((num - k * steps - within) / (num + k * steps + within + 1)))
-        outside = reached * (1.0 - outside)
-    return steps / num, float(np.clip(2 * outside, 0.0, 1.0))
+    found = stats.ks_2samp(x, y)
+    return float(found.statistic), float(found.pvalue)
 
 
 def flips(x: Float64Array, y: Float64Array, groups: Int64Array) -> Flips | None:
@@ -189,12 +169,11 @@ def worst_disagreements(scores: Float64Array, shadow_scores: Float64Array, limit
     return [(int(index), float(apart[index])) for index in order]
 
 
-def average_ranks(values: Float64Array) -> Float64Array:
-    """Ranks from 1, ties at the mean of theirs; shape (num,)."""
-    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    means: Float64Array = ends - (counts - 1) / 2
-    return means[index]
+def _ranks(values: Float64Array) -> Float64Array:
+    from scipy import stats
+
+    ranks: Float64Array = stats.rankdata(values)
+    return ranks
 
 
 def _std(values: Float64Array) -> float | None:
@@ -211,28 +190,6 @@ def _numbered(groups: Sequence[str]) -> Int64Array:
 def _parts(groups: Int64Array) -> Iterator[Int64Array]:
     order = np.argsort(groups, kind="stable")
     yield from np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
-
-
-def _tied_pairs(index: Int64Array) -> int:
-    counts = np.unique(index, return_counts=True)[1].astype(np.int64)
-    return int((counts * (counts - 1) // 2).sum())
-
-
-def _inversions(values: Int64Array) -> int:
-    """How many pairs stand in the wrong order; ``values`` from 0. Merge sort, all merges of one width at once."""
-    above = int(values.max()) + 1
-    width = 1 << (len(values) - 1).bit_length()
-    blocks = np.concatenate([values, np.full(width - len(values), above, np.int64)]).reshape(-1, 1)
-    inversions = 0
-    while len(blocks) > 1:
-        left, right = blocks[0::2], blocks[1::2]
-        # Every pair of blocks in a range of numbers of its own, so that one search serves them all.
-        offset = np.arange(len(left), dtype=np.int64)[:, None] * (above + 1)
-        start = np.arange(len(left), dtype=np.int64)[:, None] * left.shape[1]
-        not_above = np.searchsorted((left + offset).ravel(), (right + offset).ravel(), side="right")
-        inversions += int((left.shape[1] - (not_above.reshape(right.shape) - start)).sum())
-        blocks = np.sort(np.concatenate([left, right], axis=1), axis=1)
-    return inversions
 
 
 def _bootstrap(
