@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from bench import results
@@ -16,7 +17,6 @@ from bench.measurement import Bench
 HERE = Path(__file__).parent
 QUESTIONS = (
     "throughput",
-    "growth",
     "latency",
     "overhead",
     "shared_prompts",
@@ -27,6 +27,8 @@ QUESTIONS = (
     "memory",
     "shadow",
     "composite",
+    "deterministic",
+    "growth",
 )
 PEERS = "peers"
 
@@ -54,17 +56,29 @@ def main() -> int:
     load = os.getloadavg()[0]
     if load > 0.5 and not arguments.quick:
         print(f"This machine is not quiet (load {load:.1f}); believe the ratios only if it is.", file=sys.stderr)
-    for name in arguments.only or QUESTIONS:
+    questions = {name: importlib.import_module(f"bench.questions.{name}") for name in arguments.only or QUESTIONS}
+    if not arguments.quick:
+        print(f"This takes about {sum(each.PLANNED_S for each in questions.values()) / 60:.0f} minutes.", flush=True)
+    failed = []
+    for name, question in questions.items():
         print(f"{name}:", flush=True)
         started = time.perf_counter()
         bench = Bench(quick=arguments.quick)
-        importlib.import_module(f"bench.questions.{name}").run(bench)
-        bench.row(what="took", seconds=round(time.perf_counter() - started, 1))
-        found.replace(name, bench.rows[:-1], bench.figures)
-        # After each, so that what was measured is kept if a later one fails.
+        try:
+            question.run(bench)
+        except Exception:
+            # What the others say is not less true.
+            traceback.print_exc()
+            failed.append(name)
+        took_s = round(time.perf_counter() - started, 1)
+        print(f"  took {took_s} s", flush=True)
+        found.replace(name, bench.rows, bench.figures, took_s)
+        # After each, so that what was measured is kept whatever happens to the next.
         found.write(out)
     print(found.page())
-    return 0
+    if failed:
+        print(f"Could not be measured: {', '.join(failed)}; see above.", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

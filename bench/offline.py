@@ -174,8 +174,11 @@ def _in_turn(work: Sequence[Any], step: Callable[[Any], int]) -> Steps:
     return next_step
 
 
-def transformers_scorer(folder: Path, precision: str) -> Callable[[list[str]], list[float]]:
-    """What a user of transformers writes: tokenizer, padding, model, logits."""
+def transformers_scorer(folder: Path, precision: str) -> Callable[..., list[float]]:
+    """What a user of transformers writes: tokenizer, padding, model, logits.
+
+    The function takes texts and, if it is given, a text that comes before each of them as the first of a pair.
+    """
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -184,9 +187,10 @@ def transformers_scorer(folder: Path, precision: str) -> Callable[[list[str]], l
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype).eval()
     max_tokens = model.config.max_position_embeddings
 
-    def score(texts: list[str]) -> list[float]:
+    def score(texts: list[str], before: str = "") -> list[float]:
+        pair = ([before] * len(texts), texts) if before else (texts,)
         with torch.inference_mode():
-            inputs = tokenizer(texts, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
+            inputs = tokenizer(*pair, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
             scores: list[float] = model(**inputs).logits[:, 0].float().tolist()
         return scores
 

@@ -55,14 +55,18 @@ class Results:
     targets: Mapping[str, tuple[str, float]] = field(default_factory=lambda: TARGETS)
     rows: list[Row] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
-    measured: dict[str, str] = field(default_factory=dict)
+    measured: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """For each question when it was asked, how long that took and which figures it gave."""
 
-    def replace(self, question: str, rows: Sequence[Row], figures: Mapping[str, float]) -> None:
-        """Takes what a question found now."""
+    def replace(self, question: str, rows: Sequence[Row], figures: Mapping[str, float], seconds: float = 0.0) -> None:
+        """Takes what a question found now, in ``seconds`` (0: unknown); a figure that it found no more is forgotten."""
         self.rows = [row for row in self.rows if row["question"] != question]
         self.rows += [{"question": question, **row} for row in rows]
+        for name in self.measured.get(question, {}).get("figures", ()):
+            self.figures.pop(name, None)
         self.figures.update(figures)
-        self.measured[question] = datetime.now(UTC).isoformat(timespec="seconds")
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        self.measured[question] = {"at": at, "seconds": seconds, "figures": list(figures)}
 
     def missed(self) -> list[str]:
         """The figures that are not as wanted."""
@@ -72,7 +76,7 @@ class Results:
     def write(self, path: Path) -> None:
         """JSON, a row a line, and a page of tables beside it."""
         rows = ",\n".join("  " + json.dumps(row) for row in self.rows)
-        figures = {name: self.figures[name] for name in self.targets if name in self.figures}
+        figures = {name: self.figures[name] for name in self._names() if name in self.figures}
         head = {"machine": self.machine, "measured": self.measured, "figures": figures}
         body = json.dumps(head, indent=1, ensure_ascii=False)[:-2]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,22 +86,28 @@ class Results:
     def page(self) -> str:
         """The figures against what is wanted, then the rows of each question."""
         parts = ["# What was measured", ", ".join(f"{name} {value}" for name, value in self.machine.items()) + "."]
-        missed = self.missed()
-        figures = [
-            {
-                "figure": name,
-                "measured": self.figures[name],
-                "wanted": f"{sign} {bound:g}",
-                "": "missed" if name in missed else "",
-            }
-            for name, (sign, bound) in self.targets.items()
-            if name in self.figures
-        ]
-        parts.append(table(figures))
+        parts.append(table([self._verdict(name) for name in self._names()]))
         for question in self.measured:
             rows = [row for row in self.rows if row["question"] == question]
-            parts.append(f"## {question}\n\nMeasured {self.measured[question]}.\n\n" + table(_without_question(rows)))
+            asked = self.measured[question]
+            took = f", in {asked['seconds']:.0f} s" if asked["seconds"] else ""
+            head = f"## {question}\n\nMeasured {asked['at']}{took}."
+            parts.append(f"{head}\n\n{table(_without_question(rows))}")
         return "\n\n".join(parts) + "\n"
+
+    def _names(self) -> list[str]:
+        """All figures: those that have a target, measured or not, then those that have none."""
+        return list(dict.fromkeys([*self.targets, *self.figures]))
+
+    def _verdict(self, name: str) -> Row:
+        """What was measured, what is wanted, and whether that is so."""
+        row: Row = {"figure": name, "measured": self.figures.get(name, "not measured"), "wanted": "", "met": ""}
+        if name in self.targets:
+            sign, bound = self.targets[name]
+            row["wanted"] = f"{sign} {bound:g}"
+            if name in self.figures:
+                row["met"] = "yes" if _is_met(self.figures[name], sign, bound) else "no"
+        return row
 
 
 def read(path: Path, machine: dict[str, Any], targets: Mapping[str, tuple[str, float]] = TARGETS) -> Results:

@@ -167,7 +167,7 @@ class HttpCalls:
 
 
 def _with_own_libraries(path: str) -> str:
-    """This Python's library first: PyTriton's processes would take the system's, which may not go with these modules."""
+    """This Python's library first: PyTriton's processes would else take the system's, of another minor release."""
     return ":".join(filter(None, (sysconfig.get_config_var("LIBDIR"), path)))
 
 

@@ -15,7 +15,8 @@ from bench.statistics import median, median_ratio
 from bench.workload import in_calls, items
 from rm_server.registry.manifest import Manifest, write_manifest
 
-ITEMS = 16
+PLANNED_S = 35
+ITEMS = 8
 PARTS = ("first", "second", "third")
 
 

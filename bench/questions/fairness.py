@@ -16,6 +16,7 @@ from bench.service import Service
 from bench.statistics import jain_index, percentile
 from bench.workload import arrivals, in_calls, items
 
+PLANNED_S = 105
 ITEMS = 8
 LIGHT_SHARE = 0.15
 """Of the capacity, that the light run asks for; the heavy one asks for 10 times as much, more than there is."""
@@ -52,7 +53,7 @@ def _light_answers(
 ) -> Sequence[Answer]:
     """Answers of the light run while, perhaps, a heavy one sends calls of the same size."""
     rng = np.random.default_rng(8)
-    seconds = bench.seconds(25)
+    seconds = bench.seconds(16)
     pool = in_calls(items(model.vocabulary, 64 * ITEMS, seed=9), ITEMS)
     schedule: list[tuple[float, int, Call]] = []
     light = make_calls(selector, pool, "light")
@@ -77,7 +78,7 @@ def _equal_turns(bench: Bench, model: Model, service: Service, selector: str) ->
         run = f"run-{number}"
         calls += for_callers(model, selector, callers=callers, items_per_call=ITEMS, seed=10 + number, run=run)
         run_of += [number] * callers
-    answers = closed(service.address, calls, warm_up_s=2 * bench.warm_up_s, seconds=bench.seconds(25))
+    answers = closed(service.address, calls, warm_up_s=2 * bench.warm_up_s, seconds=bench.seconds(16))
     tokens = [0] * len(GREED)
     for answer in answers:
         tokens[run_of[answer.caller]] += answer.call.num_tokens

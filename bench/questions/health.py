@@ -13,6 +13,7 @@ from bench.measurement import Bench, for_callers, speed
 from bench.service import Service
 from bench.statistics import percentile
 
+PLANNED_S = 35
 CALLERS, ITEMS = 16, 8
 PAUSE_S = 0.02
 
@@ -26,7 +27,7 @@ def run(bench: Bench) -> None:
         for callers, items_per_call in ((bench.callers(CALLERS), ITEMS), (bench.callers(4), 64)):
             calls = for_callers(model, selector, callers=callers, items_per_call=items_per_call)
             with Prober(service) as prober:
-                answers = closed(service.address, calls, warm_up_s=bench.warm_up_s, seconds=bench.seconds(12))
+                answers = closed(service.address, calls, warm_up_s=bench.warm_up_s, seconds=bench.seconds(10))
             p50, p99 = (1000 * percentile(prober.seconds, share) for share in (0.5, 0.99))
             cells = {"checks": len(prober.seconds), "health_p50_ms": round(p50, 2), "health_p99_ms": round(p99, 2)}
             bench.row(callers=callers, items=items_per_call, **cells, **speed(answers))

@@ -10,6 +10,7 @@ from bench.service import Service
 from bench.statistics import median, percentile
 from bench.workload import in_calls, items
 
+PLANNED_S = 35
 ITEMS = 100
 
 
@@ -23,8 +24,8 @@ def run(bench: Bench) -> None:
         offline.load("bare", model.folder, "bare", "fp32", pool)
         closed(service.address, [calls[:10]], warm_up_s=0, seconds=60, repeat=False)
         for number in range(bench.rounds):
-            bare = offline.step_seconds("bare", bench.seconds(6))
-            answers = closed(service.address, [calls], warm_up_s=0, seconds=bench.seconds(6))
+            bare = offline.step_seconds("bare", bench.seconds(4))
+            answers = closed(service.address, [calls], warm_up_s=0, seconds=bench.seconds(4))
             ours = [answer.seconds for answer in answers]
             for what, seconds in (("bare forward", bare), ("service", ours)):
                 cells = {f"p{share}_ms": round(1000 * percentile(seconds, share / 100), 2) for share in (50, 95, 99)}

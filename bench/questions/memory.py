@@ -10,6 +10,7 @@ from bench.measurement import Bench, make_calls
 from bench.service import Service
 from bench.workload import in_calls, items
 
+PLANNED_S = 60
 CALLERS = 4
 LIMIT_S = 240.0
 

@@ -9,8 +9,9 @@ from bench.service import Service
 from bench.statistics import median_ratio
 from bench.workload import Item, in_calls, items
 
+PLANNED_S = 65
 CALLERS, ITEMS = 16, 8
-POOL = 512
+POOL = 384
 LIMIT_S = 120.0
 
 

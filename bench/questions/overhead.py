@@ -15,6 +15,7 @@ from bench.service import Service
 from bench.statistics import median, percentile
 from bench.workload import lengths
 
+PLANNED_S = 10
 ITEMS = 8
 
 

@@ -14,6 +14,7 @@ from bench.service import Service, scores_of
 from bench.statistics import percentile
 from bench.workload import arrivals, in_calls, items
 
+PLANNED_S = 85
 ITEMS = 8
 FACTOR = 4
 QUEUE_ITEMS = 256
@@ -31,7 +32,7 @@ def run(bench: Bench) -> None:
     ) as service:
         selector = service.deploy(model.name, model.folder, "fp32")
         calls = for_callers(model, selector, callers=bench.callers(16), items_per_call=ITEMS)
-        capacity = speed(closed(service.address, calls, warm_up_s=bench.warm_up_s, seconds=bench.seconds(15)))
+        capacity = speed(closed(service.address, calls, warm_up_s=bench.warm_up_s, seconds=bench.seconds(10)))
         bench.row(what="capacity", **capacity)
         before = service.resident_bytes()
         schedule = _schedule(model, selector, FACTOR * capacity["items_per_s"] / ITEMS, seconds)

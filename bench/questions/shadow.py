@@ -16,6 +16,7 @@ from bench.service import Service
 from bench.statistics import median, percentile
 from bench.workload import arrivals, in_calls, items
 
+PLANNED_S = 65
 ITEMS = 4
 SHARE = 0.1
 LOAD = 0.5
@@ -31,10 +32,10 @@ def run(bench: Bench) -> None:
         service.deploy(model.name, models.twin(model, Path(folder) / "shadow"), "fp32")
         shadows = experiments_pb2_grpc.ExperimentServiceStub(service.channel)
         calls = for_callers(model, selector, callers=bench.callers(4), items_per_call=ITEMS)
-        capacity = speed(closed(service.address, calls, warm_up_s=bench.warm_up_s, seconds=bench.seconds(10)))
+        capacity = speed(closed(service.address, calls, warm_up_s=bench.warm_up_s, seconds=bench.seconds(5)))
         bench.row(what="capacity", **capacity)
         for number in range(bench.rounds):
-            schedule = _schedule(model, selector, LOAD * capacity["items_per_s"] / ITEMS, bench.seconds(20), number)
+            schedule = _schedule(model, selector, LOAD * capacity["items_per_s"] / ITEMS, bench.seconds(8), number)
             seconds = {}
             for has_shadow in (False, True) if number % 2 else (True, False):
                 _set(shadows, model.name, has_shadow)
