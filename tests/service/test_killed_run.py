@@ -66,3 +66,25 @@ def test_killed_and_resumed_is_the_same_bit_by_bit(tmp_path: Path, gate: Gate) -
         one, other = (load_file(latest_checkpoint(run) / "policy" / name) for run in (whole, resumed))
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_signal_ends_a_run_that_waits_for_scores_at_once_with_a_checkpoint(tmp_path: Path, gate: Gate) -> None:
+    save_policy(tmp_path / "policy", "llama")
+    save_id_prompts(tmp_path / "prompts.jsonl")
+    rules = make_rules_version(tmp_path / "even", {"type": "token_id_share", "modulus": 2, "residue": 0})
+    engine = EngineSettings(workers=0, threads_per_worker=1, cache_items=0)
+    with running(tmp_path / "home", engine=engine) as server:
+        server.deploy("even", rules)
+        run = train(server, tmp_path, tmp_path / "run")
+        while not (tmp_path / "run" / "checkpoints" / "step-000001").exists():
+            assert run.poll() is None
+        gate.close()
+        gate.wait_for_batch()
+        run.send_signal(signal.SIGTERM)
+        # Its call has 120 s, and the gate stays closed: it does not wait for the answer.
+        assert run.wait(timeout=60) == 128 + signal.SIGTERM
+        gate.open()
+        done = len(read_jsonl(tmp_path / "run" / "metrics.jsonl"))
+        assert latest_checkpoint(tmp_path / "run").name == f"step-{done:06d}"
+        assert ppo_client("resume", str(tmp_path / "run")).wait(timeout=300) == 0
+    assert [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == list(range(1, STEPS + 1))

@@ -190,7 +190,7 @@ def test_an_encoder_decoder_reads_the_eos_that_its_tokenizer_adds(
     assert read["t5"] == [*read["llama"], EOS_ID]
 
 
-@pytest.mark.parametrize("command", ["sft", "train", "resume", "sample"])
+@pytest.mark.parametrize("command", ["sft", "train", "resume", "evaluate", "sample", "score", "report"])
 def test_help_shows_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main([command, "--help"])
