@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -28,6 +29,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # That a label is answered by another version now is what a storm is about.
+    logging.getLogger("ppo_client").setLevel(logging.ERROR)
 
     out = arguments.out or (HERE / "side" / "storm.json" if arguments.quick else HERE / "storm.json")
     found = results.read(out, results.describe_machine(), results.STORM_TARGETS)
