@@ -1,4 +1,4 @@
-"""The README's commands and lines are those that exist."""
+"""The commands and lines of the README and of the pages it leads to are those that exist."""
 
 from __future__ import annotations
 
@@ -13,20 +13,34 @@ from rm_server import cli as rm_server_cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
+    for page in (
+        ROOT / "README.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        ROOT / "deploy/README.md",
+        ROOT / "bench/README.md",
+    )
+}
 PARSERS = {"rm-server": rm_server_cli.parser, "ppo-client": ppo_client_cli.make_parser}
 
 
-def lines_of(language: str) -> list[str]:
-    blocks = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def lines_of(language: str, page: str = README) -> list[str]:
+    blocks = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
     return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
-COMMANDS = [line for line in lines_of("bash") if line.split()[0] in PARSERS]
+COMMANDS = [
+    pytest.param(line, id=f"{name}: {line.split(' #')[0]}")
+    for name, page in PAGES.items()
+    for line in lines_of("bash", page)
+    if line.split()[0] in PARSERS
+]
 
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_is_understood(line: str) -> None:
-    program, *arguments = shlex.split(line)
+    program, *arguments = shlex.split(line.split(" > ")[0], comments=True)
     assert PARSERS[program]().parse_args(arguments).run
 
 
@@ -37,9 +51,17 @@ def test_make_has_the_targets() -> None:
 
 
 def test_the_files_it_names_are_there() -> None:
-    named = re.findall(r"(?<![/\w-])((?:examples|ppo_client|rm_server|proto)/[\w./-]+\w)", README)
+    pattern = r"(?<![/\w-])((?:examples|ppo_client|rm_server|proto|tests|deploy|docs|bench)/[\w./-]+\w)"
+    named = {(name, path) for name, page in PAGES.items() for path in re.findall(pattern, page)}
     assert named
-    assert not [path for path in named if not (ROOT / path).exists()]
+    made = (
+        "bench/results",
+        "bench/side",
+        "bench/storm.",
+        "bench/ppo.json",
+        "bench/gpu.json",
+    )  # by the commands themselves
+    assert not [at for at in named if not (ROOT / at[1]).exists() and not at[1].startswith(made)]
 
 
 def test_the_five_lines_compile() -> None:
