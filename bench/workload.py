@@ -51,8 +51,17 @@ def lengths(rng: np.random.Generator, num_items: int, max_tokens: int) -> list[i
 def items(vocabulary: Vocabulary, num_items: int, seed: int) -> list[Item]:
     """Strangers: no two share more than a word by chance. The first third of an item is its prompt."""
     rng = np.random.default_rng(seed)
+    return _strangers(rng, vocabulary, lengths(rng, num_items, min(1024, vocabulary.max_tokens)))
+
+
+def equal_items(vocabulary: Vocabulary, num_items: int, num_tokens: int, seed: int) -> list[Item]:
+    """Strangers that all have ``num_tokens`` tokens."""
+    return _strangers(np.random.default_rng(seed), vocabulary, [num_tokens] * num_items)
+
+
+def _strangers(rng: np.random.Generator, vocabulary: Vocabulary, sizes: Sequence[int]) -> list[Item]:
     found = []
-    for num_tokens in lengths(rng, num_items, min(1024, vocabulary.max_tokens)):
+    for num_tokens in sizes:
         words = _words(rng, vocabulary, num_tokens - vocabulary.num_special_tokens)
         split = max(1, len(words) // 3)
         found.append(Item(" ".join(words[:split]), " " + " ".join(words[split:]), num_tokens))

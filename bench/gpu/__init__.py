@@ -1,0 +1,1 @@
+"""Benchmarks on a CUDA device: how much of its matrix products reaches the callers of the service."""
