@@ -31,13 +31,17 @@ T = TypeVar("T")
 
 @dataclass
 class Operators:
-    """Changes ``model`` and ``composite`` from several threads for the time of a block. ``runs_to_come``: names of runs
-    that will ask soon, for pins."""
+    """Changes ``model`` and ``composite`` from several threads for the time of a block.
+
+    ``versions`` are for runs, ``passing_versions`` for the label canary alone: no lease, split or composite keeps those
+    loaded. ``runs_to_come``: names of runs that will ask soon, for pins.
+    """
 
     address: str
     model: str
     composite: str
     versions: Sequence[int]
+    passing_versions: Sequence[int]
     composite_versions: Sequence[int]
     meaning: Meaning
     runs_to_come: Callable[[], list[str]]
@@ -50,9 +54,9 @@ class Operators:
     def at_work(self) -> Any:
         """They work until the block ends."""
         tasks: list[Callable[[random.Random], None]] = [
-            lambda moment: self._move_label(moment, self.model, "stable", self.versions),
-            lambda moment: self._move_label(moment, self.model, "canary", self.versions),
-            lambda moment: self._move_label(moment, self.composite, "stable", self.composite_versions),
+            lambda moment: self._move_label(moment, "label", self.model, "stable", self.versions),
+            lambda moment: self._move_label(moment, "swap", self.model, "canary", self.passing_versions),
+            lambda moment: self._move_label(moment, "label", self.composite, "stable", self.composite_versions),
             self._load_and_unload,
             self._split,
             self._pin,
@@ -94,17 +98,19 @@ class Operators:
         self.num_done[what] += 1
         return began, time.monotonic(), answer
 
-    def _move_label(self, moment: random.Random, model: str, label: str, versions: Sequence[int]) -> None:
+    def _move_label(self, moment: random.Random, what: str, model: str, label: str, versions: Sequence[int]) -> None:
+        """A ``swap`` unloads what the label named before; else that is left to chance."""
         timeline = self.meaning.labels[model, label]
         version = moment.choice([version for version in versions if version != timeline.last])
+        is_unloaded = what == "swap" or moment.random() < 0.5
         request = models_pb2.SetLabelRequest(
-            model=model, label=label, version=version, load=True, unload_previous=moment.random() < 0.5
+            model=model, label=label, version=version, load=True, unload_previous=is_unloaded
         )
-        if (outcome := self._change("label", self._models.SetLabel, request)) is not None:
+        if (outcome := self._change(what, self._models.SetLabel, request)) is not None:
             timeline.change(outcome[0], outcome[1], version)
 
     def _load_and_unload(self, moment: random.Random) -> None:
-        selector = f"{self.model}@{moment.choice(self.versions)}"
+        selector = f"{self.model}@{moment.choice((*self.versions, *self.passing_versions))}"
         self._change("load", self._models.LoadVersion, models_pb2.LoadVersionRequest(selector=selector))
         self._change("unload", self._models.UnloadVersion, models_pb2.UnloadVersionRequest(selector=selector))
 

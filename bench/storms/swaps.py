@@ -20,6 +20,8 @@ NUM_CALLERS = 32
 CALLS_PER_CALLER = 1024
 CALLERS_PER_CLIENT = 4
 NUM_NETWORKS = 8
+VERSIONS, PASSING_VERSIONS = (1, 2, 3, 4, NUM_NETWORKS + 1), (5, 6, 7, 8)
+COMPOSITE_VERSIONS = (1, 2)
 
 
 def run(bench: Bench) -> None:
@@ -28,7 +30,7 @@ def run(bench: Bench) -> None:
     meaning = Meaning()
     with Service(workers=1, threads=1) as service, tempfile.TemporaryDirectory() as folder:
         versions, composites = _deploy(service, Path(folder))
-        for (model, label), version in {(MODEL, "stable"): 1, (MODEL, "canary"): 2, (COMPOSITE, "stable"): 1}.items():
+        for (model, label), version in {(MODEL, "stable"): 1, (MODEL, "canary"): 5, (COMPOSITE, "stable"): 1}.items():
             service.set_label(model, label, version)
             meaning.labels[model, label].change(0.0, time.monotonic(), version)
         clients = [RewardClient(service.address, run="") for _ in range(0, num_callers, CALLERS_PER_CLIENT)]
@@ -41,9 +43,11 @@ def run(bench: Bench) -> None:
             Caller(clients[number // CALLERS_PER_CLIENT], number, MODEL, COMPOSITE, num_calls, expected)
             for number in range(num_callers)
         ]
-        numbers = [range(1, 1 + len(selectors)) for selectors in (versions, composites)]
         operators = Operators(
-            service.address, MODEL, COMPOSITE, *numbers, meaning, lambda: [caller.next_run for caller in callers]
+            service.address,
+            *(MODEL, COMPOSITE, VERSIONS, PASSING_VERSIONS, COMPOSITE_VERSIONS),
+            meaning,
+            lambda: [caller.next_run for caller in callers],
         )
         started = time.monotonic()
         with operators.at_work():

@@ -39,7 +39,7 @@ def test_the_storm_moved_what_callers_go_by(found: dict[str, Any]) -> None:
     """Otherwise it shows nothing."""
     rows = {row["what"]: row for row in found["rows"] if row.get("question") == "swaps"}
     assert rows["callers"]["versions_met"] > 3
-    for what in ("labels", "splits", "loads"):
+    for what in ("labels", "swaps", "splits", "loads"):
         assert rows[f"{what} changed"]["num"] > 0
 
 
