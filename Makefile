@@ -50,6 +50,9 @@ bench-peers: setup ## Other servers with the same model, each in an environment 
 storm: setup ## Swaps, loads and unloads under callers of a real server, into bench/storm.json (about 20 minutes)
 	$(BIN)/python -m bench.storm
 
+bench-gpu: setup ## A CUDA device: the service against its matrix products, into bench/gpu.json; skips where there is none
+	$(BIN)/python -m bench.gpu
+
 proto: ## Generates proto/rm_api anew; the only way to touch it
 	@test -x .venv-proto/bin/python || $(PYTHON) -m venv .venv-proto
 	.venv-proto/bin/python -m pip install --quiet --disable-pip-version-check 'grpcio-tools==1.66.2' 'setuptools<81'
@@ -58,4 +61,4 @@ proto: ## Generates proto/rm_api anew; the only way to touch it
 clean: ## Removes environments, caches and results
 	rm -rf .venv .venv-* demo_work demo_report .pytest_cache .mypy_cache .ruff_cache .coverage* bench/side
 
-.PHONY: help setup check test demo demo-clean acceptance bench bench-peers storm proto clean
+.PHONY: help setup check test demo demo-clean acceptance bench bench-peers bench-gpu storm proto clean
