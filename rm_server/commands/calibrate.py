@@ -6,7 +6,13 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from rm_server.commands.common import add_command, add_json_option, add_reason_option, print_json
+from rm_server.commands.common import (
+    add_command,
+    add_json_option,
+    add_reason_option,
+    print_json,
+    version_number,
+)
 from rm_server.commands.target import add_home_option, opened_home
 
 
@@ -20,11 +26,13 @@ def add_parsers(commands: Any) -> None:
         "rm-server calibrate helpfulness 3 --from-shadow --against 2 --home models",
     )
     parser.add_argument("model")
-    parser.add_argument("version", type=int)
+    parser.add_argument("version", type=version_number)
     parser.add_argument(
         "--from-shadow", action="store_true", required=True, help="by the completions that it scored as a shadow"
     )
-    parser.add_argument("--against", type=int, metavar="N", required=True, help="the version whose scale it is")
+    parser.add_argument(
+        "--against", type=version_number, metavar="N", required=True, help="the version whose scale it is"
+    )
     add_reason_option(parser)
     add_home_option(parser, is_required=True)
     add_json_option(parser)

@@ -36,6 +36,27 @@ def add_reason_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reason", "--comment", dest="comment", default="", help="why; kept in the history")
 
 
+def version_number(text: str) -> int:
+    """A version as an argument: 1 to 999999999, as in selectors."""
+    return _in_range(text, 1, 999_999_999, "no version; a number from 1 to 999999999 was expected")
+
+
+def positive(text: str) -> int:
+    """How many of something, as an argument: above 0, and no more than any message can hold."""
+    return _in_range(text, 1, 2**31 - 1, "not right; a whole number above 0 was expected")
+
+
+def not_negative(text: str) -> int:
+    """The same, and 0."""
+    return _in_range(text, 0, 2**31 - 1, "not right; a whole number, 0 or more, was expected")
+
+
+def _in_range(text: str, low: int, high: int, complaint: str) -> int:
+    if text.isdecimal() and low <= int(text[:20]) <= high:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is {complaint}")
+
+
 def print_json(value: Any) -> None:
     """Indented, in the order given."""
     print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -9,7 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rm_server.commands.common import CommandError, add_command, add_json_option, print_json, print_table, short_time
+from rm_server.commands.common import (
+    CommandError,
+    add_command,
+    add_json_option,
+    not_negative,
+    positive,
+    print_json,
+    print_table,
+    short_time,
+)
 from rm_server.commands.experiment_text import lines
 from rm_server.commands.target import add_home_option, add_server_options, open_server, opened_home
 
@@ -55,8 +64,12 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("metric", metavar="METRIC", help="for example win_rate")
     parser.add_argument("value", metavar="VALUE", type=float)
-    parser.add_argument("--step", type=int, default=0, metavar="N", help="the run's step (default: 0, the whole run)")
-    parser.add_argument("--samples", type=int, default=0, metavar="N", help="how many judgements it is the mean of")
+    parser.add_argument(
+        "--step", type=not_negative, default=0, metavar="N", help="the run's step (default: 0, the whole run)"
+    )
+    parser.add_argument(
+        "--samples", type=not_negative, default=0, metavar="N", help="how many judgements it is the mean of"
+    )
 
     parser = _add(
         actions, "outcomes", run_outcomes, "what runs have reported", "rm-server experiment outcomes helpfulness --json"
@@ -83,18 +96,15 @@ def add_parsers(commands: Any) -> None:
         help="the least difference that would matter: how many runs would find it; repeatable",
     )
     parser.add_argument(
-        "--last", type=int, default=1, metavar="K", help="a run's mean over its last K steps (default 1)"
+        "--last", type=positive, default=1, metavar="K", help="a run's mean over its last K steps (default 1)"
     )
-    parser.add_argument("--until-step", type=int, metavar="N", help="only what was reported of steps up to N")
+    parser.add_argument("--until-step", type=positive, metavar="N", help="only what was reported of steps up to N")
     parser.add_argument("--html", type=Path, metavar="FILE", help="writes a page with plots")
     add_json_option(parser)
 
 
 def run_outcome(arguments: argparse.Namespace) -> int:
     """Says which version and arm it was kept with."""
-    for name, number in (("--step", arguments.step), ("--samples", arguments.samples)):
-        if number < 0:
-            raise CommandError(f"{name} is {number}; 0 or more was expected.")
     with _target(arguments) as target:
         kept = target.report_outcome(
             arguments.training_run,
@@ -160,10 +170,6 @@ def _options(arguments: argparse.Namespace) -> ReportOptions:
     from rm_server.scoring.experiment_report import ReportOptions
     from rm_server.scoring.run_values import Cut
 
-    if arguments.last < 1:
-        raise CommandError(f"--last is {arguments.last}; 1 or more was expected.")
-    if arguments.until_step is not None and arguments.until_step < 1:
-        raise CommandError(f"--until-step is {arguments.until_step}; 1 or more was expected.")
     return ReportOptions(
         metric=arguments.metric,
         baseline=arguments.baseline,

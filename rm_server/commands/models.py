@@ -11,10 +11,12 @@ from rm_server.commands.common import (
     add_command,
     add_json_option,
     add_reason_option,
+    positive,
     print_json,
     print_table,
     short_bytes,
     short_time,
+    version_number,
 )
 from rm_server.commands.target import add_home_option, add_server_options, open_server, open_server_or_home
 
@@ -45,7 +47,7 @@ def add_parsers(commands: Any) -> None:
     )
     parser.add_argument("model")
     parser.add_argument("label", help="stable, canary or any other name")
-    parser.add_argument("version", nargs="?", type=int, help="what it shall name")
+    parser.add_argument("version", nargs="?", type=version_number, help="what it shall name")
     parser.add_argument("--remove", action="store_true", help="takes the label away")
     parser.add_argument("--load", action="store_true", help="loads the version first, if it is not loaded")
     parser.add_argument("--unload-previous", action="store_true", help="unloads what it named, once that is idle")
@@ -54,7 +56,7 @@ def add_parsers(commands: Any) -> None:
 
     parser = _add(commands, "history", run_history, "who changed what, and why", "rm-server history helpfulness")
     parser.add_argument("model", nargs="?", default="", help="only this one")
-    parser.add_argument("--limit", type=int, default=100, help="so many, newest first (default: 100)")
+    parser.add_argument("--limit", type=positive, default=100, help="so many, newest first (default: 100)")
     add_json_option(parser)
     add_home_option(parser)
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rm_server.commands.common import add_command, add_json_option, add_reason_option, print_json
+from rm_server.commands.common import (
+    add_command,
+    add_json_option,
+    add_reason_option,
+    print_json,
+    version_number,
+)
 from rm_server.commands.target import add_home_option, add_server_options, open_server_or_home
 
 REFUSED = 1
@@ -21,7 +27,7 @@ def add_parsers(commands: Any) -> None:
         "rm-server promote helpfulness 4 --dry-run",
     )
     parser.add_argument("model")
-    parser.add_argument("version", type=int)
+    parser.add_argument("version", type=version_number)
     parser.add_argument("--label", default="stable", help="which label (default: stable)")
     parser.add_argument("--dry-run", action="store_true", help="only ask; exit status 1 where it would be refused")
     parser.add_argument("--force", action="store_true", help="although the gate objects; needs --reason")

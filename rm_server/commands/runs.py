@@ -17,6 +17,7 @@ from rm_server.commands.common import (
     print_json,
     print_table,
     short_time,
+    version_number,
 )
 from rm_server.commands.target import add_home_option, add_server_options, open_server, opened_home
 
@@ -85,7 +86,7 @@ def add_parsers(commands: Any) -> None:
     parser = _add(actions, "pin", run_pin, "gives one run a version", "rm-server split pin helpfulness exp-17 4")
     parser.add_argument("model")
     parser.add_argument("training_run", metavar="RUN")
-    parser.add_argument("version", type=int)
+    parser.add_argument("version", type=version_number)
     _add_reason(parser)
 
     parser = _add(actions, "unpin", run_unpin, "takes a pin away", "rm-server split unpin helpfulness exp-17")
@@ -196,8 +197,8 @@ def parse_arms(texts: Sequence[str], ramps: Sequence[str]) -> list[Arm]:
             name, rest = text.split("=")
             version, weight = rest.split(":")
             ramp = sorted(points.pop(name, []), key=lambda point: point.time_s)
-            arms.append(Arm(name, int(version), float(weight), tuple(ramp)))
-        except ValueError:
+            arms.append(Arm(name, version_number(version), float(weight), tuple(ramp)))
+        except (ValueError, argparse.ArgumentTypeError):
             raise CommandError(f"{text}: NAME=VERSION:WEIGHT was expected, a=3:0.9 say.") from None
     if points:
         raise CommandError(f"--ramp names {', '.join(points)}, which is no arm of the split.")

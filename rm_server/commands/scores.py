@@ -19,6 +19,7 @@ from rm_server.commands.common import (
     Row,
     add_command,
     add_json_option,
+    positive,
     print_json,
     print_table,
     short_time,
@@ -46,7 +47,7 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument(
         "--since", type=_moment, metavar="TIME", help="only since then: 30m, 2h, 7d, or 2026-01-31T12:00 (UTC)"
     )
-    parser.add_argument("--limit", type=int, default=20, help="rows to print, the newest (default: 20)")
+    parser.add_argument("--limit", type=positive, default=20, help="rows to print, the newest (default: 20)")
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="write all rows there, not only the newest")
     add_json_option(parser)
 
@@ -129,7 +130,7 @@ def _newest(newest: Any, table: Any, limit: int) -> Any:
 
     together = table if newest is None else pa.concat_tables([newest, table])
     in_order = together.sort_by("time")
-    return in_order.slice(max(0, in_order.num_rows - max(0, limit)))
+    return in_order.slice(max(0, in_order.num_rows - limit))
 
 
 def _rows(table: Any) -> Iterator[Row]:

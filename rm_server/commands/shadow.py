@@ -18,6 +18,7 @@ from rm_server.commands.common import (
     print_json,
     print_table,
     short_time,
+    version_number,
 )
 from rm_server.commands.target import add_home_option, add_server_options, open_server_or_home, opened_home
 
@@ -51,7 +52,9 @@ def add_parsers(commands: Any) -> None:
         "rm-server shadow report helpfulness 3 --html report.html",
     )
     _add_version(parser)
-    parser.add_argument("--against", type=int, metavar="N", help="the version that callers got (default: most often)")
+    parser.add_argument(
+        "--against", type=version_number, metavar="N", help="the version that callers got (default: most often)"
+    )
     parser.add_argument("--html", type=Path, metavar="FILE", help="writes a page with plots")
     parser.add_argument("--pairs", type=Path, metavar="FILE.jsonl", help="writes the pairs; needs --home")
     add_json_option(parser)
@@ -209,7 +212,7 @@ def _name(shadow: Row) -> str:
 
 def _add_version(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model")
-    parser.add_argument("version", type=int, help="the shadow")
+    parser.add_argument("version", type=version_number, help="the shadow")
 
 
 def _add(

@@ -14,6 +14,7 @@ from rm_server.commands.common import (
     Row,
     add_command,
     add_json_option,
+    positive,
     print_json,
     print_table,
     short_time,
@@ -44,7 +45,7 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument("--models", nargs="+", default=[], metavar="GLOB", help="only these (default: all)")
     parser.add_argument("--max-requests-per-s", type=float, metavar="N", help="of one server")
     parser.add_argument("--max-items-per-s", type=float, metavar="N", help="completions, of one server")
-    parser.add_argument("--max-concurrent-requests", type=int, metavar="N", help="of one server")
+    parser.add_argument("--max-concurrent-requests", type=positive, metavar="N", help="of one server")
     parser.add_argument("--certificate", metavar="NAME", help="no token: a client's certificate with this CN or SAN")
     _add_file(parser)
 

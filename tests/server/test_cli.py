@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,18 @@ import pytest
 from rm_server import cli
 from rm_server.registry.home import open_home
 
-COMMANDS = [
-    *("serve", "status", "runs", "register", "models", "load", "unload"),
-    *("label", "history", "watch", "rollback", "backup", "restore", "train", "evaluate", "export", "tune"),
-]
+
+def parsers(parser: argparse.ArgumentParser, *words: str) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """All commands, and the actions of those that have some: ``split pin``."""
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if words and not groups:
+        yield " ".join(words), parser
+    for group in groups:
+        for name, child in group.choices.items():
+            yield from parsers(child, *words, name)
+
+
+COMMANDS = dict(parsers(cli.parser()))
 
 
 @pytest.fixture
@@ -43,14 +53,50 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
-    status, out, _ = run(capsys, command, "--help")
+    status, out, _ = run(capsys, *command.split(), "--help")
     assert status == 0
     assert re.search(rf"examples?: rm-server {command} ", " ".join(out.split()))
 
 
 def test_the_list_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, "--help")
-    assert all(f"    {command} " in out for command in COMMANDS)
+    assert len(COMMANDS) > 30
+    assert all(re.search(rf"^    {command.split()[0]}\b", out, re.MULTILINE) for command in COMMANDS)
+
+
+def test_what_changes_something_asks_for_a_reason_and_what_prints_a_table_has_json() -> None:
+    options = {command: set(parser._option_string_actions) for command, parser in COMMANDS.items()}
+    assert {command for command, names in options.items() if "--reason" in names} == {
+        *("register", "load", "unload", "label", "promote", "rollback", "restore", "export", "tune", "calibrate"),
+        *("split set", "split remove", "split pin", "split unpin", "shadow set", "shadow remove"),
+    }
+    assert {command for command, names in options.items() if "--json" in names} >= {
+        *("models", "history", "status", "runs", "watch", "scores", "gc", "explain", "promote", "token list"),
+        *("split show", "shadow list", "shadow report", "experiment outcomes", "experiment report"),
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("history", "--limit", "-3"),
+        ("history", "--limit", "99999999999999999999999"),
+        ("label", "m", "stable", "0"),
+        ("promote", "m", "99999999999"),
+        ("promote", "m", "-1"),
+        ("shadow", "set", "m", "²"),
+        ("split", "pin", "m", "exp-1", "1.5"),
+        ("experiment", "outcome", "exp-1", "m", "win_rate", "0.5", "--step", "-4"),
+        ("experiment", "report", "m", "--last", "0"),
+        ("scores", "--limit", "0"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_before_anybody_is_asked(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    status, out, err = run(capsys, *arguments, *(("--home", "nowhere")))
+    assert (status, out) == (2, "")
+    assert "was expected" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("arguments", [(), ("nonsense",), ("load",), ("label", "m", "stable"), ("serve", "--set", "x")])
