@@ -47,6 +47,9 @@ bench: setup ## The service against the ceiling of this machine, into bench/resu
 bench-peers: setup ## Other servers with the same model, each in an environment of its own (up to 80 minutes)
 	$(BIN)/python -m bench --only peers
 
+bench-ppo: setup ## Our PPO trainer beside trl 1.12's, which is installed beside, into bench/ppo.json (under 20 minutes)
+	$(BIN)/python -m bench.ppo
+
 storm: setup ## Swaps, loads and unloads under callers of a real server, into bench/storm.json (about 20 minutes)
 	$(BIN)/python -m bench.storm
 
@@ -61,4 +64,4 @@ proto: ## Generates proto/rm_api anew; the only way to touch it
 clean: ## Removes environments, caches and results
 	rm -rf .venv .venv-* demo_work demo_report .pytest_cache .mypy_cache .ruff_cache .coverage* bench/side
 
-.PHONY: help setup check test demo demo-clean acceptance bench bench-peers bench-gpu storm proto clean
+.PHONY: help setup check test demo demo-clean acceptance bench bench-peers bench-gpu storm bench-ppo proto clean
