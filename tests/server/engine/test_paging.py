@@ -1,0 +1,184 @@
+"""Who makes room, as a table; and versions that go and come back in a server with room for two."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import fake_versions as fake
+import pytest
+from fake_world import BY, World, running_world
+
+from rm_server.backends.footprint import Footprint
+from rm_server.backends.interface import SharedMemory
+from rm_server.engine.lifecycle import Step, next_steps, served_labels
+from rm_server.engine.paging import Resident, choose_to_go
+from rm_server.errors import DeadlineExceeded, OutOfMemory, RmError, VersionInUse
+from rm_server.registry import shadows
+from rm_server.registry.records import VersionKey
+
+BASE = SharedMemory("base", 100)
+A, B, C, D = (("m", number) for number in (1, 2, 3, 4))
+
+
+def resident(key: VersionKey, own: int, used: float, *, stays: bool = False, shares: bool = False) -> Resident:
+    return Resident(key, own, used, not stays, BASE if shares else None)
+
+
+@pytest.mark.parametrize(
+    ("residents", "missing", "expected"),
+    [
+        ([], 0, []),
+        ([], 1, None),
+        ([resident(A, 10, 1)], 0, []),
+        ([resident(A, 10, 1)], 10, [A]),
+        ([resident(A, 10, 1)], 11, None),
+        ([resident(A, 10, 1, stays=True)], 1, None),
+        ([resident(A, 10, 2), resident(B, 10, 1)], 5, [B]),
+        ([resident(A, 10, 2), resident(B, 10, 1, stays=True)], 5, [A]),
+        ([resident(A, 10, 2), resident(B, 10, 1)], 15, [B, A]),
+        # The small one alone would be in vain, and with the large one superfluous.
+        ([resident(A, 1, 1), resident(B, 50, 2), resident(C, 50, 3)], 40, [B]),
+        # A base goes with its last adapter only.
+        ([resident(A, 1, 1, shares=True), resident(B, 1, 2, shares=True)], 50, [A, B]),
+        ([resident(A, 1, 1, shares=True), resident(B, 1, 2, shares=True, stays=True)], 50, None),
+        ([resident(A, 1, 1, shares=True), resident(B, 1, 2, shares=True, stays=True)], 1, [A]),
+        ([resident(A, 1, 1, shares=True), resident(B, 60, 2)], 101, [A]),
+    ],
+)
+def test_the_least_recently_used_go_and_none_in_vain(
+    residents: list[Resident], missing: int, expected: list[VersionKey] | None
+) -> None:
+    assert choose_to_go(residents, missing) == expected
+
+
+def test_what_is_paged_out_is_left_alone_and_keeps_its_label() -> None:
+    assert next_steps({A}, {A: "PAGED_OUT"}) == []
+    assert next_steps({A}, {A: "PAGED_OUT", B: "READY"}) == [Step("unload", B)]
+    labels = {("m", "stable"): 1}
+    assert served_labels(labels, {("m", "stable"): 2}, ready={A, B}) == labels
+
+
+# --- a server with room for two fake versions, of 1000 bytes each ---
+
+
+@asynccontextmanager
+async def small_world(folder: Path, **settings: Any) -> AsyncIterator[World]:
+    async with running_world(
+        folder, memory_limit_mb=2500 / 1024 / 1024, estimate=lambda *_: Footprint(1000), **settings
+    ) as world:
+        yield world
+
+
+async def loaded(world: World, *factors: float) -> list[VersionKey]:
+    keys = []
+    for factor in factors:
+        keys.append(await world.register(factor))
+        await world.versions.load(keys[-1], None, **BY)
+    return keys
+
+
+async def score(world: World, key: VersionKey, *ids: int) -> float:
+    await world.versions.pager.bring_back(key, None)
+    return await world.score(key, *ids)
+
+
+def pages(world: World, direction: str) -> float:
+    return world.metrics.registry.get_sample_value("rm_pages_total", {"model": "m", "direction": direction}) or 0.0
+
+
+async def test_the_least_recently_used_makes_room_and_comes_back(tmp_path: Path) -> None:
+    async with small_world(tmp_path) as world:
+        one, two = await loaded(world, 1, 2)
+        assert await world.score(one, 3) == 3
+        (three,) = await loaded(world, 3)
+        assert [world.state(key) for key in (one, two, three)] == ["READY", "PAGED_OUT", "READY"]
+        memory = {key: world.versions.state_of(key).memory_bytes for key in (one, two, three)}
+        assert memory == {one: 1000, two: 0, three: 1000}
+        assert await score(world, two, 5) == 10
+        assert [world.state(key) for key in (one, two, three)] == ["PAGED_OUT", "READY", "READY"]
+        assert (pages(world, "out"), pages(world, "in")) == (2, 1)
+        # What is wanted stays wanted, and nobody else brings it back.
+        await world.versions.refresh()
+        assert one in world.versions.wanted
+        assert world.state(one) == "PAGED_OUT"
+
+
+async def test_who_asks_at_once_waits_for_one_load(tmp_path: Path) -> None:
+    async with small_world(tmp_path) as world:
+        one, _, _ = await loaded(world, 1, 2, 3)
+        assert await asyncio.gather(*(score(world, one, number) for number in range(5))) == [0, 1, 2, 3, 4]
+        assert pages(world, "in") == 1
+
+
+async def test_a_version_that_is_needed_or_busy_stays(tmp_path: Path) -> None:
+    async with small_world(tmp_path) as world:
+        one, two = await loaded(world, 1, 2)
+        world.versions.add_guard(lambda key: "a run has it." if key == one else None)
+        with world.engine.use(two):
+            with pytest.raises(OutOfMemory, match=r"m@3 needs 0\.0 MiB.*Loaded are: m@1 0\.0 MiB, m@2 0\.0 MiB"):
+                await loaded(world, 3)
+            assert [world.state(key) for key in (one, two)] == ["READY", "READY"]
+        (four,) = await loaded(world, 4)
+        assert [world.state(key) for key in (one, two, four)] == ["READY", "PAGED_OUT", "READY"]
+
+
+async def test_a_shadow_stays(tmp_path: Path) -> None:
+    async with small_world(tmp_path) as world:
+        one, two = await loaded(world, 1, 2)
+        shadows.set_shadow(world.catalog, *one, 0.5, "me")
+        await world.versions.refresh()
+        await loaded(world, 3)
+        assert [world.state(key) for key in (one, two)] == ["READY", "PAGED_OUT"]
+        with pytest.raises(VersionInUse):
+            await world.versions.unload(one, True, **BY)
+
+
+async def test_what_cannot_come_back_now_can_later(tmp_path: Path) -> None:
+    async with small_world(tmp_path) as world:
+        one, two, three = await loaded(world, 1, 2, 3)
+        with world.engine.use(two), world.engine.use(three):
+            with pytest.raises(OutOfMemory) as refused:
+                await world.versions.pager.bring_back(one, None)
+            assert refused.value.retry_after_s
+        assert world.state(one) == "PAGED_OUT"
+        assert await score(world, one, 7) == 7
+
+
+async def test_a_deadline_ends_the_waiting_and_not_the_load(tmp_path: Path) -> None:
+    async with small_world(tmp_path) as world:
+        one = await world.register(1, waits=True)
+        fake.open_gate(world.files(one))
+        await world.versions.load(one, None, **BY)
+        await loaded(world, 2, 3)
+        (world.files(one) / "gate").unlink()
+        with pytest.raises(DeadlineExceeded, match="m@1 was out of memory"):
+            await world.versions.pager.bring_back(one, asyncio.get_running_loop().time() + 0.01)
+        assert world.state(one) == "LOADING"
+        fake.open_gate(world.files(one))
+        assert await score(world, one, 7) == 7
+
+
+async def test_unloading_and_damage_end_the_way_back(tmp_path: Path) -> None:
+    async with small_world(tmp_path) as world:
+        one, two, _, _ = await loaded(world, 1, 2, 3, 4)
+        await world.versions.unload(one, False, **BY)
+        assert world.state(one) == "REGISTERED"
+        assert not world.versions.pager.is_away(one)
+        path = world.files(two) / "rules.json"
+        path.chmod(0o644)
+        path.write_text("{}")
+        with pytest.raises(RmError, match="truncated"):
+            await world.versions.pager.bring_back(two, None)
+        assert world.state(two) == "FAILED"
+        assert not world.versions.pager.is_away(two)
+
+
+async def test_what_another_process_no_longer_wants_is_forgotten(tmp_path: Path) -> None:
+    async with small_world(tmp_path) as world:
+        one, *_ = await loaded(world, 1, 2, 3)
+        world.elsewhere.set_wanted(*one, False, "somebody")
+        await fake.until(lambda: world.state(one) == "REGISTERED")
