@@ -91,11 +91,19 @@ class RolloutConfig:
     score_chunk_size: int = 8
     """Responses are sent to be scored, so many at a time, as they end, while the rest of their micro-batch is still
     being written. The last ones of a micro-batch go together."""
+    generator: Literal["own", "vllm"] = "own"
+    """What writes. `vllm`, experimental: an engine in this process, given the weights before each rollout; for
+    decoder-only policies. Its log-probabilities are checked against the policy's, and tokens weighted by their ratio
+    as `max_importance_weight` says. Written against vLLM 0.33.0 and tested with a stand-in for it, never on a GPU."""
+    vllm_memory_share: float = 0.3
+    """Of a GPU's memory, for vLLM's weights and cache."""
+    vllm_max_gap: float = 0.1
+    """Ends the run where vLLM's log-probabilities and the policy's differ by more, in nats, mean |Δ| per token."""
     max_staleness: Literal[0, 1] = 0
     """0: on-policy. 1: the responses of the next step are sampled before the update of this one, so that scoring has
     all of it for time; they are then one update old, which truncated importance weights make up for."""
     max_importance_weight: float = 2.0
-    """At which the weights π / π_sampled of stale responses are truncated, per token."""
+    """At which the weights π / π_sampled are truncated, per token, of responses that are stale or by vLLM."""
     log_probs: Literal["auto", "sampling", "forward"] = "auto"
     """Where the behaviour policy's log-probabilities come from: noted while sampling, or a forward pass of their
     own. `auto`: sampling in full fp32 without LoRA, else forward, for the two differ by rounding."""

@@ -85,6 +85,15 @@ def broken_rules(config: PPOConfig) -> list[str]:
             "rollout.max_importance_weight must be at least 1: below, on-policy responses would be weighted down, too",
         ),
         (
+            rollout.generator == "own" or (rollout.max_staleness == 0 and rollout.log_probs != "sampling"),
+            'rollout.generator = "vllm" needs rollout.max_staleness = 0, for stale responses cannot show whether it '
+            'has the policy\'s weights, and rollout.log_probs other than "sampling"',
+        ),
+        (
+            0 < rollout.vllm_memory_share < 1 and rollout.vllm_max_gap > 0,
+            "rollout.vllm_memory_share must lie between 0 and 1, and rollout.vllm_max_gap be above 0",
+        ),
+        (
             not fixed_length or (reward.missing_eos_penalty is None and reward.missing_eos_score is None),
             "all responses have the same length and none ends with EOS, so reward.missing_eos_penalty or _score would "
             "strike each of them: remove it, or set rollout.min_response_tokens below rollout.max_response_tokens",

@@ -48,7 +48,7 @@ def gather_rollout(accelerator: Accelerator, rollout: Rollout, pad_id: int) -> R
     others = {
         item.name: accelerator.gather(getattr(rollout, item.name))
         for item in fields(rollout)
-        if item.name not in ("sequences", "records", "seconds") and getattr(rollout, item.name) is not None
+        if item.name not in ("sequences", "records", "is_stale", "seconds") and getattr(rollout, item.name) is not None
     }
     return replace(
         rollout, sequences=sequences, records=gather_object(rollout.records), seconds=rollout.seconds, **others

@@ -5,6 +5,7 @@ PPOError
 ├── DataError              a prompts file or an example cannot be used
 ├── CheckpointError        nothing to resume, or what is there cannot be read
 ├── RunStopped             the run was asked to stop, and did not wait for what it was waiting for
+├── GenerationMismatch     what writes the responses has other log-probabilities than the policy
 ├── NonFiniteUpdate        a gradient that is not finite; the parameters were left as they were
 └── RewardError            a score that could not be had or trusted
     ├── EmptyResponse      a response without text, and no setting says what it is worth
@@ -34,6 +35,10 @@ class CheckpointError(PPOError):
 
 class RunStopped(PPOError):
     """The run was asked to stop while it waited for scores; what it had learnt until then is saved."""
+
+
+class GenerationMismatch(PPOError):
+    """What writes the responses is not the policy, by the log-probabilities of the same tokens."""
 
 
 class NonFiniteUpdate(PPOError):

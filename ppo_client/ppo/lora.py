@@ -104,6 +104,23 @@ def add_adapter(model: Any, config: LoRAConfig, seed: int) -> None:
             parameter.data = parameter.data.float()
 
 
+def plain_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Names and weights of `model`, tied ones once, as they would be with its adapter merged; it stays as it is."""
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            continue
+        adapted, is_adapted, rest = name.partition(".base_layer.")
+        if not is_adapted:
+            yield name, parameter.detach()
+            continue
+        weight = parameter.detach()
+        if rest == "weight":
+            layer = model.get_submodule(adapted)
+            for adapter in layer.active_adapters:
+                weight = weight + layer.get_delta_weight(adapter).detach().to(weight.dtype)
+        yield f"{adapted}.{rest}", weight
+
+
 def load_adapter(model: Any, place: Path) -> None:
     """Puts into the adapter of `model` what was saved in `place`. Raises CheckpointError if it is not the same."""
     try:

@@ -68,7 +68,7 @@ def metrics_row(
     if len(state.versions) > 1:
         row |= _of_each_model(state.versions, rollout)
     if rollout.sampled_log_probs is not None:
-        row |= _staleness(rollout, rollout.sampled_log_probs, max_importance_weight)
+        row |= _off_policy(rollout, rollout.sampled_log_probs, max_importance_weight)
     if changes:
         row["events"] = [
             {
@@ -95,15 +95,16 @@ def _of_each_model(versions: Sequence[RewardVersion], rollout: Rollout) -> dict[
     }
 
 
-def _staleness(rollout: Rollout, sampled_log_probs: Tensor, max_importance_weight: float) -> dict[str, Any]:
-    """Of responses that an older policy wrote, see `staleness.py`."""
+def _off_policy(rollout: Rollout, sampled_log_probs: Tensor, max_importance_weight: float) -> dict[str, Any]:
+    """Of responses that an older policy or another engine wrote, see `staleness.py`."""
     mask = rollout.sequences.response_mask
     ratio = (rollout.log_probs - sampled_log_probs)[mask].exp()
     return {
-        "staleness": 1,
+        "staleness": int(rollout.is_stale),
         "importance_weight_mean": float(ratio.clamp(max=max_importance_weight).mean()),
         "importance_weight_truncated": float((ratio > max_importance_weight).float().mean()),
         "stale_max_log_ratio": float(ratio.log().abs().max()),
+        "sampled_mean_abs_log_ratio": float(ratio.log().abs().mean()),
     }
 
 

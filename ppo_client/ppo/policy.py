@@ -31,8 +31,8 @@ class Samples:
     """bool (B,): ended by itself, was not cut"""
     log_probs: Tensor
     """float32 (B, R), log π of the sampled tokens; 0 where the response mask is False"""
-    entropies: Tensor
-    """float32 (B, R), nats; 0 where the response mask is False"""
+    entropies: Tensor | None
+    """float32 (B, R), nats; 0 where the response mask is False; None where another engine wrote"""
     values: Tensor | None
     """float32 (B, R), where a value head was given"""
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ppo_client.ppo.asking import Asking
 from ppo_client.ppo.critic import ActorCritic, SharedCritic
+from ppo_client.ppo.generation import Generator, OwnGenerator
 from ppo_client.ppo.policy import Reading, Samples
 from ppo_client.ppo.prompts import Prompt
 from ppo_client.ppo.reading import read_in_parts
@@ -50,7 +51,9 @@ class Rollout:
     """float32 (B, R), nats"""
     records: list[Record]
     sampled_log_probs: Tensor | None = None
-    """float32 (B, R), of the policy that sampled, where that was an older one"""
+    """float32 (B, R), of what sampled, where that was an older policy or another engine"""
+    is_stale: bool = False
+    """An older policy sampled"""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by part, of this process"""
 
@@ -84,6 +87,7 @@ class RolloutWorker:
     empty_score: float | None = None
     """Of responses without text, which are not sent"""
     score_chunk_size: int = 8
+    generator: Generator = field(default_factory=OwnGenerator)
 
     def collect(self, prompts: Sequence[Prompt], uniforms: Tensor) -> Rollout:
         """One episode for each prompt; `uniforms` is float64 (B, R)."""
@@ -94,6 +98,8 @@ class RolloutWorker:
         """Writes the responses. Scores are asked for as they end, and after each micro-batch."""
         started = Started(list(prompts), [], defaultdict(float))
         try:
+            with _timed(started.seconds, "generate_s"):
+                self.generator.refresh(self.actor_critic.policy)
             for first in range(0, len(prompts), self.micro_batch_size):
                 chunk = prompts[first : first + self.micro_batch_size]
                 with _timed(started.seconds, "generate_s"):
@@ -131,7 +137,8 @@ class RolloutWorker:
             raise
 
         texts = [text for _, asking in started.chunks for text in asking.texts]
-        log_probs, reference_log_probs, values = (torch.cat(parts) for parts in zip(*evaluated, strict=True))
+        log_probs, reference_log_probs, values, entropies = (torch.cat(parts) for parts in zip(*evaluated, strict=True))
+        is_exact = self.generator.is_exact and not is_stale
         return Rollout(
             sequences=concatenate([samples.sequences for samples in chunks], self.actor_critic.policy.pad_id),
             has_eos=torch.cat([samples.has_eos for samples in chunks]),
@@ -139,11 +146,12 @@ class RolloutWorker:
             log_probs=log_probs,
             reference_log_probs=reference_log_probs,
             values=values,
-            entropies=torch.cat([samples.entropies for samples in chunks]),
+            entropies=entropies,
             records=[
                 Record(prompt.text, text, one) for prompt, text, one in zip(started.prompts, texts, given, strict=True)
             ],
-            sampled_log_probs=torch.cat([samples.log_probs for samples in chunks]) if is_stale else None,
+            sampled_log_probs=None if is_exact else torch.cat([samples.log_probs for samples in chunks]),
+            is_stale=is_stale,
             seconds=dict(seconds),
         )
 
@@ -153,7 +161,7 @@ class RolloutWorker:
         asking = self._asking(prompts)
         try:
             head = critic.head if isinstance(critic, SharedCritic) else None
-            samples = policy.sample(collated, uniforms, head, asking.ended)
+            samples = self.generator.write(policy, collated, uniforms, head, asking.ended)
             asking.finish(samples)
         except BaseException:
             asking.cancel()
@@ -170,17 +178,22 @@ class RolloutWorker:
             empty_score=self.empty_score,
         )
 
-    def _evaluate(self, samples: Samples, *, is_stale: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities, the reference's, and values, all (B, R); no forward pass that can be spared."""
+    def _evaluate(self, samples: Samples, *, is_stale: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Log-probabilities, the reference's, values, entropies, (B, R) each; no forward pass that can be spared."""
         model, policy, sequences = self.actor_critic, self.actor_critic.policy, samples.sequences
         (reference_log_probs,) = read_in_parts(policy, sequences, lambda part: (self.reference(part).log_probs,))
+        if samples.entropies is None:
+            log_probs, values, entropies = read_in_parts(
+                policy, sequences, lambda part: [found for found in model(part, with_entropy=True) if found is not None]
+            )
+            return log_probs, reference_log_probs, values, entropies
         if is_stale or not self.log_probs_from_sampling:
             log_probs, values = read_in_parts(policy, sequences, lambda part: model(part)[:2])
-            return log_probs, reference_log_probs, values
+            return log_probs, reference_log_probs, values, samples.entropies
         written = samples.values
         if written is None:
             (written,) = read_in_parts(policy, sequences, lambda part: (model.critic(part),))
-        return samples.log_probs, reference_log_probs, written
+        return samples.log_probs, reference_log_probs, written, samples.entropies
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from ppo_client.ppo.critic import ActorCritic
 from ppo_client.ppo.distributed import is_true_anywhere
 from ppo_client.ppo.errors import CheckpointError, ConfigError
 from ppo_client.ppo.evaluation import Evaluator, Reference
+from ppo_client.ppo.generation import make_generator
 from ppo_client.ppo.inputs import check_unchanged, file_digest, with_absolute_paths
 from ppo_client.ppo.models import load_models, save_policy, trained_share
 from ppo_client.ppo.normalize import ScoreNormalizer
@@ -47,6 +48,8 @@ CHANGEABLE_ON_RESUME = frozenset(
         "lora.merge",
         "rollout.micro_batch_size",
         "rollout.score_chunk_size",
+        "rollout.vllm_max_gap",
+        "rollout.vllm_memory_share",
         "reward.targets",
         "reward.model",
         "reward.empty_score",
@@ -90,6 +93,8 @@ class Run:
     """With `rollout.max_staleness`: the next step's responses"""
     restored: list[dict[str, Any]] = field(default_factory=list)
     """Or, after a resume, what was written of them before"""
+    has_reported_gap: bool = False
+    """How far the engine that writes is from the policy"""
     marks: list[dict[str, Any]] = field(default_factory=list)
     """What each process has to save, as of the last `mark`"""
 
@@ -291,6 +296,9 @@ def _assemble(
         device=accelerator.device,
         empty_score=config.reward.empty_score,
         score_chunk_size=config.rollout.score_chunk_size,
+        generator=make_generator(
+            config, actor_critic.policy, max(len(prompt.token_ids) for prompt in prompts), num_processes
+        ),
     )
     registration = None
     if client is not None and is_main:

@@ -34,7 +34,7 @@ def to_tensors(chunks: Sequence[Samples]) -> list[dict[str, Any]]:
             "response_mask": samples.sequences.response_mask.cpu(),
             "has_eos": samples.has_eos.cpu(),
             "log_probs": samples.log_probs.cpu(),
-            "entropies": samples.entropies.cpu(),
+            "entropies": None if samples.entropies is None else samples.entropies.cpu(),
         }
         for samples in chunks
     ]
@@ -44,7 +44,7 @@ def from_tensors(chunks: Sequence[Mapping[str, Any]], device: torch.device) -> l
     """What `to_tensors` made; values are computed anew when they are needed."""
     found = []
     for chunk in chunks:
-        there = {name: tensor.to(device) for name, tensor in chunk.items()}
+        there: dict[str, Any] = {name: None if tensor is None else tensor.to(device) for name, tensor in chunk.items()}
         prompts = Prompts(there["prompt_ids"], there["prompt_mask"])
         sequences = Sequences(prompts, there["response_ids"], there["response_mask"])
         found.append(Samples(sequences, there["has_eos"], there["log_probs"], there["entropies"], None))

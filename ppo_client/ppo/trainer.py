@@ -17,6 +17,7 @@ from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.distributed import gather_rollout, is_true_anywhere, own_rows, raise_together
 from ppo_client.ppo.errors import EmptyResponse, RunStopped
 from ppo_client.ppo.evaluation_facts import evaluation_facts, text_rows
+from ppo_client.ppo.generation import log_prob_gap
 from ppo_client.ppo.kl import kl_per_token, next_coefficient
 from ppo_client.ppo.metrics import metrics_row, sample_rows
 from ppo_client.ppo.normalize import ScoreNormalizer
@@ -186,6 +187,7 @@ class PPOTrainer:
         with self._saved_if_it_fails():
             raise_together(run.accelerator, error)
             rollout = gather_rollout(run.accelerator, local, run.actor_critic.policy.pad_id)
+            self._check_generation(rollout)
             versions, found = changes_of_all(
                 run.state.versions,
                 [record.given.versions for record in rollout.records if record.given.versions],
@@ -196,6 +198,16 @@ class PPOTrainer:
                 raise EmptyResponse(f"all {num_episodes} responses are empty, so there is no score to learn from")
         run.state = replace(run.state, versions=versions)
         return rollout, found, ahead
+
+    def _check_generation(self, rollout: Rollout) -> None:
+        """Where another engine wrote: that it has the policy's weights, each time; how near it comes, once."""
+        sampled, run = rollout.sampled_log_probs, self.run
+        if sampled is None or rollout.is_stale:
+            return
+        gap = log_prob_gap(rollout.log_probs, sampled, rollout.sequences.response_mask, run.config.rollout.vllm_max_gap)
+        if not run.has_reported_gap:
+            run.tracker.say(f"vLLM's log-probabilities differ from the policy's by {gap:.2g} nats per token, mean |Δ|")
+            run.has_reported_gap = True
 
     def _own(self, purpose: Purpose, step: int, num_episodes: int) -> tuple[list[Prompt], Tensor]:
         """This process's prompts in a step, and the numbers to sample by."""
