@@ -77,7 +77,7 @@ class ModelService:
     async def SetLabel(self, request: models_pb2.SetLabelRequest, call: Call) -> models_pb2.SetLabelResponse:
         """Moves a label in one step."""
         await self._look_again()
-        call.key = key = (request.model, request.version)
+        key = (request.model, request.version)
         previous = await self._versions.set_label(
             request.model,
             request.label,
@@ -87,6 +87,7 @@ class ModelService:
             actor=call.actor,
             comment=request.comment,
         )
+        call.key = key  # not before: a version that there is not shall be no label of a metric
         return models_pb2.SetLabelResponse(version=self._version(key), previous_version=previous or 0)
 
     async def RemoveLabel(self, request: models_pb2.RemoveLabelRequest, call: Call) -> models_pb2.RemoveLabelResponse:

@@ -32,9 +32,10 @@ class PromotionService:
         label = request.label or DEFAULT_LABEL
         check_label(label)
         check_reason(request.force, request.comment)
-        call.key = key = (request.model, request.version)
+        key = (request.model, request.version)
         await self._flush()
         evidence = await asyncio.to_thread(read_evidence, self._catalog, *key, label)
+        call.key = key  # not before: a version that there is not shall be no label of a metric
         await self._versions.refresh()
         decision = decide(evidence)
         present = None if evidence.present is None else evidence.present.version

@@ -116,7 +116,8 @@ TABLE: dict[str, Rule] = {
     "/rm_api.v1.ExperimentService/SetShadow": Rule(Role.DEPLOY, "shadow.model"),
     "/rm_api.v1.ExperimentService/ListShadows": _READ,
     "/rm_api.v1.ExperimentService/RemoveShadow": _DEPLOY,
-    "/rm_api.v1.ExperimentService/GetShadowReport": _READ,
+    # It quotes prompts and completions of all runs where shadow.log_texts allows.
+    "/rm_api.v1.ExperimentService/GetShadowReport": _DEPLOY,
     "/rm_api.v1.ExperimentService/GetExperimentReport": _READ,
     # Kubernetes and gRPC's own client-side health checks send no token.
     "/grpc.health.v1.Health/Check": _PROBE,

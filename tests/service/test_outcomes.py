@@ -238,7 +238,7 @@ def test_the_commands_say_the_same_of_a_server_and_of_its_home(
     assert "more run" in text
     assert "the mean of its last 2 steps" in text
     assert "are from different steps" not in text  # 0.25 is of the run as a whole
-    for wrong in (("--minimum", "x"), ("--minimum", "x=-1"), ("--last", "0"), ("--until-step", "0"), ("--metric", "x")):
+    for wrong in (("--minimum", "x"), ("--minimum", "x=-1"), ("--metric", "x")):
         assert said("report", "m", *wrong, *there, status=1)
 
 

@@ -51,6 +51,32 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         yield server
 
 
+def test_a_name_that_somebody_makes_up_is_no_label_of_a_metric(busy: RunningServer) -> None:
+    models, experiments = busy.models, busy.experiments
+    shadow = experiments_pb2.Shadow(model="ghost", version=77, share=1.0)
+    pin = experiments_pb2.Pin(model="ghost", version=77, run="exp-1")
+    refused = [
+        lambda: models.SetLabel(models_pb2.SetLabelRequest(model="ghost", label="stable", version=77)),
+        lambda: models.RemoveLabel(models_pb2.RemoveLabelRequest(model="ghost", label="stable")),
+        lambda: models.RollbackLabel(models_pb2.RollbackLabelRequest(model="ghost")),
+        lambda: models.PromoteVersion(models_pb2.PromoteVersionRequest(model="ghost", version=77)),
+        lambda: models.GetVersion(models_pb2.GetVersionRequest(selector="ghost@77")),
+        lambda: models.LoadVersion(models_pb2.LoadVersionRequest(selector="m@77")),
+        lambda: models.UnloadVersion(models_pb2.UnloadVersionRequest(selector="m@77")),
+        lambda: models.DeleteVersion(models_pb2.DeleteVersionRequest(model="m", version=77)),
+        lambda: models.SetLabel(models_pb2.SetLabelRequest(model="m", label="stable", version=77)),
+        lambda: models.PromoteVersion(models_pb2.PromoteVersionRequest(model="m", version=77)),
+        lambda: experiments.SetShadow(experiments_pb2.SetShadowRequest(shadow=shadow)),
+        lambda: experiments.SetPin(experiments_pb2.SetPinRequest(pin=pin)),
+        lambda: experiments.GetShadowReport(experiments_pb2.GetShadowReportRequest(model="ghost", version=77)),
+    ]
+    for call in refused:
+        with pytest.raises(grpc.RpcError) as refusal:
+            call()
+        assert refusal.value.code() == grpc.StatusCode.NOT_FOUND
+    assert not re.search(r'"ghost"|version="77"', scrape(busy))
+
+
 def scrape(server: RunningServer) -> str:
     return server.app.metrics.exposition("text/plain")[0].decode()
 

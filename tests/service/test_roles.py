@@ -41,12 +41,12 @@ PUBLIC = {"Check", "Watch", "ServerLive", "ServerReady"}
 ADMIN = {"DeleteVersion"}
 DEPLOY = {
     *("RegisterVersion", "LoadVersion", "UnloadVersion", "SetLabel", "RemoveLabel", "RollbackLabel", "PromoteVersion"),
-    *("SetSplit", "RemoveSplit", "SetPin", "RemovePin", "SetShadow", "RemoveShadow"),
+    *("SetSplit", "RemoveSplit", "SetPin", "RemovePin", "SetShadow", "RemoveShadow", "GetShadowReport"),
 }
 SCORE = {
     *("Score", "ScoreStream", "Explain", "ListModels", "GetVersion", "WatchModels", "ListHistory", "GetServerStatus"),
     *("RegisterRun", "RenewLease", "EndRun", "ReportOutcome", "ListRuns", "ListSplits", "ListShadows"),
-    *("GetShadowReport", "GetExperimentReport", "List", "ServerReflectionInfo"),
+    *("GetExperimentReport", "List", "ServerReflectionInfo"),
     *("ServerMetadata", "ModelReady", "ModelMetadata", "ModelInfer", "ModelStreamInfer"),
 }
 NEEDS = {
