@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,5 +118,6 @@ def _schedule(
     model: models.Model, selector: str, per_s: float, seconds: float, seed: int
 ) -> list[tuple[float, int, Call]]:
     rng = np.random.default_rng(seed)
-    calls = make_calls(selector, in_calls(items(model.vocabulary, 256 * ITEMS, seed=seed), ITEMS), "run")
+    vocabulary = replace(model.vocabulary, max_tokens=model.vocabulary.max_tokens - 1)  # as the twin takes
+    calls = make_calls(selector, in_calls(items(vocabulary, 256 * ITEMS, seed=seed), ITEMS), "run")
     return [(at, 0, calls[place % len(calls)]) for place, at in enumerate(arrivals(rng, per_s, seconds))]
