@@ -13,7 +13,7 @@ from rm_server.api.buckets import Usage
 from rm_server.api.roles import Role, Rule
 from rm_server.api.tokens import SINGLE_TOKEN_NAME, TokenEntry, hash_of
 from rm_server.config import ConfigError
-from rm_server.errors import PermissionDenied, RateLimited, RmError, Unauthenticated
+from rm_server.errors import ModelNotFound, PermissionDenied, RateLimited, RmError, Unauthenticated
 from rm_server.metrics import Metrics
 from rm_server.registry.home import operating_system_user
 
@@ -52,7 +52,7 @@ class Permit:
 class Caller:
     """A token's entry and what it uses, for as long as it is in the file. Surrounds a request that was let in."""
 
-    __slots__ = ("entry", "expires_at", "is_expiry_told", "is_limited", "usage")
+    __slots__ = ("entry", "expires_at", "is_expiry_told", "is_free", "usage")
 
     def __init__(self, entry: TokenEntry, usage: Usage) -> None:
         self.usage = usage
@@ -62,7 +62,7 @@ class Caller:
         """The same credential, with another role, say. Calls under way go on under the new entry."""
         self.entry: TokenEntry | None = entry
         self.is_expiry_told = False
-        self.is_limited = not entry.limits.is_none
+        self.is_free = entry.limits.is_none and not entry.models  # its requests need nobody beside them
         self.expires_at = entry.expires.timestamp() if entry.expires is not None else float("inf")
 
     def revoke(self) -> None:
@@ -76,6 +76,9 @@ class Caller:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.usage.end()
+        if isinstance(error, ModelNotFound) and (self.entry is None or self.entry.models):
+            # Its text names the models that there are, and this token shall know only of its own.
+            raise ModelNotFound("The catalog has no model of the name that was asked for.") from None
 
 
 class CallerPermit(Permit):
@@ -199,7 +202,7 @@ class Access:
         self._check_role(entry, rule.role_for(request))
         if entry.models:
             self._check_model(entry, rule, request)
-        if not caller.is_limited:
+        if caller.is_free:
             return _NOTHING
         num_items = rule.items(request) if rule.items is not None else 0
         if (reached := caller.usage.begin(num_items, self._clock())) is not None:

@@ -11,7 +11,7 @@ from rm_server.api.buckets import Limits
 from rm_server.api.roles import HttpScoring, Role, Rule
 from rm_server.api.tokens import TokenEntry, hash_of
 from rm_server.config import ConfigError
-from rm_server.errors import PermissionDenied, RateLimited, Unauthenticated
+from rm_server.errors import ModelNotFound, PermissionDenied, RateLimited, Unauthenticated
 from rm_server.metrics import Metrics
 from rm_server.registry.home import operating_system_user
 
@@ -155,6 +155,19 @@ def test_a_call_that_fails_gives_its_place_back() -> None:
             raise ZeroDivisionError
     with permit.admit(HttpScoring("m", 1)), pytest.raises(RateLimited, match="max_concurrent_requests is 1"):
         permit.admit(HttpScoring("m", 1))
+
+
+def test_a_token_for_some_models_is_not_told_of_others() -> None:
+    callers = access(entry("free"), entry("confined", models=("st*",)))
+
+    def told(token: str) -> str:
+        permit = callers.permit(SCORE, bearer(token))
+        with pytest.raises(ModelNotFound) as raised, permit.admit(HttpScoring("stile", 1)):
+            raise ModelNotFound("The catalog has no model 'stile'; it has secret, style.")
+        return raised.value.message
+
+    assert "secret" in told("free")
+    assert "secret" not in told("confined")
 
 
 def test_a_certificate_is_asked_for_where_no_token_is_shown() -> None:
