@@ -12,7 +12,7 @@ from rm_api.v1 import experiments_pb2
 from rm_server.api.calls import Call
 from rm_server.api.describe import timestamp
 from rm_server.engine.versions import VersionManager
-from rm_server.errors import ModelNotFound
+from rm_server.errors import InvalidRequest, ModelNotFound
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.records import Arm, RampPoint, Split
 from rm_server.registry.splits import count_runs
@@ -39,9 +39,7 @@ class SplitMethods:
     ) -> experiments_pb2.ListSplitsResponse:
         """The splits with the weights of this moment, and the pins."""
         snapshot = self._versions.snapshot
-        if request.model and request.model not in snapshot.models():
-            there = ", ".join(snapshot.models()) or "none"
-            raise ModelNotFound(f"The catalog has no model {request.model!r}; it has {there}.")
+        self._require_known(request.model)
         num_runs = await self._num_runs()
         return experiments_pb2.ListSplitsResponse(
             splits=[
@@ -80,6 +78,12 @@ class SplitMethods:
         await self._versions.remove_pin(request.run, request.model, call.actor, request.comment)
         return experiments_pb2.RemovePinResponse()
 
+    def _require_known(self, model: str) -> None:
+        """Empty: all models are meant."""
+        models = self._versions.snapshot.models()
+        if model and model not in models:
+            raise ModelNotFound(f"The catalog has no model {model!r}; it has {', '.join(models) or 'none'}.")
+
     async def _num_runs(self) -> Mapping[tuple[str, str], int]:
         return await asyncio.to_thread(count_runs, self._catalog)
 
@@ -92,13 +96,27 @@ def _split(message: experiments_pb2.Split) -> Split:
                 name=arm.name,
                 version=arm.version,
                 weight=arm.weight,
-                ramp=tuple(RampPoint(point.time.ToDatetime(UTC).timestamp(), point.weight) for point in arm.ramp),
+                ramp=tuple(_ramp_point(arm.name, point) for point in arm.ramp),
             )
             for arm in message.arms
         ),
         salt=message.salt,
         update_time=datetime.now(UTC),
     )
+
+
+def _ramp_point(arm: str, point: experiments_pb2.RampPoint) -> RampPoint:
+    if not point.HasField("time"):
+        raise InvalidRequest(
+            f"A point of the ramp of arm {arm!r} has no time; the time when the weight holds is needed."
+        )
+    try:
+        return RampPoint(point.time.ToDatetime(UTC).timestamp(), point.weight)
+    except (OverflowError, ValueError):
+        raise InvalidRequest(
+            f"A point of the ramp of arm {arm!r} is {point.time.seconds} s after 1970; a time before the year 10000 "
+            "was expected."
+        ) from None
 
 
 def _message(split: Split, num_runs: Mapping[tuple[str, str], int]) -> experiments_pb2.Split:

@@ -74,6 +74,9 @@ def run_restore(arguments: argparse.Namespace) -> int:
     from rm_server.registry.backup import restore
     from rm_server.registry.home import missing_artifacts, operating_system_user
 
+    if not arguments.file.is_file():
+        raise CommandError(f"{arguments.file} is no file; one that `rm-server backup` wrote was expected.")
+    arguments.home.mkdir(parents=True, exist_ok=True)  # a new machine has none yet
     with opened_home(arguments) as (catalog, artifacts):
         revision = restore(
             catalog, arguments.file, operating_system_user(), arguments.comment, replaces=arguments.replace

@@ -27,10 +27,8 @@ class HomeAdmin:
     def models(self, model: str = "") -> list[Row]:
         """All models, or one, with their versions."""
         snapshot = self._catalog.snapshot()
-        names = snapshot.models()
-        if model and model not in names:
-            raise CommandError(f"The catalog has no model {model!r}; it has {', '.join(names) or 'none'}.")
-        return [_model(snapshot, name) for name in names if model in ("", name)]
+        require_known(snapshot, model)
+        return [_model(snapshot, name) for name in snapshot.models() if model in ("", name)]
 
     def set_label(
         self, model: str, label: str, version: int, *, load: bool, unload_previous: bool, comment: str = ""
@@ -83,8 +81,9 @@ class HomeAdmin:
 
     def shadows(self, model: str = "") -> list[Row]:
         """The shadows of a model, or all."""
-        shadows = self._catalog.snapshot().shadows.values()
-        return [_shadow(shadow) for shadow in shadows if model in ("", shadow.model)]
+        snapshot = self._catalog.snapshot()
+        require_known(snapshot, model)
+        return [_shadow(shadow) for shadow in snapshot.shadows.values() if model in ("", shadow.model)]
 
     def remove_shadow(self, model: str, version: int, *, comment: str = "") -> None:
         """Ends a shadow."""
@@ -97,6 +96,12 @@ class HomeAdmin:
     def _unwant(self, model: str, version: int | None, comment: str) -> None:
         if version is not None and version not in self._catalog.snapshot().labels_of(model).values():
             self._catalog.set_wanted(model, version, False, self._actor, comment)
+
+
+def require_known(snapshot: Snapshot, model: str) -> None:
+    """Raises CommandError where a model is named that there is not."""
+    if model and model not in snapshot.models():
+        raise CommandError(f"The catalog has no model {model!r}; it has {', '.join(snapshot.models()) or 'none'}.")
 
 
 def _model(snapshot: Snapshot, name: str) -> Row:

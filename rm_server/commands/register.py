@@ -159,7 +159,8 @@ def _summary(row: Row, created: bool) -> str:
 def _details(done: Registration) -> Iterator[str]:
     reading = done.manifest
     eos = ", EOS appended" if reading.append_eos else ""
-    yield f"  reads      template {reading.template!r}, up to {reading.max_tokens} tokens, {reading.truncation}{eos}"
+    length = f"up to {reading.max_tokens} tokens, {reading.truncation}" if reading.max_tokens else "of any length"
+    yield f"  reads      template {reading.template!r}, {length}{eos}"
     yield f"  golden     {len(reading.golden)} examples, checked at every load"
     if done.calibration is not None:
         calibration = done.calibration

@@ -66,7 +66,7 @@ def run_set(arguments: argparse.Namespace) -> int:
         shadow = target.set_shadow(
             arguments.model, arguments.version, arguments.share, load=arguments.load, comment=arguments.comment
         )
-    print(f"{_name(shadow)} scores {shadow['share']:.4g} of the calls of {shadow['model']}, too.")
+    print(f"{_name(shadow)} scores {100 * shadow['share']:.4g} % of the calls of {shadow['model']}, too.")
     return 0
 
 

@@ -63,8 +63,8 @@ def restore(catalog: Catalog, path: Path, actor: str, comment: str = "", *, repl
         revision = queries.revision(change.connection)
         if revision and not replaces:
             raise AlreadyExists(
-                f"The catalog is not empty: it has had {revision} changes. Back it up first, then say that the backup "
-                "shall replace it."
+                f"The catalog is not empty: it has had {revision} changes. Back it up first, then say with --replace "
+                "that the backup shall replace it."
             )
         try:
             _replace_all(change, content["tables"])

@@ -113,6 +113,12 @@ def test_refuses_what_makes_no_sense(server: RunningServer) -> None:
     for day in (2, 1):
         backwards.split.arms[0].ramp.add(weight=1.0).time.FromDatetime(datetime(2026, 1, day, tzinfo=UTC))
     assert reason(backwards) == "INVALID_ARGUMENT"
+    for seconds in (10**15, -(10**15), None):  # far beyond all calendars; and no time at all
+        timeless = split(("a", 1, 1.0))
+        point = timeless.split.arms[0].ramp.add(weight=1.0)
+        if seconds is not None:
+            point.time.seconds = seconds
+        assert reason(timeless) == "INVALID_ARGUMENT"
     _, error = error_of(lambda: server.experiments.RemoveSplit(experiments_pb2.RemoveSplitRequest(model="m")))
     assert error.reason == errors_pb2.ERROR_REASON_INVALID_ARGUMENT
     assert not server.experiments.ListSplits(experiments_pb2.ListSplitsRequest()).splits
@@ -162,6 +168,17 @@ def test_the_commands_say_and_do_the_same(
     assert "has no split" in capsys.readouterr().err
     for wrong in (["a=1"], ["a=x:1"], ["a=1:1", "--ramp", "b=1@2026-12-01"], ["a=1:1", "--ramp", "a=1"]):
         assert main(["split", "set", "m", *wrong, *there]) == 1
+
+
+def test_a_model_that_there_is_not_has_no_empty_list(
+    server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in (["--server", server.app.grpc_address], ["--home", str(tmp_path / "home")]):
+        for command in (["runs"], ["split", "show"], ["shadow", "list"], ["models"], ["history"]):
+            assert main([*command, "helpfulnes", *place]) == 1
+            output = capsys.readouterr()
+            assert output.out == ""
+            assert "no model 'helpfulnes'" in output.err
 
 
 def test_a_client_stops_or_follows_when_its_run_is_moved(server: RunningServer) -> None:

@@ -56,7 +56,17 @@ def test_a_catalog_comes_back(home: Path, tmp_path: Path, capsys: pytest.Capture
     assert "helpfulness@1 has no files" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [["rollback", "m"], ["backup", "f"], ["restore", "f"]])
+def test_a_catalog_comes_back_on_a_new_machine(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, new = tmp_path / "catalog.json", tmp_path / "disks" / "new"
+    assert cli.main(["backup", str(file), "--home", str(home)]) == 0
+    assert cli.main(["restore", str(tmp_path / "nothing.json"), "--home", str(new)]) == 1
+    assert "is no file" in capsys.readouterr().err
+    assert not new.exists()
+    assert cli.main(["restore", str(file), "--home", str(new)]) == 0
+    assert stable_of(new) == stable_of(home) == 2
+
+
+@pytest.mark.parametrize("command", [["rollback", "m"], ["backup", "f"]])
 def test_a_wrong_folder_is_said(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*command, "--home", str(tmp_path / "nowhere")]) == 1
     assert "is no folder" in capsys.readouterr().err

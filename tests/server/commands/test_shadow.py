@@ -54,7 +54,7 @@ def run(home: Path, *arguments: str) -> int:
 
 def test_set_list_remove(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(home, "shadow", "set", "helpful", "2", "--share", "0.25", "--reason", "trial") == 0
-    assert "helpful@2 scores 0.25 of the calls of helpful" in capsys.readouterr().out
+    assert "helpful@2 scores 25 % of the calls of helpful" in capsys.readouterr().out
     assert run(home, "shadow", "list", "--json") == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["model"], row["version"], row["share"]) == ("helpful", 2, 0.25)
