@@ -30,11 +30,8 @@ class CausalPolicy(Policy):
 
         self._takes_positions = _takes_positions(model)
 
-        def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            self._keep_hidden(args[0])
-
         # Where the vocabulary head reads them, so for the response's positions only.
-        model.get_output_embeddings().register_forward_pre_hook(keep)
+        model.get_output_embeddings().register_forward_pre_hook(self._before_head)
 
     def num_positions(self, prompt_tokens: int, response_tokens: int) -> int:
         return prompt_tokens + response_tokens
@@ -47,6 +44,9 @@ class CausalPolicy(Policy):
         inputs = _accepted(_takes_positions(trunk), whole_inputs(sequences))
         hidden: Tensor = trunk(**inputs, use_cache=False).last_hidden_state
         return hidden[:, -sequences.response_ids.shape[1] :]
+
+    def _before_head(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._keep_hidden(args[0])
 
     def _read(self, sequences: Sequences) -> Tensor:
         inputs = _accepted(self._takes_positions, whole_inputs(sequences))

@@ -78,6 +78,9 @@ class Evaluation(NamedTuple):
 class ActorCritic(nn.Module):
     """Policy and critic as one module, so that they are wrapped, optimised and saved together."""
 
+    _no_split_modules: list[str] | None = None
+    """Names of the layers' classes, where accelerate is to divide it by them"""
+
     def __init__(self, policy: Policy, critic: SharedCritic | SeparateCritic) -> None:
         super().__init__()
         self.policy = policy

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
 from ppo_client.ppo import checkpoint as disk
@@ -33,12 +32,21 @@ from ppo_client.ppo.prompts import Prompt, load_prompts
 from ppo_client.ppo.registration import Registration
 from ppo_client.ppo.reward_source import RewardDesk, RewardSource, parts_of
 from ppo_client.ppo.rollout import RolloutWorker, Started
+from ppo_client.ppo.sharding import (
+    is_sharded,
+    load_optimizer_state,
+    make_accelerator,
+    make_learner,
+    optimizer_state,
+)
 from ppo_client.ppo.staleness import to_tensors
 from ppo_client.ppo.tracking import Tracker
 from ppo_client.ppo.update import Updater
 from ppo_client.ppo.waiting import Patience
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from ppo_client import RewardClient
 
 # The others decide what is learnt: with them changed it would be another run.
@@ -114,20 +122,26 @@ class Run:
     def save(self) -> None:
         """Writes a checkpoint of the present state, instead of the one of this step that may be there."""
         self.mark()
+        optimizer = optimizer_state(self.updater.model, self.updater.optimizer)
         if self.accelerator.is_main_process:
-            self._save()
+            self._save(optimizer)
         self.accelerator.wait_for_everyone()
 
     def save_as_marked(self) -> None:
-        """As `save`, while the other processes do something else. Nothing may have been learnt since `mark`."""
-        if self.accelerator.is_main_process and not self.is_saved:
-            self._save()
+        """As `save`, while the other processes do something else. Nothing may have been learnt since `mark`.
+
+        With FSDP it does nothing: the others' shares of the optimizer's state are out of reach until they join in.
+        """
+        model, optimizer = self.updater.model, self.updater.optimizer
+        if self.accelerator.is_main_process and not self.is_saved and not is_sharded(model):
+            self._save(optimizer_state(model, optimizer))
 
     def save_best(self) -> None:
         """Keeps the present state as OUTPUT/best."""
         self.mark()
+        optimizer = optimizer_state(self.updater.model, self.updater.optimizer)
         if self.accelerator.is_main_process:
-            disk.write_directory(self.output / "best", self._write)
+            disk.write_directory(self.output / "best", partial(self._write, optimizer))
         self.accelerator.wait_for_everyone()
 
     def export_policy(self) -> None:
@@ -154,15 +168,16 @@ class Run:
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(place)
 
-    def _save(self) -> None:
-        disk.save_checkpoint(self.output, self.state.step, self._write, self.config.train.keep_checkpoints)
+    def _save(self, optimizer: dict[str, Any]) -> None:
+        write = partial(self._write, optimizer)
+        disk.save_checkpoint(self.output, self.state.step, write, self.config.train.keep_checkpoints)
 
-    def _write(self, place: Path) -> None:
+    def _write(self, optimizer: dict[str, Any], place: Path) -> None:
         policy = place / "policy"
         save_policy(self.actor_critic, policy)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(policy)
-        torch.save(self.updater.optimizer.state_dict(), place / "optimizer.pt")
+        torch.save(optimizer, place / "optimizer.pt")
         torch.save(self.marks, place / "processes.pt")
         (place / "state.json").write_text(self.state.to_json(), encoding="utf-8")
 
@@ -171,7 +186,7 @@ def start_run(config: PPOConfig, rewards: RewardSource | None = None) -> Run:
     """A new run. Raises ConfigError where its output directory already holds one."""
     config = with_absolute_paths(config)
     output = Path(config.train.output)
-    accelerator = Accelerator(mixed_precision=config.train.mixed_precision)
+    accelerator = make_accelerator(config.train.mixed_precision)
     has_begun = accelerator.is_main_process and not disk.clear_unless_begun(output)
     if is_true_anywhere(has_begun):
         raise ConfigError(
@@ -207,13 +222,13 @@ def resume_run(output: Path, rewards: RewardSource | None = None, overrides: Seq
         )
     config = with_absolute_paths(config)
     place = disk.latest_checkpoint(output)
-    accelerator = Accelerator(mixed_precision=config.train.mixed_precision)
+    accelerator = make_accelerator(config.train.mixed_precision)
     try:
         state = RunState.from_json((place / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{place} cannot be read: {error}") from error
     run = _assemble(config, accelerator, rewards, state, place / "policy")
-    run.updater.optimizer.load_state_dict(disk.load_tensors(place / "optimizer.pt"))
+    load_optimizer_state(run.updater.model, run.updater.optimizer, disk.load_tensors(place / "optimizer.pt"))
     marks = disk.load_tensors(place / "processes.pt")
     if accelerator.process_index < len(marks):
         disk.set_random_state(marks[accelerator.process_index]["random"])
@@ -252,15 +267,16 @@ def _assemble(
     check_unchanged(state.inputs, inputs)
     state = replace(state, inputs=inputs)
     check_fits(actor_critic.policy, prompts, config.rollout.max_response_tokens)
+    learner = make_learner(accelerator, actor_critic, config)
     optimizer = torch.optim.AdamW(
-        [parameter for parameter in actor_critic.parameters() if parameter.requires_grad],
+        [parameter for parameter in learner.parameters() if parameter.requires_grad],
         lr=ppo.learning_rate,
         betas=(ppo.adam_beta1, ppo.adam_beta2),
         eps=ppo.adam_epsilon,
         weight_decay=ppo.weight_decay,
         fused=True,
     )
-    model, optimizer = accelerator.prepare(actor_critic, optimizer)
+    model, optimizer = accelerator.prepare(learner, optimizer)
     is_main = accelerator.is_main_process
     tracker = Tracker(
         Path(config.train.output),

@@ -24,11 +24,8 @@ class Seq2SeqPolicy(Policy):
         super().__init__(model, rule, pad_id)
         self.start_id = _start_id(model)
 
-        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-            self._keep_hidden(output[0])
-
         # Not where the vocabulary head reads them: T5 scales them down on the way there.
-        model.get_decoder().register_forward_hook(keep)
+        model.get_decoder().register_forward_hook(self._after_decoder)
 
     def num_positions(self, prompt_tokens: int, response_tokens: int) -> int:
         return max(prompt_tokens, response_tokens)
@@ -45,6 +42,9 @@ class Seq2SeqPolicy(Policy):
             use_cache=False,
         ).last_hidden_state
         return hidden
+
+    def _after_decoder(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        self._keep_hidden(output[0])
 
     def _read(self, sequences: Sequences) -> Tensor:
         inputs = {**encoder_inputs(sequences.prompts), "decoder_input_ids": self._decoder_ids(sequences)}

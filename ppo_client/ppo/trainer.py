@@ -28,6 +28,7 @@ from ppo_client.ppo.rewards import shaped_scores, token_rewards
 from ppo_client.ppo.rollout import Rollout, Started
 from ppo_client.ppo.run import resume_run, start_run
 from ppo_client.ppo.seeds import Purpose, prompt_rows, uniforms
+from ppo_client.ppo.sharding import copy_weights
 from ppo_client.ppo.staleness import from_tensors, importance_weights
 from ppo_client.ppo.update import Batch
 from ppo_client.ppo.versions import VersionChange, changes_of_all, follows
@@ -120,13 +121,14 @@ class PPOTrainer:
 
         # 4. Update.
         update_started = time.perf_counter()
-        run.actor_critic.train()
+        run.updater.model.train()
         weights = None
         if rollout.sampled_log_probs is not None:
             limit = config.rollout.max_importance_weight
             weights = importance_weights(rollout.log_probs, rollout.sampled_log_probs, mask, limit)
         batch = Batch(rollout.sequences, rollout.log_probs, rollout.values, advantages, returns, weights)
         update = run.updater.update(batch, step)
+        copy_weights(run.updater.model, run.actor_critic)
         update_s = time.perf_counter() - update_started
 
         # 5. Adjust the KL coefficient.

@@ -146,7 +146,8 @@ class Updater:
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss summed over the tokens, and MinibatchStatistics' fields, summed likewise."""
         ppo, mask = self.config.ppo, batch.sequences.response_mask
-        found = self.model(batch.sequences, with_entropy=ppo.entropy_coefficient != 0)
+        with self.accelerator.autocast():
+            found = self.model(batch.sequences, with_entropy=ppo.entropy_coefficient != 0)
         policy = policy_loss(found.log_probs, batch.log_probs, batch.advantages, mask, ppo.clip_range, batch.weights)
         value = value_loss(found.values, batch.values, batch.returns, mask, ppo.value_clip_range)
         loss = policy.loss + ppo.value_coefficient * value.loss

@@ -1,0 +1,113 @@
+"""FSDP: what learns is shared out over the processes; a whole copy of it, in each, writes, is read, and is saved.
+
+Sampling takes a forward pass for each token, as many as the process's own responses need. On shards each would gather
+every weight anew, and processes would wait for one another; a copy costs the weights alone, while gradients, Adam's two
+moments and the activations' weights are shared out.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
+
+from ppo_client.ppo.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from ppo_client.ppo.config import PPOConfig
+    from ppo_client.ppo.critic import ActorCritic
+
+
+def make_accelerator(mixed_precision: Literal["no", "bf16"]) -> Accelerator:
+    """As `accelerate launch` or torchrun configured it. Raises ConfigError for what the trainer cannot do."""
+    if _is_on("ACCELERATE_USE_DEEPSPEED"):
+        raise ConfigError(
+            "DeepSpeed is not supported: it clips and steps inside its own engine, where a gradient that is not finite "
+            "cannot be refused. FSDP shares out the same as ZeRO-3: see examples/accelerate/fsdp.yaml"
+        )
+    if _is_on("ACCELERATE_USE_MEGATRON_LM"):
+        raise ConfigError("Megatron-LM is not supported: see examples/accelerate/fsdp.yaml for what is")
+    wants_shards = _is_on("ACCELERATE_USE_FSDP")
+    if wants_shards:
+        # Else transformers leaves the weights out in all processes but one.
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    accelerator = Accelerator(mixed_precision=mixed_precision)
+    if wants_shards and accelerator.distributed_type != DistributedType.FSDP:
+        raise ConfigError(
+            f"FSDP is configured, and accelerate does without it here ({accelerator.num_processes} processes on "
+            f"{accelerator.device.type}): it needs several processes with an accelerator each; for one process or "
+            "CPUs take FSDP out of the configuration"
+        )
+    if wants_shards and not accelerator.is_fsdp2:
+        raise ConfigError("FSDP 1 is not supported: set fsdp_version: 2, as in examples/accelerate/fsdp.yaml")
+    if wants_shards:
+        plugin = accelerator.state.fsdp_plugin
+        plugin.cpu_ram_efficient_loading = False
+        # Autocast does it, for the copy that is read and for the shards alike.
+        plugin.mixed_precision_policy = None
+    return accelerator
+
+
+def make_learner(accelerator: Accelerator, actor_critic: ActorCritic, config: PPOConfig) -> ActorCritic:
+    """What is to be prepared by accelerate and to learn: with FSDP a copy, else `actor_critic` itself."""
+    if not accelerator.is_fsdp2:
+        return actor_critic
+    if config.lora.rank and config.critic.kind == "separate" and not (config.critic.model or config.critic.init):
+        raise ConfigError(
+            "with FSDP an adapter's critic cannot share the policy's weights below adapters of its own: set "
+            'critic.kind = "shared", or name critic.model'
+        )
+    learner = copy.deepcopy(actor_critic)
+    layers = actor_critic.policy.model._no_split_modules
+    learner._no_split_modules = sorted(layers) if layers else None
+    return learner
+
+
+@torch.no_grad()
+def copy_weights(learner: torch.nn.Module, actor_critic: ActorCritic) -> None:
+    """Gives `actor_critic` what `learner` has learnt. To be called in all processes; nothing to do without FSDP."""
+    for own, learnt in zip(actor_critic.parameters(), learner.parameters(), strict=True):
+        if isinstance(learnt, DTensor) and learnt.requires_grad:
+            own.copy_(learnt.full_tensor())
+
+
+def is_sharded(learner: torch.nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in learner.parameters())
+
+
+def optimizer_state(learner: Any, optimizer: Any) -> dict[str, Any]:
+    """Whole, in the main process, and on the CPU where it was shared out. To be called in all processes."""
+    if is_sharded(learner):
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return get_optimizer_state_dict(learner, optimizer.optimizer, options=options)
+    state: dict[str, Any] = optimizer.state_dict()
+    return state
+
+
+def load_optimizer_state(learner: Any, optimizer: Any, state: dict[str, Any]) -> None:
+    """What `optimizer_state` gave. Raises CheckpointError for a state that was not shared out where this one is."""
+    by_name = any(isinstance(name, str) for group in state["param_groups"] for name in group["params"])
+    if by_name:
+        options = StateDictOptions(full_state_dict=True)
+        set_optimizer_state_dict(learner, optimizer.optimizer, state, options=options)
+    elif is_sharded(learner):
+        raise CheckpointError(
+            "the checkpoint was written without FSDP, and its optimizer's state cannot be shared out: resume without, "
+            "or start a new run from the checkpoint's policy"
+        )
+    else:
+        optimizer.load_state_dict(state)
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() == "true"
