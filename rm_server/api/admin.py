@@ -98,6 +98,11 @@ class Admin(RunActions, OutcomeActions, ExplainActions):
         request = models_pb2.UnloadVersionRequest(selector=selector, force=force, comment=comment)
         return _version(self._call(self._models.UnloadVersion, request, timeout_s=None).version)
 
+    def delete(self, model: str, version: int, *, comment: str = "") -> None:
+        """Takes a version out of the catalog."""
+        request = models_pb2.DeleteVersionRequest(model=model, version=version, comment=comment)
+        self._call(self._models.DeleteVersion, request)
+
     def set_label(
         self, model: str, label: str, version: int, *, load: bool, unload_previous: bool, comment: str = ""
     ) -> int | None:

@@ -25,6 +25,10 @@ class RunActions:
         response = self._call(self._experiments.ListRuns, experiments_pb2.ListRunsRequest(model=model))
         return [_run(message) for message in response.runs]
 
+    def end_run(self, run: str, model: str = "") -> None:
+        """Ends the run's lease on a model, or all of its leases."""
+        self._call(self._experiments.EndRun, experiments_pb2.EndRunRequest(run=run, model=model))
+
     def splits(self, model: str = "") -> Row:
         """``splits`` with the shares of this moment, and ``pins``."""
         response = self._call(self._experiments.ListSplits, experiments_pb2.ListSplitsRequest(model=model))

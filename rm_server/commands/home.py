@@ -30,6 +30,10 @@ class HomeAdmin:
         require_known(snapshot, model)
         return [_model(snapshot, name) for name in snapshot.models() if model in ("", name)]
 
+    def delete(self, model: str, version: int, *, comment: str = "") -> None:
+        """Takes a version out of the catalog; its files stay until `rm-server gc`, or a server's next deletion."""
+        self._catalog.delete_version(model, version, self._actor, comment)
+
     def set_label(
         self, model: str, label: str, version: int, *, load: bool, unload_previous: bool, comment: str = ""
     ) -> int | None:

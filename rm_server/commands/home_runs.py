@@ -9,7 +9,7 @@ from typing import Any
 from rm_server.commands.home import require_known
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.records import Arm, Split
-from rm_server.registry.runs import list_runs
+from rm_server.registry.runs import end_runs, list_runs
 from rm_server.registry.splits import count_runs, remove_pin, remove_split, set_pin, set_split
 from rm_server.scoring.run_status import RunStatus, run_statuses
 from rm_server.scoring.split import shares
@@ -29,6 +29,10 @@ class HomeRuns:
         require_known(self._catalog.snapshot(), model)
         now = time.time()
         return [_run(status) for status in run_statuses(*list_runs(self._catalog, model or None, None), now)]
+
+    def end_run(self, run: str, model: str = "") -> None:
+        """Ends the run's lease on a model, or all of its leases."""
+        end_runs(self._catalog, run, model or None, time.time())
 
     def splits(self, model: str = "") -> Row:
         """``splits`` with the shares of this moment, and ``pins``."""

@@ -43,6 +43,17 @@ def add_parsers(commands: Any) -> None:
     add_reason_option(parser)
 
     parser = _add(
+        commands,
+        "delete",
+        run_delete,
+        "takes a version that nothing needs out of the catalog; its number is never given again",
+        "rm-server delete helpfulness@2 --reason 'trained on the held-out pairs'",
+    )
+    parser.add_argument("selector", metavar="NAME@VERSION", help="by its number: what a label names is needed")
+    add_reason_option(parser)
+    add_home_option(parser)
+
+    parser = _add(
         commands, "label", run_label, "lets a label name a version", "rm-server label helpfulness stable 3 --load"
     )
     parser.add_argument("model")
@@ -107,11 +118,28 @@ def run_unload(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_delete(arguments: argparse.Namespace) -> int:
+    """Refused while a label, split, pin, shadow, composite, adapter or lease needs it, or while it is loaded."""
+    model, _, version = arguments.selector.partition("@")
+    try:
+        number = version_number(version)
+    except argparse.ArgumentTypeError:
+        arguments.parser.error(
+            f"argument NAME@VERSION: {arguments.selector!r}: a number was expected, helpfulness@2 say"
+        )
+    with open_server_or_home(arguments) as target:
+        target.delete(model, number, comment=arguments.comment)
+    print(f"{model}@{number} is deleted.")
+    return 0
+
+
 def run_label(arguments: argparse.Namespace) -> int:
     """Moves or removes a label."""
     model, label, version = arguments.model, arguments.label, arguments.version
     if arguments.remove == (version is not None):
         arguments.parser.error("give either a version or --remove")
+    if arguments.remove and (arguments.load or arguments.unload_previous):
+        arguments.parser.error("--load and --unload-previous go with a version, not with --remove")
     with open_server_or_home(arguments) as target:
         if arguments.remove:
             print(

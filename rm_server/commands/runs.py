@@ -47,6 +47,16 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument("model", nargs="?", default="", help="only this one")
     add_json_option(parser)
 
+    parser = _add(
+        commands,
+        "end-run",
+        run_end_run,
+        "ends a run's leases, so that its versions may go; the run is over then, or registers again",
+        "rm-server end-run exp-17",
+    )
+    parser.add_argument("training_run", metavar="RUN")
+    parser.add_argument("model", nargs="?", default="", help="only its lease on this one (default: all)")
+
     split = commands.add_parser(
         "split",
         help="divides a model's runs between versions",
@@ -117,6 +127,15 @@ def run_runs(arguments: argparse.Namespace) -> int:
         ),
         empty="No run has been seen yet.",
     )
+    return 0
+
+
+def run_end_run(arguments: argparse.Namespace) -> int:
+    """A trainer that goes on gets what the bare name means then; RewardClient stops where that is another version."""
+    with _target(arguments) as target:
+        target.end_run(arguments.training_run, arguments.model)
+    of = f" on {arguments.model}" if arguments.model else ""
+    print(f"{arguments.training_run} holds no version{of} any more.")
     return 0
 
 

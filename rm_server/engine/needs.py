@@ -17,7 +17,9 @@ def needs_by_version(snapshot: Snapshot, holders: Mapping[VersionKey, Holders]) 
     # What somebody set says more than the runs that follow from it, so it comes later and wins.
     for key, holder in holders.items():
         more = f" and {holder.num_runs - 1} more" if holder.num_runs > 1 else ""
-        needs[key] = f"the runs {holder.first}{more} have leases on it. End them, or wait until the leases expire."
+        needs[key] = (
+            f"leases on it: {holder.first}{more}. End the runs (`rm-server end-run`), or wait until the leases expire."
+        )
     for key in snapshot.shadows:
         needs[key] = "it is a shadow of its model's traffic. Remove the shadow."
     for (model, run), version in snapshot.pins.items():

@@ -285,8 +285,8 @@ class Runs:
             return None
         more = f" and {len(runs) - 5} more" if len(runs) > 5 else ""
         return (
-            f"the runs {', '.join(runs[:5])}{more} have leases on it. End them, or wait until they have given no sign "
-            "of life for as long as their leases are."
+            f"leases on it: {', '.join(runs[:5])}{more}. End the runs (`rm-server end-run`), or wait until they have "
+            "given no sign of life for as long as their leases are."
         )
 
 

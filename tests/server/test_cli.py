@@ -67,7 +67,8 @@ def test_the_list_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
 def test_what_changes_something_asks_for_a_reason_and_what_prints_a_table_has_json() -> None:
     options = {command: set(parser._option_string_actions) for command, parser in COMMANDS.items()}
     assert {command for command, names in options.items() if "--reason" in names} == {
-        *("register", "load", "unload", "label", "promote", "rollback", "restore", "export", "tune", "calibrate"),
+        *("register", "load", "unload", "delete", "label", "promote", "rollback", "restore", "export", "tune"),
+        "calibrate",
         *("split set", "split remove", "split pin", "split unpin", "shadow set", "shadow remove"),
     }
     assert {command for command, names in options.items() if "--json" in names} >= {
@@ -89,6 +90,8 @@ def test_what_changes_something_asks_for_a_reason_and_what_prints_a_table_has_js
         ("experiment", "outcome", "exp-1", "m", "win_rate", "0.5", "--step", "-4"),
         ("experiment", "report", "m", "--last", "0"),
         ("scores", "--limit", "0"),
+        ("delete", "m@stable"),
+        ("delete", "m"),
     ],
 )
 def test_a_number_out_of_range_is_refused_before_anybody_is_asked(

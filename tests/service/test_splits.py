@@ -170,6 +170,33 @@ def test_the_commands_say_and_do_the_same(
         assert main(["split", "set", "m", *wrong, *there]) == 1
 
 
+@pytest.mark.parametrize("place", ["server", "home"])
+def test_an_operator_ends_a_run_so_that_its_version_may_go(
+    server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    there = ["--server", server.app.grpc_address]
+    where = there if place == "server" else ["--home", str(tmp_path / "home")]
+    server.experiments.SetPin(
+        experiments_pb2.SetPinRequest(pin=experiments_pb2.Pin(model="m", version=2, run="crashed"))
+    )
+    assert server.score("m", "a", run="crashed").version == 2
+    server.experiments.RemovePin(experiments_pb2.RemovePinRequest(model="m", run="crashed"))
+    assert main(["unload", "m@2", *there]) == 1
+    assert main(["delete", "m@2", *where]) == 1
+    said = capsys.readouterr().err
+    assert "crashed" in said
+    assert "rm-server end-run" in said
+    assert main(["end-run", "nobody", *where]) == 1
+    assert "'nobody' has no lease" in capsys.readouterr().err
+    assert main(["end-run", "crashed", "m", *where]) == 0
+    assert main(["unload", "m@2", *there]) == 0
+    assert main(["delete", "m@2", *where, "--reason", "was a test"]) == 0
+    assert main(["delete", "m@2", *where]) == 1
+    assert "no version 2" in capsys.readouterr().err
+    change = server.models.ListHistory(models_pb2.ListHistoryRequest(model="m", limit=1)).entries[0]
+    assert (change.action, change.version, change.comment) == ("delete", 2, "was a test")
+
+
 def test_a_model_that_there_is_not_has_no_empty_list(
     server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -105,11 +105,11 @@ async def test_a_leased_version_is_not_unloaded_until_the_lease_ends(tmp_path: P
         for number in range(7):
             await call(runs, "m", f"r{number}")
         await world.versions.set_label("m", "stable", 2, **BY)
-        with pytest.raises(VersionInUse, match="the runs r0, r1, r2, r3, r4 and 2 more have leases"):
+        with pytest.raises(VersionInUse, match="leases on it: r0, r1, r2, r3, r4 and 2 more"):
             await world.versions.unload(("m", 1), True, **BY)
         for number in range(6):
             await runs.end(f"r{number}", "m")
-        with pytest.raises(VersionInUse, match="the runs r6 have"):
+        with pytest.raises(VersionInUse, match="leases on it: r6"):
             await world.versions.unload(("m", 1), True, **BY)
         clock.now += 900
         await world.versions.unload(("m", 1), False, **BY)
