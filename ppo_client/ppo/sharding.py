@@ -44,9 +44,9 @@ def make_accelerator(mixed_precision: Literal["no", "bf16"]) -> Accelerator:
     accelerator = Accelerator(mixed_precision=mixed_precision)
     if wants_shards and accelerator.distributed_type != DistributedType.FSDP:
         raise ConfigError(
-            f"FSDP is configured, and accelerate does without it here ({accelerator.num_processes} processes on "
-            f"{accelerator.device.type}): it needs several processes with an accelerator each; for one process or "
-            "CPUs take FSDP out of the configuration"
+            f"FSDP is configured, and accelerate does without it here (processes: {accelerator.num_processes}, "
+            f"device: {accelerator.device.type}): it needs several processes with an accelerator each; for one process "
+            "or CPUs take FSDP out of the configuration"
         )
     if wants_shards and not accelerator.is_fsdp2:
         raise ConfigError("FSDP 1 is not supported: set fsdp_version: 2, as in examples/accelerate/fsdp.yaml")

@@ -144,7 +144,10 @@ def test_a_state_by_number_cannot_be_shared_out(folder: Path, monkeypatch: pytes
     [
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM is not supported"),
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "accelerate does without it here .1 processes on cpu"),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+            "accelerate does without it here .processes: 1, device: cpu",
+        ),
     ],
     ids=str,
 )

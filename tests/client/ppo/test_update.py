@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_policies import FakeRewards, make_config
+from accelerate.state import AcceleratorState
+from tiny_policies import KINDS, FakeRewards, make_config, save_policy
 
 from ppo_client.ppo.errors import NonFiniteUpdate
 from ppo_client.ppo.run import Run, start_run
@@ -151,3 +153,20 @@ def test_the_value_loss_has_its_weight(folder: Path) -> None:
         norms.append(update(run, replace(batch, advantages=torch.zeros_like(batch.advantages))).gradient_norm)
     assert norms[1] == pytest.approx(5 * norms[0], rel=1e-4)
     assert norms[0] > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bf16_computes_nearly_the_same_and_learns_in_fp32(made_once: Path, tmp_path: Path, kind: str) -> None:
+    save_policy(tmp_path / "policy", KINDS[kind][0])
+    shutil.copy(made_once / "prompts.jsonl", tmp_path)
+    exact = start_run(make_config(tmp_path, train={"output": str(tmp_path / "fp32")}, **KINDS[kind][1]), FakeRewards())
+    batch = make_batch(exact)
+    ours = update(exact, batch).first
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train = {"output": str(tmp_path / "bf16"), "mixed_precision": "bf16"}
+    rounded = start_run(make_config(tmp_path, train=train, **KINDS[kind][1]), FakeRewards())
+    theirs = update(rounded, batch).first
+    assert theirs.policy_loss == pytest.approx(ours.policy_loss, abs=2e-2)
+    assert theirs.value_loss == pytest.approx(ours.value_loss, rel=2e-2)
+    assert theirs.policy_loss != ours.policy_loss, "it was computed in another precision"
+    assert all(parameter.dtype is torch.float32 for parameter in parameters(rounded))
