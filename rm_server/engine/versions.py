@@ -261,7 +261,8 @@ class VersionManager:
                     "then calls by the label fail."
                 )
             was_wanted, precision = key in self._following.in_catalog.wanted, self._wanted_precision(key)
-            await asyncio.to_thread(self._catalog.set_wanted, *key, False, actor, comment)
+            why = f"forced, although named by the label {', '.join(labels)}" if is_loaded and labels else ""
+            await asyncio.to_thread(self._catalog.set_wanted, *key, False, actor, comment, why=why)
             # A run may have been given it meanwhile, here or on another server; a split may have got it.
             await self._refresh()
             await self._following.refresh_holders()

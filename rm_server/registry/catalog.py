@@ -183,11 +183,19 @@ class Catalog:
             return queries.version_record(row)
 
     def set_wanted(
-        self, model: str, version: int, wanted: bool, actor: str, comment: str = "", *, precision: str = ""
+        self,
+        model: str,
+        version: int,
+        wanted: bool,
+        actor: str,
+        comment: str = "",
+        *,
+        precision: str = "",
+        why: str = "",
     ) -> None:
         """Says whether servers shall have a version loaded, and in which precision (empty: their default).
 
-        Raises ModelNotFound or VersionNotFound.
+        ``why``: what the history says beside the precision. Raises ModelNotFound or VersionNotFound.
         """
         precision = precision if wanted else ""
         with self.changing(actor, comment) as change:
@@ -195,7 +203,7 @@ class Catalog:
             if (row.wanted, row.wanted_precision) == (wanted, precision):
                 return
             _update_version(change.connection, model, version, wanted=wanted, wanted_precision=precision)
-            change.record("load" if wanted else "unload", model, version, precision)
+            change.record("load" if wanted else "unload", model, version, precision or why)
 
     # --- labels ---
 

@@ -91,7 +91,10 @@ class ScoreLog:
 
     async def run(self) -> None:
         """Writes files for ever."""
-        await asyncio.to_thread(tidy, self._folder, 0)
+        try:
+            await asyncio.to_thread(tidy, self._folder, 0)
+        except OSError as error:  # the log is written all the same
+            _log.warning("What was left half written in %s cannot be removed: %s", self._folder, error)
         while True:
             try:
                 async with asyncio.timeout(self._settings.rotate_s):

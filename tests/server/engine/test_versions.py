@@ -173,6 +173,7 @@ async def test_a_forced_unload_lasts_though_a_label_names_the_version(tmp_path: 
         key = await world.register()
         await world.versions.set_label("m", "stable", 1, load=True, **BY)
         await world.versions.unload(key, True, **BY)
+        assert world.catalog.history("m", 1)[0].detail == "forced, although named by the label stable"
         # Something else happens in the catalog, and the server looks at it again.
         other = world.elsewhere
         other.set_label("m", "canary", 1, actor="somebody")

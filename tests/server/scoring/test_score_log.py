@@ -170,6 +170,20 @@ async def test_the_writer_goes_on_after_a_failure(tmp_path: Path, monkeypatch: p
     await asyncio.gather(running, return_exceptions=True)
 
 
+async def test_the_writer_goes_on_where_it_cannot_tidy_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tidy_elsewhere(folder: Path, keep_mb: float) -> None:
+        monkeypatch.setattr(score_log, "tidy", tidy)
+        raise PermissionError(13, "not yours")
+
+    monkeypatch.setattr(score_log, "tidy", tidy_elsewhere)
+    log, counted = make(tmp_path, rotate_rows=1)
+    writing = asyncio.ensure_future(log.run())
+    take(log)
+    await until(lambda: writing.done() or counted.items["written"] == 3)
+    assert not writing.done()
+    writing.cancel()
+
+
 async def test_stopping_says_what_is_lost(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("in the way")
     log, counted = make(tmp_path / "log")
