@@ -120,7 +120,7 @@ def run_runs(arguments: argparse.Namespace) -> int:
             ("VERSION", lambda row: row["version"]),
             ("ARM", lambda row: row["arm"]),
             ("ITEMS", lambda row: row["items"]),
-            ("TOKENS/S", lambda row: row["tokens_per_second"]),
+            ("TOKENS/S", lambda row: round(row["tokens_per_second"], 2)),  # of a run that is over: 0, not 1.9e-08
             ("MEAN ± STD", _spread),
             ("LAST SEEN", lambda row: short_time(row["last_seen_time"])),
             ("LEASE UNTIL", lambda row: short_time(row["lease_expire_time"] or "")),
