@@ -75,6 +75,7 @@ class FakeVLLM:
     takes_weights: bool = True
     settings: dict[str, Any] = field(default_factory=dict)
     num_resets: int = 0
+    seeds: list[int] = field(default_factory=list)
     SamplingParams: type[SamplingParams] = SamplingParams
 
     def LLM(self, model: str, **settings: Any) -> Engine:
@@ -105,6 +106,7 @@ class Engine:
         return [self._request(prompt["prompt_token_ids"], one) for prompt, one in zip(prompts, params, strict=True)]
 
     def _request(self, prompt: list[int], params: SamplingParams) -> Request:
+        self.module.seeds.append(params.seed)
         temperature = params.temperature * self.module.temperature_factor
         rule = SamplingRule(temperature, tuple(params.stop_token_ids), params.min_tokens)
         uniforms = torch.rand(

@@ -48,6 +48,7 @@ def test_an_engine_that_agrees_has_the_weights_of_each_step(
         assert row["importance_weight_mean"] == pytest.approx(1.0, abs=1e-5)
         assert row["entropy"] > 0
     assert module.num_resets == 3
+    assert len(set(module.seeds)) == 3 * 8, "one for each row of each step"
     assert module.settings["logprobs_mode"] == "processed_logprobs"
     assert module.settings["max_model_len"] == 8 + 6
 
