@@ -50,6 +50,10 @@ STORM_TARGETS: Mapping[str, tuple[str, float]] = {
     "p99_swap_over_steady": ("≤", 1.5),
     "load_cycles": ("≥", 500),
     "memory_growth_mb": ("≤", 100),
+    "kills": ("≥", 50),
+    "kills_inconsistent": ("≤", 0),
+    "replica_failed": ("≤", 0),
+    "converge_s": ("≤", 2),
 }
 """What each figure of the storms is wanted to be."""
 

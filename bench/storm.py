@@ -15,7 +15,7 @@ from bench import results
 from bench.measurement import Bench
 
 HERE = Path(__file__).parent
-STORMS = ("swaps", "latency", "cycles")
+STORMS = ("swaps", "latency", "cycles", "kills", "replicas")
 
 
 def main() -> int:

@@ -9,7 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from killed_homes import (
+from postgresql import has_postgresql
+
+from bench.storms.killed_homes import (
     IN_ARTIFACTS,
     IN_CATALOG,
     IN_MIGRATION,
@@ -19,8 +21,6 @@ from killed_homes import (
     kill_from_outside,
     start,
 )
-from postgresql import has_postgresql
-
 from rm_server.registry.home import Home, add_version, open_home, sweep_artifacts
 
 from .conftest import MakeFolder
