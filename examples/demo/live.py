@@ -200,7 +200,8 @@ def _watch(
                     f"by {MODEL}@{row['reward_version']}, KL {row['kl']:.1f}"
                 )
         if trainer is not None:
-            parts.append(f"version 2: {trainer.tail().rpartition("|")[2].strip()}" if trainer.is_running() else "version 2: trained")
+            steps = trainer.tail().rpartition("|")[2].strip()  # behind the bar of its progress
+            parts.append(f"version 2: {steps}" if trainer.is_running() else "version 2: trained")
         screen.show(" | ".join(parts))
         time.sleep(0.5)
 
