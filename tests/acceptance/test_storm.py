@@ -53,3 +53,16 @@ def test_loading_and_unloading_keeps_no_memory(found: dict[str, Any]) -> None:
     assert found["figures"]["load_cycles"] == 20
     # A version that stayed behind would have 4 MB of weights alone.
     assert found["figures"]["memory_growth_mb"] < 40
+
+
+def test_every_kill_leaves_a_home_that_is_consistent_and_served(found: dict[str, Any]) -> None:
+    assert (found["figures"]["kills"], found["figures"]["kills_inconsistent"]) == (12, 0)
+
+
+def test_who_scores_sees_nothing_of_replicas_and_databases_that_die(found: dict[str, Any]) -> None:
+    rows = [row for row in found["rows"] if row["question"] == "replicas"]
+    for row in rows:
+        if "not_run" in row:
+            pytest.skip(row["not_run"])
+    assert found["figures"]["replica_failed"] == 0
+    assert all(row["answers"] > 0 for row in rows if "answers" in row)
