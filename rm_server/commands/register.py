@@ -33,6 +33,7 @@ examples:
   rm-server register helpfulness ./helpful-v2 --home models --comment "twice the data"
   rm-server register helpful ./v2 --home models --reference-data held_out.jsonl.gz --match helpful@stable
   rm-server register sentiment hf://org/classifier@v1.0 --home models --label-index positive --max-tokens 256
+  rm-server register helpful ./adapter --home models --base qwen-base@1
 """
 
 # Options that say how the version reads its input; they need the weights at hand, and so a home.
@@ -42,6 +43,7 @@ _HOME_ONLY = (
     "max_tokens",
     "truncation",
     "append_eos",
+    "base",
     "golden_data",
     "reference_data",
     "match",
@@ -62,6 +64,11 @@ def add_parsers(commands: Any) -> None:
     parser.set_defaults(run=run_register, parser=parser)
     parser.add_argument("model", help="its name; made when it is new")
     parser.add_argument("source", help="a folder, hf://ORG/NAME@REVISION or mlflow:/NAME/VERSION")
+    parser.add_argument(
+        "--base",
+        metavar="BASE",
+        help="of an adapter without base/ and base.json: NAME@VERSION of this home, a folder, or hf://ORG/NAME@REVISION",
+    )
     add_reason_option(parser)
 
     reading = parser.add_argument_group("how it reads (default: as its reward_model.json says, else inferred)")
@@ -114,6 +121,7 @@ def run_register(arguments: argparse.Namespace) -> int:
         actor=operating_system_user(),
         comment=arguments.comment,
         reading=Reading(**{name: getattr(arguments, name) for name in Reading.__dataclass_fields__}),
+        base=arguments.base,
         golden_data=arguments.golden_data,
         reference_data=arguments.reference_data,
         match=arguments.match,

@@ -53,8 +53,10 @@ def read_base_name(folder: Path) -> BaseName:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactUnreadable(
-            f"{folder} is an adapter without its base: put the base's checkpoint into {folder / BASE_FOLDER}, or name "
-            f'a registered version in {BASE_FILE}: {{"version": "model@1"}}.'
+            f"{folder} is an adapter without its base; {ADAPTER_CONFIG} says base_model_name_or_path "
+            f"{_trained_on(folder)!r}. Name it with `rm-server register --base` (model@1, a folder, or "
+            f"hf://org/name@revision), put its checkpoint into {folder / BASE_FOLDER}, or name a registered version "
+            f'in {BASE_FILE}: {{"version": "model@1"}}.'
         ) from None
     except (OSError, ValueError) as error:
         raise ArtifactUnreadable(f"{path} cannot be read: {error}") from error
@@ -62,6 +64,15 @@ def read_base_name(folder: Path) -> BaseName:
     if not is_known or not all(isinstance(value, str) for value in content.values()):
         raise UnsupportedArtifact(f'{path} must be {{"version": "model@1"}}, with a "digest" where it is pinned.')
     return BaseName(**content)
+
+
+def _trained_on(folder: Path) -> object:
+    """What peft noted; often a path on another machine, so it is told and not followed."""
+    try:
+        content = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactUnreadable(f"{folder / ADAPTER_CONFIG} cannot be read: {error}") from error
+    return content.get("base_model_name_or_path") if isinstance(content, dict) else None
 
 
 def write_base_name(folder: Path, name: BaseName) -> None:

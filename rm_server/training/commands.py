@@ -29,6 +29,7 @@ _TRAIN_EXAMPLES = """\
 examples:
   rm-server train --data pairs.jsonl.gz --base FacebookAI/roberta-base --out helpful-v1
   rm-server train --data pairs.jsonl.gz --base ./Qwen3-0.6B --out helpful-v2 --precision bf16 --lora-rank 16
+  rm-server train --data pairs.jsonl.gz --base ./Qwen3-0.6B --out adapter --lora-rank 16 --keep-adapter
   rm-server train --data pairs.jsonl.gz --base ./MiniLM --out v1 --template pair --truncation keep_start --subset 0.25
   rm-server train ... --resume          go on after an interruption; the weights become the same
 """
@@ -88,6 +89,11 @@ def _add_train(subparsers: Any) -> None:
     )
     learning.add_argument(
         "--lora-rank", type=int, default=0, help="train low-rank adapters and merge them (default: all weights)"
+    )
+    learning.add_argument(
+        "--keep-adapter",
+        action="store_true",
+        help="with --lora-rank: do not merge; save the adapter beside its base, to be served over one copy of it",
     )
     learning.add_argument("--seed", type=int, default=0, help="of head, order and split (default 0)")
 
@@ -249,6 +255,7 @@ def _assess_folder(
 ) -> Report:
     from rm_server.backends.interface import ComputeSettings
     from rm_server.registry.digest import digest_of, hash_file
+    from rm_server.registry.layout import BASE_FOLDER
     from rm_server.training.assessment import Subject, assess
     from rm_server.training.offline_scoring import offline_scorer
     from rm_server.training.preferences import read_split
@@ -265,7 +272,8 @@ def _assess_folder(
         offline_scorer(folder, manifest, settings, shows_progress=not arguments.quiet),
         Subject(
             name=name or folder.name,
-            digest=digest_of(folder, manifest),
+            # An adapter's digest names its base by version: there is none before both are registered.
+            digest="" if (folder / BASE_FOLDER).is_dir() else digest_of(folder, manifest),
             data=arguments.data.name,
             data_sha256=hash_file(arguments.data)[1],
         ),

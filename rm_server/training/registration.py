@@ -27,6 +27,7 @@ from rm_server.registry.manifest import Manifest, TruncationRule, read_manifest
 from rm_server.registry.names import check_model_name
 from rm_server.registry.records import CalibrationRecord, VersionRecord
 from rm_server.registry.versions_by_name import find_version
+from rm_server.training.adapter_base import with_base
 from rm_server.training.calibration import Calibration, match_moments, standardise
 from rm_server.training.composite_scoring import AllEncoders, composite_scorer
 from rm_server.training.golden import check_golden, choose_golden_texts, record_golden
@@ -74,6 +75,7 @@ def register_folder(
     actor: str,
     comment: str = "",
     reading: Reading = Reading(),
+    base: str | None = None,
     golden_data: Path | None = None,
     reference_data: Path | None = None,
     match: str | None = None,
@@ -85,6 +87,8 @@ def register_folder(
 
     A plain Hugging Face folder gets its manifest inferred; the folder itself is not written to.
 
+    ``base``: of an adapter whose folder says nothing of its base: a version of this home, or a source like ``source``,
+    which becomes a version of ``<model>-base`` first.
     ``golden_data``: texts for golden examples; without it the folder's own are checked and kept, else built-in texts
     are scored. ``reference_data``: texts on which the version's scores are calibrated to mean 0 and standard deviation
     1, or, with ``match`` (``model@3`` or ``model@label``), to mean and standard deviation of that version's scores, on
@@ -101,9 +105,12 @@ def register_folder(
     try:
         with ExitStack() as stack:
             found = stack.enter_context(version_source(source, artifacts))
-            manifest = _manifest_of(found.folder, reading)
+            whole = found.folder
+            if base is not None:
+                whole = stack.enter_context(with_base(found.folder, base, catalog.snapshot(), artifacts))
+            manifest = _manifest_of(whole, reading)
             # A composite's file says by number and digest what it is made of, an adapter's what its base is.
-            folder = stack.enter_context(as_version(catalog, artifacts, model, found.folder, manifest, actor=actor))
+            folder = stack.enter_context(as_version(catalog, artifacts, model, whole, manifest, actor=actor))
             settings = ComputeSettings(device=device, deterministic=True)
             if manifest.kind == "composite":
                 score = composite_scorer(folder, manifest, artifacts, settings, shows_progress=shows_progress)
@@ -215,7 +222,7 @@ def _read_reports(folder: Path, evaluations: Sequence[Path], digest: str) -> dic
     reports = {}
     for path in evaluations:
         report = _read_report(path)
-        if report.get("digest", digest) != digest:
+        if (report.get("digest") or digest) != digest:  # that of an adapter is not known before it is registered
             raise InvalidRequest(
                 f"{path} evaluates the digest {report['digest']}, and this version has {digest}. Evaluate it again."
             )

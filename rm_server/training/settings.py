@@ -23,7 +23,8 @@ class TrainSettings:
     ``dropout``: as the model's config says, instead of none (TRL's default is none, and attention without dropout is
     about twice as fast on CPUs).
     ``center_coefficient``: weight of the squared sum of both scores (Eisenstein et al. 2023), which keeps scores
-    near 0; 0: off. ``lora_rank`` above 0: only low-rank adapters and the head are trained, and merged at the end.
+    near 0; 0: off. ``lora_rank`` above 0: only low-rank adapters and the head are trained, and merged at the end, or,
+    with ``keep_adapter``, saved beside their base as a version of the kind ``lora``.
     ``checkpoint_steps`` 0: a checkpoint after each epoch.
     """
 
@@ -45,6 +46,7 @@ class TrainSettings:
     dropout: bool = False
     center_coefficient: float = 0.0
     lora_rank: int = 0
+    keep_adapter: bool = False
     gradient_checkpointing: bool = False
     checkpoint_steps: int = 0
     device: Literal["auto", "cpu"] = "auto"

@@ -41,6 +41,7 @@ from rm_server.training.preferences import (
 )
 from rm_server.training.progress import ProgressBar, quiet_transformers
 from rm_server.training.run_folder import CHECKPOINTS, begin_folder, find_checkpoint, step_of
+from rm_server.training.saved_adapter import save_adapter
 from rm_server.training.settings import TrainSettings
 
 TRAINING_FILE = "training.json"
@@ -74,6 +75,8 @@ def train(
     ArtifactUnreadable, UnsupportedArtifact or WeightsMismatch for a base that cannot.
     """
     started, cpu_started = time.monotonic(), time.process_time()
+    if settings.keep_adapter and not settings.lora_rank:
+        raise InvalidRequest("--keep-adapter needs --lora-rank: without it all weights are trained, and no adapter.")
     settings = replace(settings, precision=resolve_precision(settings))
     pairs = read_preferences(data)
     split = _split(pairs, settings)
@@ -82,10 +85,13 @@ def train(
     fingerprint = {"data_sha256": data_sha256, **asdict(settings)}
     checkpoint = find_checkpoint(out, fingerprint, resume)
     with quiet_transformers():
-        model, tokenizer, fresh_weights = load_base(find_base(settings.base), settings.seed)
+        base = find_base(settings.base)
+        model, tokenizer, fresh_weights = load_base(base, settings.seed)
         if not settings.dropout:
             disable_dropout(model)
         manifest, encoded = _encode(model, tokenizer, training_pairs, settings, shows_progress)
+        if settings.keep_adapter:
+            manifest = replace(manifest, kind="lora")
         begin_folder(out, fingerprint)
         trainer = _make_trainer(model, tokenizer, encoded, [pair.group for pair in training_pairs], out, settings)
         for callback in [*([ProgressBar("train")] if shows_progress else []), *callbacks]:
@@ -110,7 +116,7 @@ def train(
             "cpu_seconds": round(time.process_time() - cpu_started, 1),
             "machine": _machine(trainer),
         }
-        _write_version(out, trainer, tokenizer, manifest, split, record)
+        _write_version(out, trainer, tokenizer, base, manifest, split, record)
     return TrainedVersion(out, manifest, select(pairs, split.held_out), record)
 
 
@@ -228,18 +234,30 @@ def _history(log_history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
 
 
 def _write_version(
-    out: Path, trainer: PairTrainer, tokenizer: Any, manifest: Manifest, split: Split, record: dict[str, Any]
+    out: Path,
+    trainer: PairTrainer,
+    tokenizer: Any,
+    base: Path,
+    manifest: Manifest,
+    split: Split,
+    record: dict[str, Any],
 ) -> None:
     """Weights first, manifest last; then the checkpoints are of no more use. Raises NonFiniteScore."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if hasattr(model, "merge_and_unload"):
+    keeps_adapter = manifest.kind == "lora"
+    if hasattr(model, "merge_and_unload") and not keeps_adapter:
         model = model.merge_and_unload()
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
         raise NonFiniteScore("Training diverged: the weights are not finite. Give a smaller --learning-rate.")
     tokenizer.save_pretrained(out)
-    model.save_pretrained(out)
-    for path in out.glob("*.safetensors"):
-        shutil.copymode(out / "config.json", path)  # written readable for its owner alone; a server may be another user
+    if keeps_adapter:
+        save_adapter(out, model, record["settings"]["base"], base, record["fresh_weights"])
+    else:
+        model.save_pretrained(out)
+    for path in out.rglob("*.safetensors"):
+        shutil.copymode(
+            out / "tokenizer_config.json", path
+        )  # written readable for its owner alone; a server may be another user
     (out / SPLIT_FILE).write_text(split.to_json(), encoding="utf-8")
     (out / TRAINING_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     write_manifest(out, manifest)
