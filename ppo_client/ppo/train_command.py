@@ -145,6 +145,8 @@ def _run(trainer: PPOTrainer, args: argparse.Namespace) -> int:
         else:
             end = f"go on with `ppo-client resume {output}`" if caught else f"the policy is in {output / 'policy'}"
             print(f"{state.run}: {state.step} steps, {state.episodes} episodes; {end}", file=sys.stderr)
+    # Left to the interpreter's end, gloo's threads may still run then, and abort the process.
+    trainer.run.accelerator.end_training()
     return _STOPPED_BY_SIGNAL + caught[0] if caught else 0
 
 

@@ -48,3 +48,4 @@ if __name__ == "__main__":
             whole = list(trainer.run.actor_critic.parameters())
             print(kind, sum(p.numel() for p in shards) / sum(p.numel() for p in whole))
             trainer.train()
+    torch.distributed.destroy_process_group()

@@ -34,3 +34,4 @@ if __name__ == "__main__":
             PPOTrainer.resume(folder / "run", FakeRewards()).train()
         else:
             PPOTrainer(settings(folder, kind), FakeRewards()).train()
+    torch.distributed.destroy_process_group()
