@@ -152,7 +152,7 @@ def pinned_adapter(folder: Path, name: BaseName, artifacts: ArtifactStore) -> It
         for path in adapter_files(folder):
             (scratch / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / path, scratch / path)
-        (scratch / BASE_FOLDER).symlink_to(artifacts.path(name.digest), target_is_directory=True)
+        (scratch / BASE_FOLDER).symlink_to(artifacts.path(name.digest).resolve(), target_is_directory=True)
         yield scratch
 
 

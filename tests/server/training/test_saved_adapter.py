@@ -101,6 +101,16 @@ def test_base_names_a_version_or_a_folder(tmp_path: Path, write_pairs: WritePair
     assert by_folder.digest == by_version.digest
 
 
+def test_paths_may_be_relative(tmp_path: Path, write_pairs: WritePairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_models.make_checkpoint(tmp_path / "base", "llama")
+    adapter = train_two_steps(write_pairs(40), tmp_path / "adapter", base, keep_adapter=True)
+    monkeypatch.chdir(tmp_path)
+    assert register_folder(Path("home"), "helpful", "adapter", actor="ann").created
+    shutil.rmtree(adapter / "base")
+    done = register_folder(Path("home"), "second", "adapter", actor="ann", base="helpful-base@1")
+    assert done.created
+
+
 def test_what_makes_no_sense_is_refused(tmp_path: Path, write_pairs: WritePairs) -> None:
     base = tiny_models.make_checkpoint(tmp_path / "base", "llama")
     with pytest.raises(InvalidRequest, match="--keep-adapter needs --lora-rank"):
