@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -316,3 +317,24 @@ def test_a_window_longer_than_the_check_must_be_asked_for(tmp_path: Path, monkey
 
     monkeypatch.setattr(PackedForward, "forward", forgets_a_window)
     assert load(folder, manifest).forward.name == "padded"
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_weights_go_with_the_last_reference(tmp_path: Path, family: str) -> None:
+    """A worker that unloads does not look for cycles: that would hold up what it computes."""
+    folder = tiny_models.make_checkpoint(tmp_path, family)
+    gc.collect()
+    gc.disable()
+    try:
+        before = _num_weights()
+        backend = load_backend(folder, MANIFEST, ComputeSettings(threads=1))
+        backend.score(Batch.of(make_items([3, 5])))
+        assert _num_weights() > before
+        del backend
+        assert _num_weights() <= before
+    finally:
+        gc.enable()
+
+
+def _num_weights() -> int:
+    return sum(issubclass(type(thing), torch.Tensor) and thing.numel() > 64 for thing in gc.get_objects())
