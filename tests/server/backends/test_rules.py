@@ -263,7 +263,7 @@ def test_lists_that_make_no_sense(tmp_path: Path) -> None:
 
 
 def test_the_kind_decides_who_loads(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactUnreadable, match="adapter_config.json cannot be read"):
+    with pytest.raises(ArtifactUnreadable, match=r"adapter_config\.json cannot be read"):
         load_backend(write(tmp_path, EVEN), Manifest(kind="lora"), ComputeSettings())
 
 
