@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from rm_server.commands.common import CommandError, add_command, add_reason_option
-from rm_server.commands.target import add_home_option, add_server_options, open_server_or_home, opened_home
+from rm_server.commands.target import add_home_option, add_target_command, open_server_or_home, opened_home
 
 
 def add_parsers(commands: Any) -> None:
     """Adds the commands of this file."""
-    parser = add_command(
+    parser = add_target_command(
         commands,
         "rollback",
         run_rollback,
@@ -22,8 +22,6 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument("model")
     parser.add_argument("--label", default="stable", help="which label (default: stable)")
     add_reason_option(parser)
-    add_server_options(parser)
-    add_home_option(parser)
 
     parser = add_command(
         commands,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -77,6 +78,14 @@ def print_table(rows: Sequence[Row], columns: Sequence[Column], empty: str) -> N
             for text, width, right in zip(row, widths, numeric, strict=True)
         ]
         print("  ".join(padded).rstrip())
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file that was asked for. Raises CommandError."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def short_time(text: str) -> str:

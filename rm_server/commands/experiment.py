@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rm_server.commands.common import (
     CommandError,
-    add_command,
     add_json_option,
     not_negative,
     positive,
     print_json,
     print_table,
     short_time,
+    write_text,
 )
 from rm_server.commands.experiment_text import lines
-from rm_server.commands.target import add_home_option, add_server_options, open_server, opened_home
+from rm_server.commands.target import add_target_command, open_target
 
 if TYPE_CHECKING:
     from rm_server.api.admin import Admin
     from rm_server.commands.home_outcomes import HomeOutcomes
+    from rm_server.registry.catalog import Catalog
     from rm_server.scoring.experiment_report import ReportOptions
 
 _HELP = """\
@@ -53,7 +54,7 @@ def add_parsers(commands: Any) -> None:
     )
     actions = group.add_subparsers(title="actions", metavar="ACTION", required=True)
 
-    parser = _add(
+    parser = add_target_command(
         actions,
         "outcome",
         run_outcome,
@@ -71,13 +72,13 @@ def add_parsers(commands: Any) -> None:
         "--samples", type=not_negative, default=0, metavar="N", help="how many judgements it is the mean of"
     )
 
-    parser = _add(
+    parser = add_target_command(
         actions, "outcomes", run_outcomes, "what runs have reported", "rm-server experiment outcomes helpfulness --json"
     )
     parser.add_argument("model", metavar="MODEL")
     add_json_option(parser)
 
-    parser = _add(
+    parser = add_target_command(
         actions,
         "report",
         run_report,
@@ -160,7 +161,7 @@ def run_report(arguments: argparse.Namespace) -> int:
             raise CommandError("There is nothing to draw yet: no run of an arm has reported an outcome.")
         from rm_server.commands.experiment_page import page
 
-        _write(arguments.html, page(content))
+        write_text(arguments.html, page(content))
     if not arguments.json:
         print("\n".join(lines(content)))
     return 0
@@ -194,31 +195,10 @@ def parse_minimums(texts: Sequence[str]) -> dict[str, float]:
     return minimums
 
 
-@contextmanager
-def _target(arguments: argparse.Namespace) -> Iterator[Admin | HomeOutcomes]:
-    if arguments.home is None:
-        with open_server(arguments) as server:
-            yield server
-        return
-    if arguments.server:
-        raise CommandError("--home and --server are both given; a server has its own home.")
-    from rm_server.commands.home_outcomes import HomeOutcomes
+def _target(arguments: argparse.Namespace) -> AbstractContextManager[Admin | HomeOutcomes]:
+    def at_home(catalog: Catalog, actor: str) -> HomeOutcomes:
+        from rm_server.commands.home_outcomes import HomeOutcomes
 
-    with opened_home(arguments) as (catalog, _):
-        yield HomeOutcomes(catalog)
+        return HomeOutcomes(catalog)
 
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CommandError(f"{path} cannot be written: {error.strerror}.") from error
-
-
-def _add(
-    actions: Any, name: str, run: Callable[[argparse.Namespace], int], help_: str, example: str
-) -> argparse.ArgumentParser:
-    parser = add_command(actions, name, run, help_, example)
-    add_server_options(parser)
-    add_home_option(parser)
-    return parser
+    return open_target(arguments, at_home)

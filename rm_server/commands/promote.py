@@ -6,20 +6,19 @@ import argparse
 from typing import Any
 
 from rm_server.commands.common import (
-    add_command,
     add_json_option,
     add_reason_option,
     print_json,
     version_number,
 )
-from rm_server.commands.target import add_home_option, add_server_options, open_server_or_home
+from rm_server.commands.target import add_target_command, open_server_or_home
 
 REFUSED = 1
 
 
 def add_parsers(commands: Any) -> None:
     """Adds the command of this file."""
-    parser = add_command(
+    parser = add_target_command(
         commands,
         "promote",
         run_promote,
@@ -33,8 +32,6 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument("--force", action="store_true", help="although the gate objects; needs --reason")
     add_reason_option(parser)
     add_json_option(parser)
-    add_server_options(parser)
-    add_home_option(parser)
 
 
 def run_promote(arguments: argparse.Namespace) -> int:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rm_server.commands.common import (
     CommandError,
     Row,
-    add_command,
     add_json_option,
     add_reason_option,
     print_json,
@@ -19,11 +18,12 @@ from rm_server.commands.common import (
     short_time,
     version_number,
 )
-from rm_server.commands.target import add_home_option, add_server_options, open_server, opened_home
+from rm_server.commands.target import add_target_command, open_target
 
 if TYPE_CHECKING:
     from rm_server.api.admin import Admin
     from rm_server.commands.home_runs import HomeRuns
+    from rm_server.registry.catalog import Catalog
     from rm_server.registry.records import Arm
 
 _SPLIT_HELP = """\
@@ -43,11 +43,13 @@ examples:
 
 def add_parsers(commands: Any) -> None:
     """Adds the commands of this file."""
-    parser = _add(commands, "runs", run_runs, "the training runs, last seen first", "rm-server runs helpfulness")
+    parser = add_target_command(
+        commands, "runs", run_runs, "the training runs, last seen first", "rm-server runs helpfulness"
+    )
     parser.add_argument("model", nargs="?", default="", help="only this one")
     add_json_option(parser)
 
-    parser = _add(
+    parser = add_target_command(
         commands,
         "end-run",
         run_end_run,
@@ -66,7 +68,7 @@ def add_parsers(commands: Any) -> None:
     )
     actions = split.add_subparsers(title="actions", metavar="ACTION", required=True)
 
-    parser = _add(
+    parser = add_target_command(
         actions, "set", run_set, "divides, in place of the split there is", "rm-server split set m a=1:1 b=2:1"
     )
     parser.add_argument("model")
@@ -82,27 +84,35 @@ def add_parsers(commands: Any) -> None:
         "--salt", default="", help="goes into the hash (default: the present one, else the model's name)"
     )
     parser.add_argument("--load", action="store_true", help="loads the versions first, where they are not loaded")
-    _add_reason(parser)
+    add_reason_option(parser)
     add_json_option(parser)
 
-    parser = _add(actions, "show", run_show, "splits, shares of this moment, pins", "rm-server split show --json")
+    parser = add_target_command(
+        actions, "show", run_show, "splits, shares of this moment, pins", "rm-server split show --json"
+    )
     parser.add_argument("model", nargs="?", default="", help="only this one")
     add_json_option(parser)
 
-    parser = _add(actions, "remove", run_remove, "ends a split; runs keep what they have", "rm-server split remove m")
+    parser = add_target_command(
+        actions, "remove", run_remove, "ends a split; runs keep what they have", "rm-server split remove m"
+    )
     parser.add_argument("model")
-    _add_reason(parser)
+    add_reason_option(parser)
 
-    parser = _add(actions, "pin", run_pin, "gives one run a version", "rm-server split pin helpfulness exp-17 4")
+    parser = add_target_command(
+        actions, "pin", run_pin, "gives one run a version", "rm-server split pin helpfulness exp-17 4"
+    )
     parser.add_argument("model")
     parser.add_argument("training_run", metavar="RUN")
     parser.add_argument("version", type=version_number)
-    _add_reason(parser)
+    add_reason_option(parser)
 
-    parser = _add(actions, "unpin", run_unpin, "takes a pin away", "rm-server split unpin helpfulness exp-17")
+    parser = add_target_command(
+        actions, "unpin", run_unpin, "takes a pin away", "rm-server split unpin helpfulness exp-17"
+    )
     parser.add_argument("model")
     parser.add_argument("training_run", metavar="RUN")
-    _add_reason(parser)
+    add_reason_option(parser)
 
 
 def run_runs(arguments: argparse.Namespace) -> int:
@@ -246,27 +256,10 @@ def _spread(row: Row) -> str:
     return f"{row['score_mean']:.4g} ± {row['score_std']:.4g}" if row["version_items"] else ""
 
 
-@contextmanager
-def _target(arguments: argparse.Namespace) -> Iterator[Admin | HomeRuns]:
-    if arguments.home is None:
-        with open_server(arguments) as server:
-            yield server
-        return
-    if arguments.server:
-        raise CommandError("--home and --server are both given; a server has its own home.")
-    from rm_server.commands.home_runs import HomeRuns
-    from rm_server.registry.home import operating_system_user
+def _target(arguments: argparse.Namespace) -> AbstractContextManager[Admin | HomeRuns]:
+    def at_home(catalog: Catalog, actor: str) -> HomeRuns:
+        from rm_server.commands.home_runs import HomeRuns
 
-    with opened_home(arguments) as (catalog, _):
-        yield HomeRuns(catalog, operating_system_user())
+        return HomeRuns(catalog, actor)
 
-
-def _add_reason(parser: argparse.ArgumentParser) -> None:
-    add_reason_option(parser)
-
-
-def _add(commands: Any, name: str, run: Any, help_: str, example: str) -> argparse.ArgumentParser:
-    parser = add_command(commands, name, run, help_, example)
-    add_server_options(parser)
-    add_home_option(parser)
-    return parser
+    return open_target(arguments, at_home)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,15 @@ from typing import Any
 from rm_server.commands.common import (
     CommandError,
     Row,
-    add_command,
     add_json_option,
     add_reason_option,
     print_json,
     print_table,
     short_time,
     version_number,
+    write_text,
 )
-from rm_server.commands.target import add_home_option, add_server_options, open_server_or_home, opened_home
+from rm_server.commands.target import add_target_command, open_server_or_home, opened_home
 
 SHOWN_WORST = 5
 
@@ -30,21 +30,23 @@ def add_parsers(commands: Any) -> None:
     group = commands.add_parser("shadow", help="lets a version score live traffic, too, and compares it")
     actions = group.add_subparsers(title="actions", metavar="ACTION", required=True)
 
-    parser = _add(actions, "set", run_set, "lets a version shadow its model", "rm-server shadow set helpfulness 3")
+    parser = add_target_command(
+        actions, "set", run_set, "lets a version shadow its model", "rm-server shadow set helpfulness 3"
+    )
     _add_version(parser)
     parser.add_argument("--share", type=float, default=0.1, help="of the model's calls, up to 1 (default: 0.1)")
     parser.add_argument("--load", action="store_true", help="loads the version first, if it is not loaded")
     add_reason_option(parser)
 
-    parser = _add(actions, "list", run_list, "the versions that shadow", "rm-server shadow list --json")
+    parser = add_target_command(actions, "list", run_list, "the versions that shadow", "rm-server shadow list --json")
     parser.add_argument("model", nargs="?", default="", help="only this one's")
     add_json_option(parser)
 
-    parser = _add(actions, "remove", run_remove, "ends a shadow", "rm-server shadow remove helpfulness 3")
+    parser = add_target_command(actions, "remove", run_remove, "ends a shadow", "rm-server shadow remove helpfulness 3")
     _add_version(parser)
     add_reason_option(parser)
 
-    parser = _add(
+    parser = add_target_command(
         actions,
         "report",
         run_report,
@@ -113,9 +115,9 @@ def run_report(arguments: argparse.Namespace) -> int:
     if arguments.html:
         from rm_server.commands.shadow_page import page
 
-        _write(arguments.html, page(report))
+        write_text(arguments.html, page(report))
     if arguments.pairs:
-        _write(arguments.pairs, "".join(_pair_lines(arguments, report["version"])))
+        write_text(arguments.pairs, "".join(_pair_lines(arguments, report["version"])))
     if not arguments.json:
         print("\n".join(_lines(report)))
     return 0
@@ -199,13 +201,6 @@ def _pair_lines(arguments: argparse.Namespace, version: int) -> Iterator[str]:
         yield json.dumps(asdict(pair) | {"time": pair.time.isoformat()}, ensure_ascii=False) + "\n"
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CommandError(f"{path} cannot be written: {error.strerror}.") from error
-
-
 def _name(shadow: Row) -> str:
     return f"{shadow['model']}@{shadow['version']}"
 
@@ -213,12 +208,3 @@ def _name(shadow: Row) -> str:
 def _add_version(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model")
     parser.add_argument("version", type=version_number, help="the shadow")
-
-
-def _add(
-    actions: Any, name: str, run: Callable[[argparse.Namespace], int], help_: str, example: str
-) -> argparse.ArgumentParser:
-    parser = add_command(actions, name, run, help_, example)
-    add_server_options(parser)
-    add_home_option(parser)
-    return parser

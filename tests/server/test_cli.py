@@ -200,6 +200,8 @@ def test_a_label_of_a_home_is_removed(capsys: pytest.CaptureFixture[str], home: 
         (("label", "helpfulness", "canary", "--remove"), "canary"),
         (("history", "nonsense"), "nonsense"),
         (("models", "--server", "127.0.0.1:1"), "--home and --server are both given"),
+        (("runs", "--server", "127.0.0.1:1"), "--home and --server are both given"),
+        (("experiment", "outcomes", "helpfulness", "--server", "127.0.0.1:1"), "--home and --server are both given"),
     ],
 )
 def test_a_refusal_is_one_line_and_status_1(

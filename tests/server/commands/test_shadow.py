@@ -90,6 +90,14 @@ def test_the_page_stands_alone_and_shows_texts_as_text(home: Path, tmp_path: Pat
     assert rows[3]["shadow_score"] == 2 * rows[3]["score"] + 1
 
 
+def test_a_page_that_cannot_be_written_is_one_line(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(home, "shadow", "report", "helpful", "2", "--html", str(tmp_path / "nowhere" / "page.html")) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"rm-server: .*/nowhere/page.html cannot be written: No such file or directory\.", line)
+
+
 def test_what_was_never_compared_is_said(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(home, "shadow", "report", "helpful", "1") == 1
     assert "`rm-server shadow set` lets it shadow" in capsys.readouterr().err
