@@ -169,12 +169,18 @@ class KLConfig:
     estimator: Literal["k1", "k2", "k3"] = "k1"
     """Per-token estimator that is subtracted from the reward."""
     coefficient: float = 0.05
-    """β, at the start where it is adapted."""
-    controller: Literal["fixed", "adaptive"] = "fixed"
+    """β, at the start where it does not stay the same."""
+    controller: Literal["fixed", "adaptive", "scheduled"] = "fixed"
+    """`adaptive`: β rises and falls until the KL is `target`. `scheduled`: from `coefficient` in a straight line to
+    `final_coefficient`, over `schedule_steps`."""
     target: float = 6.0
     """Nats per episode (sum over the tokens) that the adaptive controller aims at."""
     horizon: float = 10_000.0
     """Episodes over which the adaptive controller may double β, roughly; larger is slower."""
+    final_coefficient: float = 0.0
+    """β from step `schedule_steps` + 1 on, where it is scheduled."""
+    schedule_steps: int = 100
+    """PPO steps of the straight line; not `train.num_steps`, so that a run can be extended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +208,9 @@ class UpdateConfig:
     """Gradients are scaled down to this global norm."""
     clip_range: float = 0.2
     """ε of the policy's ratio."""
+    dual_clip: float | None = None
+    """c > 1: where an advantage A is negative, a token costs −c·A at most, however far the ratio has grown; 3 is usual.
+    Absent: no bound."""
     value_clip_range: float = 0.2
     value_coefficient: float = 0.1
     entropy_coefficient: float = 0.0

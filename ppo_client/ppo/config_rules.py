@@ -124,8 +124,12 @@ def broken_rules(config: PPOConfig) -> list[str]:
         ),
         (kl.coefficient >= 0, "kl.coefficient must not be negative"),
         (
-            kl.controller == "fixed" or (kl.coefficient > 0 and kl.target > 0 and kl.horizon > 0),
+            kl.controller != "adaptive" or (kl.coefficient > 0 and kl.target > 0 and kl.horizon > 0),
             "the adaptive controller multiplies, so kl.coefficient, kl.target and kl.horizon must be above 0",
+        ),
+        (
+            kl.final_coefficient >= 0 and kl.schedule_steps >= 1,
+            "kl.final_coefficient must not be negative, and kl.schedule_steps be at least 1",
         ),
         (
             min(ppo.batch_size, ppo.num_epochs, ppo.num_minibatches) >= 1,
@@ -143,6 +147,10 @@ def broken_rules(config: PPOConfig) -> list[str]:
         ),
         (ppo.max_grad_norm > 0, "ppo.max_grad_norm must be above 0; use inf to clip nothing"),
         (ppo.clip_range > 0 and ppo.value_clip_range > 0, "ppo.clip_range and value_clip_range must be above 0"),
+        (
+            ppo.dual_clip is None or ppo.dual_clip > 1,
+            "ppo.dual_clip must be above 1, or no ratio at all would be left to learn by; remove it for no bound",
+        ),
         (
             ppo.value_coefficient >= 0 and ppo.entropy_coefficient >= 0,
             "ppo.value_coefficient and ppo.entropy_coefficient must not be negative",

@@ -28,14 +28,17 @@ def kl_per_token(log_probs: Tensor, reference_log_probs: Tensor, estimator: str)
     raise ValueError(f"no KL estimator {estimator!r}; there are k1, k2 and k3")
 
 
-def next_coefficient(config: KLConfig, coefficient: float, episode_kl: float, num_episodes: int) -> float:
-    """β for the step after.
+def next_coefficient(config: KLConfig, coefficient: float, episode_kl: float, *, step: int, num_episodes: int) -> float:
+    """β for the step after `step`, which counts from 1 and had β = `coefficient`.
 
     `episode_kl`: the mean over the step's episodes of the KL summed over tokens, in nats; `num_episodes`: of the step.
     Adaptive: β · (1 + clip(KL / target − 1, ±0.2) · n / horizon). Source: Ziegler et al. 2019, section 2.2.
     """
     if config.controller == "fixed":
         return coefficient
+    if config.controller == "scheduled":
+        share = min(step / config.schedule_steps, 1.0)
+        return (1 - share) * config.coefficient + share * config.final_coefficient
     if not math.isfinite(episode_kl):
         raise ValueError(f"the KL is {episode_kl}; β cannot be adapted by it")
     error = max(-_MAX_RELATIVE_ERROR, min(_MAX_RELATIVE_ERROR, episode_kl / config.target - 1))

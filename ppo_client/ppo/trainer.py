@@ -138,7 +138,9 @@ class PPOTrainer:
             run.state,
             step=step,
             episodes=run.state.episodes + num_episodes,
-            kl_coefficient=next_coefficient(config.kl, kl_coefficient, episode_kl, num_episodes),
+            kl_coefficient=next_coefficient(
+                config.kl, kl_coefficient, episode_kl, step=step, num_episodes=num_episodes
+            ),
         )
         run.started = ahead
 

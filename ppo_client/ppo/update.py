@@ -148,7 +148,9 @@ class Updater:
         ppo, mask = self.config.ppo, batch.sequences.response_mask
         with self.accelerator.autocast():
             found = self.model(batch.sequences, with_entropy=ppo.entropy_coefficient != 0)
-        policy = policy_loss(found.log_probs, batch.log_probs, batch.advantages, mask, ppo.clip_range, batch.weights)
+        policy = policy_loss(
+            found.log_probs, batch.log_probs, batch.advantages, mask, ppo.clip_range, batch.weights, ppo.dual_clip
+        )
         value = value_loss(found.values, batch.values, batch.returns, mask, ppo.value_clip_range)
         loss = policy.loss + ppo.value_coefficient * value.loss
         if found.entropies is not None:

@@ -67,13 +67,24 @@ def test_an_estimator_that_does_not_exist_is_refused() -> None:
 )
 def test_adaptive_follows_ziegler(kl: float, factor: float) -> None:
     config = KLConfig(controller="adaptive", target=6.0, horizon=10_000)
-    assert next_coefficient(config, 0.1, kl, 256) == pytest.approx(0.1 * factor, rel=1e-12)
+    assert next_coefficient(config, 0.1, kl, step=3, num_episodes=256) == pytest.approx(0.1 * factor, rel=1e-12)
 
 
 def test_fixed_stays() -> None:
-    assert next_coefficient(KLConfig(controller="fixed"), 0.1, 1000.0, 256) == 0.1
+    assert next_coefficient(KLConfig(controller="fixed"), 0.1, 1000.0, step=3, num_episodes=256) == 0.1
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.2, 0.05), (0.0, 0.3)])
+def test_scheduled_goes_in_a_straight_line_and_stays_whatever_the_kl(start: float, end: float) -> None:
+    config = KLConfig(controller="scheduled", coefficient=start, final_coefficient=end, schedule_steps=4)
+    used = [start]
+    for step in range(1, 7):
+        used.append(next_coefficient(config, used[-1], 1000.0, step=step, num_episodes=256))
+    expected = [start + (end - start) * share for share in (0, 0.25, 0.5, 0.75, 1, 1, 1)]
+    assert used == pytest.approx(expected, abs=1e-12)
+    assert used[4:] == [end] * 3, "exactly"
 
 
 def test_a_kl_that_is_no_number_does_not_reach_the_coefficient() -> None:
     with pytest.raises(ValueError, match="nan"):
-        next_coefficient(KLConfig(controller="adaptive"), 0.1, math.nan, 1)
+        next_coefficient(KLConfig(controller="adaptive"), 0.1, math.nan, step=1, num_episodes=1)

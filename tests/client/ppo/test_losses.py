@@ -32,6 +32,26 @@ def test_the_gradient_is_zero_where_the_ratio_is_clipped() -> None:
     assert log_probs.grad[0].tolist() == pytest.approx([0.0, -1.0, 3.0, 0.0], abs=1e-6)
 
 
+def test_dual_clip_bounds_what_a_bad_token_costs() -> None:
+    log_probs = torch.tensor([[5.0, 2.0, 5.0, 0.5]]).log().requires_grad_()
+    advantages = torch.tensor([[-2.0, -2.0, 2.0, -2.0]])
+    plain = policy_loss(log_probs, torch.zeros(1, 4), advantages, ALL, 0.2)
+    bounded = policy_loss(log_probs, torch.zeros(1, 4), advantages, ALL, 0.2, dual_clip=3.0)
+    assert float(plain.loss.detach()) == pytest.approx(10.0 + 4.0 - 2.4 + 1.6, abs=1e-5)
+    assert float(bounded.loss.detach()) == pytest.approx(6.0 + 4.0 - 2.4 + 1.6, abs=1e-5)
+    assert (int(plain.num_clipped), int(bounded.num_clipped)) == (2, 3)
+    bounded.loss.backward()
+    assert log_probs.grad is not None
+    assert log_probs.grad[0].tolist() == pytest.approx([0.0, 4.0, 0.0, 0.0], abs=1e-5)
+
+
+def test_dual_clip_bounds_a_weighted_token_by_its_weight() -> None:
+    weights = torch.tensor([[0.5, 1.0, 1.0, 1.0]])
+    log_probs, advantages = torch.tensor([[5.0, 1.0, 1.0, 1.0]]).log(), torch.tensor([[-2.0, 0.0, 0.0, 0.0]])
+    loss = policy_loss(log_probs, torch.zeros(1, 4), advantages, ALL, 0.2, weights, dual_clip=3.0).loss
+    assert float(loss) == pytest.approx(3.0, abs=1e-6)
+
+
 def test_value_loss_by_hand() -> None:
     values, old = torch.tensor([[1.0, 0.1, -1.0, 0.0]]), torch.zeros(1, 4)
     returns = torch.tensor([[2.0, 1.0, 0.0, 3.0]])

@@ -123,6 +123,14 @@ def test_a_strong_penalty_holds_the_policy_and_adapts(tmp_path: Path) -> None:
     assert rows[-1]["kl_coefficient"] > min(row["kl_coefficient"] for row in rows)
 
 
+def test_a_schedule_of_the_penalty_goes_on_after_a_resume(folder: Path) -> None:
+    kl = {"controller": "scheduled", "coefficient": 0.4, "final_coefficient": 0.1, "schedule_steps": 3}
+    PPOTrainer(make_config(folder, kl=kl), FakeRewards()).train()
+    PPOTrainer.resume(folder / "run", FakeRewards(), ["train.num_steps=5"]).train()
+    rows = read_jsonl(folder / "run" / "metrics.jsonl")
+    assert [row["kl_coefficient"] for row in rows] == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.1])
+
+
 def test_normalisation_is_fitted_once_on_the_starting_policy(folder: Path) -> None:
     rewards = FakeRewards(score=lambda p, c: 100 + 10 * even_share(p, c))
     trainer = PPOTrainer(make_config(folder, reward={"normalize_samples": 32}), rewards)
@@ -290,6 +298,7 @@ def test_the_class_is_there_when_it_is_wanted() -> None:
         {"ppo": {"whiten_rewards": True, "whiten_advantages": False}},
         {"kl": {"estimator": "k3"}},
         {"kl": {"estimator": "k2"}},
+        {"kl": {"controller": "scheduled"}, "ppo": {"dual_clip": 3.0}},
         {"reward": {"clip": 0.2, "missing_eos_penalty": 1.0}},
         {"reward": {"missing_eos_score": -1.0}},
         {"policy": {"gradient_checkpointing": True}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +133,19 @@ def make_rollout_entropy(run: Run) -> torch.Tensor:
 
     rollout = run.worker.collect(run.prompts[:8], uniforms(0, Purpose.SAMPLING, 1, range(8), 6))
     return rollout.entropies[rollout.sequences.response_mask].mean()
+
+
+def test_a_dual_clip_reaches_the_loss(folder: Path) -> None:
+    losses = []
+    for name, dual_clip in (("without", None), ("with", 1.5)):
+        run = make_run(folder, name, num_epochs=1, num_minibatches=1, dual_clip=dual_clip)
+        batch = make_batch(run)
+        mask = batch.sequences.response_mask
+        # A policy that has moved to twice the probability of tokens that were all bad.
+        moved = replace(batch, log_probs=batch.log_probs - math.log(2), advantages=-torch.ones_like(batch.advantages))
+        assert bool(mask.any())
+        losses.append(update(run, moved).first.policy_loss)
+    assert losses == pytest.approx([2.0, 1.5], rel=1e-4)
 
 
 def test_the_value_loss_is_clipped_by_its_own_range(folder: Path) -> None:
