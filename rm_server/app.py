@@ -38,7 +38,7 @@ from rm_server.config import ConfigError, ServeSettings, TracingSettings, parse_
 from rm_server.engine.engine import Engine
 from rm_server.engine.versions import VersionManager
 from rm_server.metrics import Metrics
-from rm_server.registry.home import Home, open_home
+from rm_server.registry.home import Home, make_home, open_home
 from rm_server.scoring.composites import Composites
 from rm_server.scoring.explaining import Explainer
 from rm_server.scoring.runs import Runs
@@ -101,9 +101,12 @@ class App:
         certificates = Certificates(settings.tls)
         self._watched = _watched(settings, access, certificates, metrics)
         home = Home(settings.home, settings.catalog_url, settings.artifacts)
+        is_new = await asyncio.to_thread(make_home, home)
         catalog, artifacts = await asyncio.to_thread(open_home, home)
         stack.callback(catalog.close)
         metrics.catalog_reachable(True)
+        if is_new:  # a warning: whoever meant the home with the models in it should see it
+            logger.warning("created a new, empty home", extra={"home": str(home.path.absolute())})
 
         engine = Engine(settings.engine, metrics)
         versions = VersionManager(

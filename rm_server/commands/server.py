@@ -35,7 +35,9 @@ def add_parsers(commands: Any) -> None:
         "serves the versions of a home over gRPC and HTTP, until SIGTERM",
         "rm-server serve --home models --listen 127.0.0.1:50051 --http 127.0.0.1:8080",
     )
-    parser.add_argument("--home", metavar="DIR", help="the folder of catalog and artifacts; made where there is none")
+    parser.add_argument(
+        "--home", metavar="DIR", help="the folder of catalog and artifacts; made if its parent is there"
+    )
     add_place_options(parser)
     parser.add_argument("--listen", metavar="HOST:PORT", help="gRPC (default: 127.0.0.1:50051; port 0: any)")
     parser.add_argument("--http", metavar="HOST:PORT", help="HTTP (default: 127.0.0.1:8080; empty: none)")

@@ -20,6 +20,9 @@ from rm_server.registry.manifest import Manifest, read_manifest
 from rm_server.registry.records import Snapshot, VersionKey, VersionRecord
 from rm_server.registry.shared_store import SharedStore
 
+CATALOG_FILE = "catalog.db"
+"""In the home that has a catalog of its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Home:
@@ -39,7 +42,7 @@ class Home:
         """The database. May contain a password."""
         if self.catalog:
             return self.catalog
-        url = URL.create("sqlite", database=str(self.path.absolute() / "catalog.db"))
+        url = URL.create("sqlite", database=str(self.path.absolute() / CATALOG_FILE))
         return url.render_as_string()
 
     @property
@@ -52,6 +55,24 @@ class Home:
     def shared_artifacts(self) -> SharedStore | None:
         """The versions' files for all machines. Raises ConfigError when there is no such kind of store."""
         return SharedStore(self.artifacts) if "://" in self.artifacts else None
+
+
+def make_home(home: Home) -> bool:
+    """A server's home, made where there is none; whether its catalog will be a new one, with nothing in it.
+
+    Raises CatalogUnavailable where the folder that it would be in is missing, too: a slip, more often than a plan.
+    """
+    above = home.path.absolute().parent
+    if not above.is_dir():
+        raise CatalogUnavailable(
+            f"{home.path} cannot be used as a home: {above} is no folder either. Is it spelt right? If so: "
+            f"mkdir -p {above}"
+        )
+    try:
+        home.path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise CatalogUnavailable(f"{home.path} cannot be used as a home: {error}") from error
+    return not home.catalog and not (home.path / CATALOG_FILE).exists()
 
 
 def open_home(home: Home | Path, catalog_url: str | None = None) -> tuple[Catalog, ArtifactStore]:

@@ -134,6 +134,20 @@ def test_a_home_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in text
 
 
+def test_a_slip_in_the_home_is_seen(tmp_path: Path) -> None:
+    status, text = failed_start("--home", str(tmp_path / "modles" / "home"), "--listen", "127.0.0.1:0", "--http", "")
+    assert status == 1
+    assert len(text.splitlines()) == 1
+    assert not (tmp_path / "modles").exists()
+
+    log = tmp_path / "server.log"
+    for _ in range(2):
+        with serving(tmp_path / "home", "--workers", "0"):
+            (said,) = [line for line in log.read_text().splitlines() if "new, empty home" in line]
+            assert f"home={tmp_path / 'home'}" in said
+            assert "level=warning" in said
+
+
 def test_listening_wider_is_refused_unless_told(tmp_path: Path) -> None:
     status, text = failed_start("--home", str(tmp_path / "home"), "--listen", "0.0.0.0:0", "--http", "")
     assert status == 2

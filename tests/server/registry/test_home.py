@@ -13,6 +13,7 @@ from rm_server.registry.catalog import Catalog
 from rm_server.registry.home import (
     Home,
     add_version,
+    make_home,
     missing_artifacts,
     open_home,
     operating_system_user,
@@ -30,6 +31,25 @@ def test_a_home_is_made_where_there_is_none(tmp_path: Path) -> None:
     assert catalog.revision() == 0
     assert artifacts.digests() == ()
     assert (tmp_path / "deep" / "a b ü%20" / "catalog.db").is_file()
+
+
+def test_a_server_makes_its_home_and_says_whether_it_is_new(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    assert make_home(home)
+    assert make_home(home)  # a folder, and still nothing in it
+    catalog, _ = open_home(home)
+    catalog.close()
+    assert not make_home(home)
+    assert not make_home(Home(tmp_path / "cache", catalog="postgresql+psycopg://rm@database/rm"))
+    assert (tmp_path / "cache").is_dir()
+
+
+def test_a_server_makes_no_home_in_a_folder_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CatalogUnavailable, match=r"modles/home cannot be used .* Is it spelt right\? If so: mkdir -p"):
+        make_home(Home(Path("modles/home")))
+    assert not Path("modles").exists()
+    assert make_home(Home(Path("home")))
 
 
 def test_a_home_is_found_again(tmp_path: Path, rules_folder: MakeFolder) -> None:
