@@ -26,10 +26,10 @@ from ppo_client.ppo.prompts import Prompt
 from ppo_client.ppo.reward_source import RewardSource
 from ppo_client.ppo.rewards import shaped_scores, token_rewards
 from ppo_client.ppo.rollout import Rollout, Started
-from ppo_client.ppo.run import resume_run, start_run
 from ppo_client.ppo.seeds import Purpose, prompt_rows, uniforms
 from ppo_client.ppo.sharding import copy_weights
 from ppo_client.ppo.staleness import from_tensors, importance_weights
+from ppo_client.ppo.start import resume_run, start_run
 from ppo_client.ppo.update import Batch
 from ppo_client.ppo.versions import VersionChange, changes_of_all, follows
 

@@ -18,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from ppo_client import cli
 from ppo_client.client.catalog import Lease
 from ppo_client.client.errors import InvalidFile, InvalidSelector, ModelNotFound, ServerUnreachable, VersionChanged
-from ppo_client.ppo import run as run_module
+from ppo_client.ppo import assembly
 from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.config_file import load_config, to_toml
 from ppo_client.ppo.sequences import Prompts
@@ -55,7 +55,7 @@ class Client(FakeRewards):
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> Client:
     client = Client()
-    monkeypatch.setattr(run_module, "connect", lambda reward, run: client)
+    monkeypatch.setattr(assembly, "connect", lambda reward, run: client)
     return client
 
 

@@ -15,8 +15,9 @@ from ppo_client.ppo import PPOTrainer
 from ppo_client.ppo.config import LoRAConfig
 from ppo_client.ppo.errors import ConfigError, GenerationMismatch
 from ppo_client.ppo.lora import add_adapter, plain_weights
-from ppo_client.ppo.run import Run, start_run
+from ppo_client.ppo.run import Run
 from ppo_client.ppo.seeds import Purpose, uniforms
+from ppo_client.ppo.start import start_run
 from ppo_client.ppo.update import Batch
 
 

@@ -13,8 +13,7 @@ from tiny_policies import FakeRewards, make_config, read_jsonl
 from ppo_client.client.catalog import Lease
 from ppo_client.client.errors import ServerUnreachable
 from ppo_client.client.errors import VersionChanged as VersionChangedAtService
-from ppo_client.ppo import PPOTrainer
-from ppo_client.ppo import run as run_module
+from ppo_client.ppo import PPOTrainer, assembly
 from ppo_client.ppo.errors import RewardServiceAway, RunStopped, VersionChanged
 from ppo_client.ppo.registration import Registration
 from ppo_client.ppo.waiting import Patience, Stop
@@ -52,7 +51,7 @@ class Service(FakeRewards):
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Service:
     service = Service()
-    monkeypatch.setattr(run_module, "connect", lambda reward, run: service)
+    monkeypatch.setattr(assembly, "connect", lambda reward, run: service)
     return service
 
 

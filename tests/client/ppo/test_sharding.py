@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from ppo_client.ppo import PPOTrainer
 from ppo_client.ppo.errors import CheckpointError, ConfigError
-from ppo_client.ppo.run import start_run
 from ppo_client.ppo.sharding import load_optimizer_state, make_accelerator
+from ppo_client.ppo.start import start_run
 
 FIRST_STEP = ("policy_loss", "value_loss", "kl", "entropy", "approx_kl", "explained_variance", "score_mean")
 

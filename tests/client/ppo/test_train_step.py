@@ -15,7 +15,7 @@ from tiny_policies import FakeRewards, make_config, read_jsonl, save_policy
 
 from ppo_client.ppo import PPOTrainer
 from ppo_client.ppo.rollout import Rollout, RolloutWorker
-from ppo_client.ppo.run import start_run
+from ppo_client.ppo.start import start_run
 from ppo_client.ppo.update import Batch, Updater
 
 GAMMA, LAMBDA, BETA, CLIP, PENALTY = 0.9, 0.6, 0.3, 0.4, 0.7

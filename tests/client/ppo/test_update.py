@@ -14,7 +14,8 @@ from accelerate.state import AcceleratorState
 from tiny_policies import KINDS, FakeRewards, make_config, save_policy
 
 from ppo_client.ppo.errors import NonFiniteUpdate
-from ppo_client.ppo.run import Run, start_run
+from ppo_client.ppo.run import Run
+from ppo_client.ppo.start import start_run
 from ppo_client.ppo.update import Batch, UpdateStatistics
 
 

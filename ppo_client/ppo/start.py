@@ -1,0 +1,116 @@
+"""The beginning of a run: a new one, or one that goes on from its latest checkpoint, told what may change by then."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from accelerate.utils import broadcast_object_list, set_seed
+
+from ppo_client.ppo import checkpoint as disk
+from ppo_client.ppo.assembly import assemble
+from ppo_client.ppo.checkpoint import RunState
+from ppo_client.ppo.config import EvaluationConfig, PPOConfig
+from ppo_client.ppo.config_file import changed_keys, load_config, to_toml
+from ppo_client.ppo.distributed import is_true_anywhere
+from ppo_client.ppo.errors import CheckpointError, ConfigError
+from ppo_client.ppo.inputs import with_absolute_paths
+from ppo_client.ppo.normalize import ScoreNormalizer
+from ppo_client.ppo.reward_source import RewardSource
+from ppo_client.ppo.run import Run
+from ppo_client.ppo.sharding import load_optimizer_state, make_accelerator
+
+# The others decide what is learnt: with them changed it would be another run.
+CHANGEABLE_ON_RESUME = frozenset(
+    {
+        "policy.gradient_checkpointing",
+        "lora.merge",
+        "rollout.micro_batch_size",
+        "rollout.score_chunk_size",
+        "rollout.vllm_max_gap",
+        "rollout.vllm_memory_share",
+        "reward.targets",
+        "reward.model",
+        "reward.empty_score",
+        "reward.lease_s",
+        "reward.on_version_change",
+        "reward.timeout_s",
+        "reward.patience_s",
+        "ppo.micro_batch_size",
+        "train.num_steps",
+        "train.output",
+        "train.checkpoint_every_steps",
+        "train.keep_checkpoints",
+        "train.samples_every_steps",
+        "train.samples_per_step",
+        "train.tracking",
+        "train.wandb_project",
+        *(f"evaluation.{item.name}" for item in fields(EvaluationConfig)),
+    }
+)
+
+
+def start_run(config: PPOConfig, rewards: RewardSource | None = None) -> Run:
+    """A new run. Raises ConfigError where its output directory already holds one."""
+    config = with_absolute_paths(config)
+    output = Path(config.train.output)
+    accelerator = make_accelerator(config.train.mixed_precision)
+    has_begun = accelerator.is_main_process and not disk.clear_unless_begun(output)
+    if is_true_anywhere(has_begun):
+        raise ConfigError(
+            f"{output} already holds a run: go on with `ppo-client resume {output}`, or choose another --output"
+        )
+    name = [config.train.run or f"ppo-{uuid.uuid4().hex[:12]}"]
+    run_id: str = broadcast_object_list(name)[0]
+    set_seed(config.train.seed, device_specific=True)
+    state = RunState(run_id, 0, 0, config.kl.coefficient, ScoreNormalizer())
+    run = assemble(config, accelerator, rewards, state)
+    _write_config(run)
+    return run
+
+
+def resume_run(output: Path, rewards: RewardSource | None = None, overrides: Sequence[str] = ()) -> Run:
+    """The run in `output`, as its latest checkpoint left it. `overrides` may change what does not alter learning."""
+    saved = output / "config.toml"
+    if not saved.exists():
+        raise CheckpointError(f"no run in {output}: config.toml is missing")
+    before = load_config(PPOConfig, saved)
+    # A run that was moved is resumed where it is now.
+    config = load_config(PPOConfig, saved, [*overrides, f"train.output={str(output)!r}"])
+    if fixed := [key for key in changed_keys(before, config) if key not in CHANGEABLE_ON_RESUME]:
+        raise ConfigError(
+            f"{', '.join(fixed)} cannot change in a run under way. Start a new run, with policy.model set to "
+            f"a checkpoint's policy directory; on resume these may change: {', '.join(sorted(CHANGEABLE_ON_RESUME))}"
+        )
+    if config.train.num_steps != before.train.num_steps and config.ppo.schedule != "constant":
+        raise ConfigError(
+            f"train.num_steps cannot change from {before.train.num_steps} to {config.train.num_steps}: the "
+            f"{config.ppo.schedule} schedule ends the learning rate at the last step, so other steps before it would "
+            'have learnt at other rates. Runs with ppo.schedule = "constant" can be extended'
+        )
+    config = with_absolute_paths(config)
+    place = disk.latest_checkpoint(output)
+    accelerator = make_accelerator(config.train.mixed_precision)
+    try:
+        state = RunState.from_json((place / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{place} cannot be read: {error}") from error
+    run = assemble(config, accelerator, rewards, state, place / "policy")
+    load_optimizer_state(run.updater.model, run.updater.optimizer, disk.load_tensors(place / "optimizer.pt"))
+    marks = disk.load_tensors(place / "processes.pt")
+    if accelerator.process_index < len(marks):
+        disk.set_random_state(marks[accelerator.process_index]["random"])
+    if len(marks) == accelerator.num_processes:  # else the responses are shared out in another way: written anew
+        run.restored = marks[accelerator.process_index]["started"]
+    _write_config(run)  # so that the next resume knows what this one was told
+    run.tracker.say(f"resuming {state.run} after step {state.step}, from {place}")
+    return run
+
+
+def _write_config(run: Run) -> None:
+    if run.accelerator.is_main_process:
+        beside = run.output / ".config.toml"
+        beside.write_text(to_toml(run.config), encoding="utf-8")
+        beside.replace(run.output / "config.toml")
