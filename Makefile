@@ -62,6 +62,8 @@ proto: ## Generates proto/rm_api anew; the only way to touch it
 	.venv-proto/bin/python proto/generate.py
 
 clean: ## Removes environments, caches and results
-	rm -rf .venv .venv-* demo_work demo_report .pytest_cache .mypy_cache .ruff_cache .coverage* bench/side
+	rm -rf .venv .venv-* demo_work demo_report bench/side dist build *.egg-info examples/javascript/node_modules \
+		examples/javascript/package-lock.json .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help setup check test demo demo-clean acceptance bench bench-peers bench-gpu storm bench-ppo proto clean
