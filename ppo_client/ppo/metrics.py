@@ -79,6 +79,7 @@ def metrics_row(
                 "before_digest": change.before.digest,
                 "after": change.after.version,
                 "after_digest": change.after.digest,
+                "is_calibrated": change.is_calibrated,
             }
             for change in changes
         ]

@@ -35,6 +35,8 @@ class RunFacts:
     """In the order they scored"""
     switch_steps: list[int]
     """Steps in which another version answered first"""
+    incomparable_steps: list[int]
+    """Those of them from which on scores are of another scale, for they are raw"""
     seconds: float
     reward_wait_share: float
     """Of the wall time of the steps"""
@@ -72,6 +74,9 @@ def run_facts(rows: Sequence[Row]) -> RunFacts:
         eos_rate_last=_mean(last, "eos_rate"),
         versions=list(dict.fromkeys(f"{row['reward_model']}@{row['reward_version']}" for row in rows)),
         switch_steps=[row["step"] for row in rows if row.get("events")],
+        incomparable_steps=[
+            row["step"] for row in rows if any(not event["is_calibrated"] for event in row.get("events", ()))
+        ],
         seconds=seconds,
         reward_wait_share=sum(row["reward_wait_s"] for row in rows) / seconds if seconds else 0.0,
     )

@@ -36,6 +36,11 @@ class VersionChange:
     before: RewardVersion
     after: RewardVersion
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Scores before and after are on the model's common scale."""
+        return self.before.calibration is not None and self.after.calibration is not None
+
     def __str__(self) -> str:
         if self.before.digest == self.after.digest:
             return f"the scores of {self.after} now have the calibration {(self.after.calibration or 'none'):.12}"

@@ -30,14 +30,15 @@ def row(step: int, score: float, **more: Any) -> dict[str, Any]:
 
 def test_facts_compare_the_ends() -> None:
     rows = [row(step, step / 10) for step in range(1, 21)]
-    rows[11] |= {"reward_version": 2, "events": [{"kind": "version_changed"}]}
+    rows[11] |= {"reward_version": 2, "events": [{"kind": "version_changed", "is_calibrated": False}]}
+    rows[15] |= {"events": [{"kind": "version_changed", "is_calibrated": True}]}
     rows[12:] = [entry | {"reward_version": 2} for entry in rows[12:]]
     facts = run_facts(rows)
     assert facts.score_first == pytest.approx(0.15)
     assert facts.score_last == pytest.approx(1.95)
     assert facts.kl_last == pytest.approx(19.5)
     assert facts.versions == ["m@1", "m@2"]
-    assert facts.switch_steps == [12]
+    assert (facts.switch_steps, facts.incomparable_steps) == ([12, 16], [12])
     assert facts.reward_wait_share == pytest.approx(0.25)
     assert (facts.num_steps, facts.episodes, facts.seconds) == (20, 160, 40.0)
     assert facts.to_dict()["eos_rate_last"] == 0.75
