@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_policies import FakeRewards, make_config
+from client.ppo.test_evaluation import Opinions
+from markupsafe import escape
+from tiny_models import EOS_ID
+from tiny_policies import FakeRewards, make_config, read_jsonl
 
 from ppo_client import cli
 from ppo_client.ppo import PPOTrainer
@@ -34,6 +37,49 @@ def test_a_page_about_a_real_run(folder: Path, capsys: pytest.CaptureFixture[str
     assert numbers["num_steps"] == 2
     assert numbers["versions"] == ["even@4"]
     assert len(numbers["signs"]) == 3
+
+
+def test_a_page_about_a_run_that_was_evaluated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Held-out curves with both opinions, the same prompts before and after, and what to doubt, in numbers."""
+    pytest.importorskip("matplotlib")
+    ids = [EOS_ID, *range(100, 130)]  # so many that responses differ in length
+    (folder / "policy" / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}), encoding="utf-8")
+    evaluation = {"prompts": str(folder / "prompts.jsonl"), "every_steps": 1, "count": 6, "model": "odd@2"}
+    config = make_config(
+        folder,
+        reward={"model": "even@1"},
+        evaluation=evaluation,
+        rollout={"max_response_tokens": 12},
+        train={"samples_per_step": 2},
+    )
+    PPOTrainer(config, Opinions()).train()
+    run = folder / "run"
+    first, last = read_jsonl(run / "evaluations.jsonl")
+    first["repeated_3"], last["repeated_3"] = 0.11, 0.87  # such short texts hold no three words
+    lines = [json.dumps(row) for row in (first, last)]
+    (run / "evaluations.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert cli.main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 9 + 4
+    assert f"{first['score_length_correlation']:.2f}" in page
+    assert '<td class="number">0.11</td>\n<td class="number">0.87</td>' in page
+    assert f"{last['judge_mean']:.3f}" in page
+    assert "reference</th><th>policy after step 2" in page
+    assert page.count("second opinion 0.") + page.count("second opinion 1.") == 2 * 2
+    for text in last["texts"]:
+        for side in ("policy", "reference"):
+            assert escape(text[side]["completion"]) in page
+    capsys.readouterr()
+
+    assert cli.main(["report", str(run), "--json"]) == 0
+    signs = {sign["name"]: sign for sign in json.loads(capsys.readouterr().out)["signs"]}
+    assert len(signs) == 3 + 5
+    agreement = signs["held-out: training reward and second opinion agree (correlation)"]
+    assert agreement["last"] == pytest.approx(-1.0)
+    ours, judged = (signs[f"held-out: {name} above the reference's"] for name in ("training reward", "second opinion"))
+    assert ours["last"] == pytest.approx(last["score_mean"] - last["reference_score_mean"])
+    assert judged["last"] == pytest.approx(-ours["last"]), "what one opinion gives, the other takes"
+    assert signs["held-out: repeated word triples within a text (share)"]["last"] == last["repeated_3"]
 
 
 @pytest.mark.parametrize("text", [None, ""])
