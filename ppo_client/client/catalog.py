@@ -39,7 +39,8 @@ class RunStatus:
     ``version``: the one that scored it last. ``version_items``, ``score_mean``, ``score_std``: number, mean and
     standard deviation of its raw scores by that version, which its rewards may be normalised by; the service itself
     does not. ``items``, ``tokens``: all that were scored; the rates are weighted towards the last minute. ``arm``: of
-    a split; empty: none. ``lease_expire_time`` None: it has no lease.
+    a split; empty: none. ``lease_version``: what its lease holds, for the bare name. That and ``lease_expire_time``
+    None: it has no lease.
     """
 
     run: str
@@ -54,6 +55,7 @@ class RunStatus:
     score_mean: float
     score_std: float
     last_seen_time: datetime
+    lease_version: int | None
     lease_expire_time: datetime | None
 
 
@@ -150,6 +152,7 @@ def read_run_status(status: experiments_pb2.RunStatus) -> RunStatus:
         score_mean=status.score_mean,
         score_std=status.score_std,
         last_seen_time=status.last_seen_time.ToDatetime(UTC),
+        lease_version=status.lease_version or None,  # a server one release older does not say
         lease_expire_time=status.lease_expire_time.ToDatetime(UTC) if has_lease else None,
     )
 

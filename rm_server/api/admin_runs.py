@@ -74,6 +74,7 @@ def _run(message: experiments_pb2.RunStatus) -> Row:
         "score_mean": message.score_mean,
         "score_std": message.score_std,
         "last_seen_time": _time(message.last_seen_time),
+        "lease_version": message.lease_version or None,
         "lease_expire_time": _time(message.lease_expire_time) if message.HasField("lease_expire_time") else None,
     }
 

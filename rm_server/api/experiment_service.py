@@ -88,6 +88,7 @@ def _run_status(status: RunStatus) -> experiments_pb2.RunStatus:
         score_mean=status.score_mean,
         score_std=status.score_std,
         last_seen_time=_epoch(status.last_seen),
+        lease_version=status.lease_version or 0,
         lease_expire_time=_epoch(status.lease_expires_at) if status.lease_expires_at is not None else None,
     )
 

@@ -22,6 +22,8 @@ from rm_server.scoring.routing import DEFAULT_LABEL, resolve
 from rm_server.scoring.selector import parse
 
 DEFAULT_HISTORY = 100
+MAX_HISTORY = 1000
+"""Entries of one answer: it stays far below the size that a message may have."""
 WatchModelsResponse = models_pb2.WatchModelsResponse
 _CHANGES = {
     "VERSIONS": WatchModelsResponse.CHANGE_VERSIONS,
@@ -124,9 +126,8 @@ class ModelService:
 
     async def ListHistory(self, request: models_pb2.ListHistoryRequest, call: Call) -> models_pb2.ListHistoryResponse:
         """The last changes."""
-        records = await asyncio.to_thread(
-            self._catalog.history, request.model or None, request.limit or DEFAULT_HISTORY
-        )
+        limit = min(request.limit or DEFAULT_HISTORY, MAX_HISTORY)
+        records = await asyncio.to_thread(self._catalog.history, request.model or None, limit)
         return models_pb2.ListHistoryResponse(entries=[history_message(record) for record in records])
 
     async def GetServerStatus(

@@ -97,6 +97,7 @@ def _run(status: RunStatus) -> Row:
         "score_mean": status.score_mean,
         "score_std": status.score_std,
         "last_seen_time": _text(status.last_seen),
+        "lease_version": status.lease_version,
         "lease_expire_time": None if status.lease_expires_at is None else _text(status.lease_expires_at),
     }
 

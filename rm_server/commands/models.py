@@ -67,7 +67,9 @@ def add_parsers(commands: Any) -> None:
 
     parser = _add(commands, "history", run_history, "who changed what, and why", "rm-server history helpfulness")
     parser.add_argument("model", nargs="?", default="", help="only this one")
-    parser.add_argument("--limit", type=positive, default=100, help="so many, newest first (default: 100)")
+    parser.add_argument(
+        "--limit", type=positive, default=100, help="so many, newest first (default: 100); a server gives up to 1000"
+    )
     add_json_option(parser)
     add_home_option(parser)
 

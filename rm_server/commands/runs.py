@@ -133,7 +133,7 @@ def run_runs(arguments: argparse.Namespace) -> int:
             ("TOKENS/S", lambda row: round(row["tokens_per_second"], 2)),  # of a run that is over: 0, not 1.9e-08
             ("MEAN ± STD", _spread),
             ("LAST SEEN", lambda row: short_time(row["last_seen_time"])),
-            ("LEASE UNTIL", lambda row: short_time(row["lease_expire_time"] or "")),
+            ("LEASE UNTIL", _lease),
         ),
         empty="No run has been seen yet.",
     )
@@ -254,6 +254,12 @@ def _print_splits(splits: Sequence[Row]) -> None:
 
 def _spread(row: Row) -> str:
     return f"{row['score_mean']:.4g} ± {row['score_std']:.4g}" if row["version_items"] else ""
+
+
+def _lease(row: Row) -> str:
+    """VERSION is what scored it last; where the lease holds another one, the bare name means that one."""
+    until, version = short_time(row["lease_expire_time"] or ""), row["lease_version"]
+    return f"{until}, on version {version}" if version not in (None, row["version"]) else until
 
 
 def _target(arguments: argparse.Namespace) -> AbstractContextManager[Admin | HomeRuns]:

@@ -15,7 +15,8 @@ class RunStatus:
 
     ``items`` and ``tokens`` count all that got a score; the rates are weighted towards the last minute. Mean and
     deviation are of the ``version_items`` raw scores by ``version``, the one that scored it last. ``arm``: of the split
-    that gave it that version. ``lease_expires_at`` None: it has no lease.
+    that gave it that version. ``lease_version``: the one that its lease holds; another one where the run has moved and
+    was not scored since, or names its versions itself. That and ``lease_expires_at`` None: it has no lease.
     """
 
     run: str
@@ -30,6 +31,7 @@ class RunStatus:
     score_mean: float
     score_std: float
     last_seen: float
+    lease_version: int | None
     lease_expires_at: float | None
 
 
@@ -63,6 +65,7 @@ def _status(run: str, model: str, lease: Lease | None, by_version: dict[int, Run
         assert lease is not None  # the key came from one of both
         last = RunStatistics(run, model, lease.version, last_seen=lease.last_seen)
     is_held = lease is not None and lease.version == last.version
+    active = lease if lease is not None and lease.is_active(now) else None
     rates = [part.rates(now) for part in parts]
     return RunStatus(
         run=run,
@@ -77,5 +80,6 @@ def _status(run: str, model: str, lease: Lease | None, by_version: dict[int, Run
         score_mean=last.score_mean,
         score_std=last.score_std,
         last_seen=max(last.last_seen, lease.last_seen if lease is not None else 0.0),
-        lease_expires_at=lease.expires_at if lease is not None and lease.is_active(now) else None,
+        lease_version=active.version if active is not None else None,
+        lease_expires_at=active.expires_at if active is not None else None,
     )

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rm_api.v1 import models_pb2
 from running_server import RunningServer, make_version
 
 from rm_server import cli
+from rm_server.api import model_service
 from rm_server.registry.home import add_version, open_home
 
 
@@ -124,7 +126,33 @@ def test_status_and_runs_as_json(shell: Shell, server: RunningServer) -> None:
     assert status["scored_items"] >= 2
     (run,) = [run for run in shell.json("runs") if run["run"] == "exp-18"]
     assert (run["model"], run["version"], run["items"]) == ("helpfulness", 1, 2)
+    assert run["lease_version"] == 1
     assert run["lease_expire_time"].endswith("Z")
+
+
+def test_a_run_whose_lease_is_on_another_version_than_scored_it_last_is_shown_with_both(
+    shell: Shell, server: RunningServer
+) -> None:
+    server.score("helpfulness", "a", run="exp-19")
+    server.score("helpfulness@2", "a", run="exp-19")
+    (run,) = [run for run in shell.json("runs") if run["run"] == "exp-19"]
+    assert (run["version"], run["lease_version"]) == (2, 1)
+    (line,) = [line for line in shell("runs").splitlines() if line.startswith("exp-19")]
+    assert line.endswith("Z, on version 1")
+    shell("end-run", "exp-19")
+    (line,) = [line for line in shell("runs").splitlines() if line.startswith("exp-19")]
+    assert line.endswith("Z")
+
+
+def test_a_server_gives_no_more_history_than_it_says(
+    shell: Shell, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(shell.json("history", "--limit", 4)) == 4
+    monkeypatch.setattr(model_service, "MAX_HISTORY", 3)
+    assert len(shell.json("history", "--limit", 4)) == 3
+    assert len(shell.json("history", "--limit", 2)) == 2
+    for limit in (0, 2**32 - 1):
+        assert len(server.models.ListHistory(models_pb2.ListHistoryRequest(limit=limit)).entries) == 3
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ class ListRunsResponse(_message.Message):
     def __init__(self, runs: _Optional[_Iterable[_Union[RunStatus, _Mapping]]] = ...) -> None: ...
 
 class RunStatus(_message.Message):
-    __slots__ = ("run", "model", "version", "arm", "items", "tokens", "score_mean", "score_std", "last_seen_time", "lease_expire_time", "items_per_second", "tokens_per_second", "version_items")
+    __slots__ = ("run", "model", "version", "arm", "items", "tokens", "score_mean", "score_std", "last_seen_time", "lease_expire_time", "items_per_second", "tokens_per_second", "version_items", "lease_version")
     RUN_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +102,7 @@ class RunStatus(_message.Message):
     ITEMS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     VERSION_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    LEASE_VERSION_FIELD_NUMBER: _ClassVar[int]
     run: str
     model: str
     version: int
@@ -115,7 +116,8 @@ class RunStatus(_message.Message):
     items_per_second: float
     tokens_per_second: float
     version_items: int
-    def __init__(self, run: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., arm: _Optional[str] = ..., items: _Optional[int] = ..., tokens: _Optional[int] = ..., score_mean: _Optional[float] = ..., score_std: _Optional[float] = ..., last_seen_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., lease_expire_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., items_per_second: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., version_items: _Optional[int] = ...) -> None: ...
+    lease_version: int
+    def __init__(self, run: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., arm: _Optional[str] = ..., items: _Optional[int] = ..., tokens: _Optional[int] = ..., score_mean: _Optional[float] = ..., score_std: _Optional[float] = ..., last_seen_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., lease_expire_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., items_per_second: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., version_items: _Optional[int] = ..., lease_version: _Optional[int] = ...) -> None: ...
 
 class Arm(_message.Message):
     __slots__ = ("name", "version", "weight", "ramp")

@@ -168,6 +168,18 @@ async def test_a_lease_can_have_its_own_length(tmp_path: Path) -> None:
         assert (await runs.renew("r", "m")).expires_at == 1110.0
 
 
+async def test_says_which_version_the_lease_holds_and_which_scored_it_last(tmp_path: Path) -> None:
+    async with running_runs(tmp_path) as (_world, runs, clock):
+        runs.scored("r", await call(runs, "m", "r"), [1.0], 10)
+        clock.now += 1
+        runs.scored("r", await call(runs, "m@2", "r"), [1.0], 10)
+        (status,) = await runs.statuses()
+        assert (status.version, status.lease_version, status.lease_expires_at) == (2, 1, 1900.0)
+        clock.now += 1000
+        (status,) = await runs.statuses()
+        assert (status.version, status.lease_version, status.lease_expires_at) == (2, None, None)
+
+
 async def test_says_what_runs_there_are(tmp_path: Path) -> None:
     async with running_runs(tmp_path) as (_world, runs, clock):
         await runs.register("leased", "m")
@@ -179,6 +191,7 @@ async def test_says_what_runs_there_are(tmp_path: Path) -> None:
         assert (first.run, first.version, first.items, first.tokens) == ("follower", 2, 2, 20)
         assert (first.score_mean, first.score_std, first.last_seen, first.lease_expires_at) == (2.0, 1.0, 1010.0, None)
         assert (second.run, second.version, second.items, second.last_seen) == ("leased", 1, 0, 1000.0)
+        assert (first.lease_version, second.lease_version) == (None, 1)
         assert second.lease_expires_at == 1900.0
         assert [status.run for status in await runs.statuses("m")] == ["follower", "leased"]
         assert await runs.statuses("n") == []
