@@ -55,8 +55,8 @@ class CriticConfig:
     model: str = ""
     """Where a separate critic's trunk starts; empty: the policy's model."""
     init: str = ""
-    """Directory of a reward model (sequence classification, one label, the policy's tokenizer) that a separate critic
-    starts from, score head included. Empty: the value head starts at zero."""
+    """Directory of a reward model (sequence classification, one label, the policy's tokenizer and architecture) that a
+    separate critic starts from, score head included. Empty: the value head starts at zero."""
 
 
 @dataclass(frozen=True, slots=True)

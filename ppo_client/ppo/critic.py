@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,12 +18,14 @@ class ValueHead(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
+        self.before = nn.Sequential()
         self.linear = nn.Linear(hidden_size, 1)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def start_from(self, score_head: nn.Linear) -> None:
-        """Starts as a reward model's score head instead: (1, D), with a bias or without."""
+    def start_from(self, score_head: nn.Linear, before: nn.Sequential) -> None:
+        """Starts as a reward model's score head instead, (1, D) with a bias or without, and what lies before it."""
+        self.before = copy.deepcopy(before).float().requires_grad_(True)
         with torch.no_grad():
             self.linear.weight.copy_(score_head.weight)
             if score_head.bias is not None:
@@ -31,7 +34,7 @@ class ValueHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """(…, D) to float32 (…)."""
         with torch.autocast(hidden.device.type, enabled=False):
-            values: Tensor = self.linear(hidden.float()).squeeze(-1)
+            values: Tensor = self.linear(self.before(hidden.float())).squeeze(-1)
         return values
 
 

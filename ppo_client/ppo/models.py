@@ -27,7 +27,7 @@ from ppo_client.ppo.critic import ActorCritic, SeparateCritic, SharedCritic
 from ppo_client.ppo.errors import CheckpointError, ConfigError
 from ppo_client.ppo.lora import AdapterOff, adapter_base, add_adapter, load_adapter
 from ppo_client.ppo.policy import Policy
-from ppo_client.ppo.reward_trunk import check_same_tokenizer, load_reward_model
+from ppo_client.ppo.reward_trunk import RewardModel, check_same_tokenizer, load_reward_model
 
 _CRITIC_FILE = "critic.safetensors"
 
@@ -52,7 +52,8 @@ class _CriticStart:
     hidden_size: int
     setting: str = ""
     """Which names weights that no other model has; empty: they are the policy's"""
-    score_head: nn.Linear | None = None
+    reward_model: RewardModel | None = None
+    """Whose score head is the value head's start"""
 
 
 def load_models(config: PPOConfig, tokenizer: Any | None, device: torch.device, saved: Path | None = None) -> Models:
@@ -145,8 +146,8 @@ def _make_critic(start: _CriticStart | None, policy: Policy) -> SharedCritic | S
     if start is None:
         return SharedCritic(hidden_size(policy.model))
     critic = SeparateCritic(policy.trunk(start.model), policy.hidden_states, start.hidden_size)
-    if start.score_head is not None:
-        critic.head.start_from(start.score_head)
+    if start.reward_model is not None:
+        critic.head.start_from(start.reward_model.score, start.reward_model.before_score)
     return critic
 
 
@@ -156,17 +157,12 @@ def _critic_start(config: PPOConfig, model: Any, tokenizer: Any | None) -> _Crit
     if critic.kind == "shared":
         return None
     if critic.init:
-        if model.config.is_encoder_decoder:
-            raise ConfigError(
-                "critic.init: a reward model reads prompt and response as one text, the critic of an encoder-decoder "
-                "as two: leave it empty"
-            )
-        reward_model, score_head = load_reward_model(critic.init, dtype)
+        found = load_reward_model(critic.init, dtype, is_encoder_decoder=model.config.is_encoder_decoder)
         check_same_tokenizer(critic.init, tokenizer, load_tokenizer(critic.init))
-        num_known = reward_model.get_input_embeddings().weight.shape[0]
+        num_known = found.model.get_input_embeddings().weight.shape[0]
         if num_known < vocab_size(model):
             raise ConfigError(f"critic.init: it knows {num_known} tokens, and the policy writes {vocab_size(model)}")
-        return _CriticStart(prepared(reward_model), score_head.in_features, "critic.init", score_head)
+        return _CriticStart(prepared(found.model), found.score.in_features, "critic.init", found)
     if config.lora.rank and not critic.model:
         # Only adapters are trained, so the critic's modules are its own, and the weights below them the policy's.
         shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}

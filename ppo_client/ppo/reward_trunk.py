@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,23 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from ppo_client.ppo.errors import ConfigError
 
 
-def load_reward_model(place: str, dtype: str) -> tuple[Any, nn.Linear]:
-    """The decoder-only sequence classifier in `place`, and its score head: linear, one label.
+@dataclass(frozen=True, slots=True)
+class RewardModel:
+    """A sequence classifier with one label, and the head that can be read at every token of a response."""
 
-    Raises ConfigError where there is no such thing: the head is to be read at every token of a response.
+    model: Any
+    score: nn.Linear
+    before_score: nn.Sequential
+    """Between the hidden states and `score`: nothing in a decoder-only classifier"""
+
+
+def load_reward_model(place: str, dtype: str, *, is_encoder_decoder: bool) -> RewardModel:
+    """The sequence classifier in `place`, which is to be of the policy's architecture.
+
+    Of an encoder-decoder (T5, BART) the decoder's last hidden states go through a layer of their own to the score. It
+    has learnt to read the whole text in both parts, and the critic the prompt in one and the response in the other.
+
+    Raises ConfigError where there is no such thing.
     """
     if not (Path(place) / "config.json").is_file():
         raise ConfigError(
@@ -30,15 +44,18 @@ def load_reward_model(place: str, dtype: str) -> tuple[Any, nn.Linear]:
         raise ConfigError(f"critic.init: {place} cannot be loaded as a sequence classifier: {error}") from error
     if missing := sorted(info["missing_keys"]):
         raise ConfigError(f"critic.init: {place} lacks {', '.join(missing)}: it is no trained reward model")
-    head = getattr(model, "score", None)
-    if not isinstance(head, nn.Linear) or config.is_encoder_decoder:
+    score, before = getattr(model, "score", None), nn.Sequential()
+    if config.is_encoder_decoder and (head := getattr(model, "classification_head", None)) is not None:
+        score, before = head.out_proj, nn.Sequential(head.dense, nn.Tanh())
+    if not isinstance(score, nn.Linear) or config.is_encoder_decoder != is_encoder_decoder:
+        wanted = "an encoder-decoder" if is_encoder_decoder else "a decoder-only"
         raise ConfigError(
-            f"critic.init: {place} is a {type(model).__name__}: a critic can start from a decoder-only classifier, "
-            "whose score is linear in the hidden state of the last token"
+            f"critic.init: {place} is a {type(model).__name__}: this policy's critic can start from {wanted} "
+            "classifier, whose score is read off the hidden state of the last token"
         )
-    if head.out_features != 1:
-        raise ConfigError(f"critic.init: {place} has {head.out_features} labels; a reward model with one is expected")
-    return model, head
+    if score.out_features != 1:
+        raise ConfigError(f"critic.init: {place} has {score.out_features} labels; a reward model with one is expected")
+    return RewardModel(model, score, before)
 
 
 def check_same_tokenizer(place: str, tokenizer: Any | None, other: Any | None) -> None:

@@ -92,10 +92,12 @@ def test_a_separate_trunk_computes_what_the_policys_own_does(family: str) -> Non
     assert torch.allclose(again[mask], hidden[mask], atol=1e-5)
 
 
-def test_a_head_can_start_as_a_score_head() -> None:
-    for has_bias in (False, True):
-        score = nn.Linear(8, 1, bias=has_bias)
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_head_can_start_as_a_score_head(has_bias: bool) -> None:
+    score, before = nn.Linear(8, 1, bias=has_bias), nn.Sequential(nn.Linear(8, 8), nn.Tanh()).requires_grad_(False)
+    hidden = torch.randn(2, 3, 8)
+    for layers in (nn.Sequential(), before):
         head = ValueHead(8)
-        head.start_from(score)
-        hidden = torch.randn(2, 3, 8)
-        assert torch.equal(head(hidden), score(hidden).squeeze(-1))
+        head.start_from(score, layers)
+        assert torch.equal(head(hidden), score(layers(hidden)).squeeze(-1))
+        assert all(parameter.requires_grad for parameter in head.parameters())

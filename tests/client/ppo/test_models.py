@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSeq2SeqLM
-from tiny_models import make_checkpoint, make_tokenizer
+from tiny_models import EOS_ID, PAD_ID, VOCAB_SIZE, make_checkpoint, make_tokenizer
 from tiny_policies import (
+    ENCODER_DECODERS,
     FakeRewards,
     make_config,
     make_language_model,
@@ -18,7 +19,14 @@ from tiny_policies import (
     save_policy,
 )
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from ppo_client.ppo import PPOTrainer
 from ppo_client.ppo.critic import SeparateCritic
@@ -206,11 +214,9 @@ def test_architectures_are_not_mixed(tmp_path: Path) -> None:
 def test_a_critic_starts_as_the_reward_model(tmp_path: Path, lora: Any) -> None:
     from client.ppo.test_critic import NUMBERS, PROMPTS
 
-    folder = make_checkpoint(tmp_path / "reward", "llama", seed=5)
+    folder = make_checkpoint(tmp_path / "reward", "llama", seed=5, hidden_size=48)  # wider than the policy
     made = models(tmp_path, lora=lora, critic={**SEPARATE, "init": str(folder)})
     sequences = made.actor_critic.policy.sample(PROMPTS, NUMBERS).sequences
-    from transformers import AutoModelForSequenceClassification
-
     reward_model = AutoModelForSequenceClassification.from_pretrained(folder)
     with torch.no_grad():
         values = made.actor_critic(sequences).values
@@ -223,10 +229,50 @@ def test_a_critic_starts_as_the_reward_model(tmp_path: Path, lora: Any) -> None:
     assert ("critic.init" in made.digests) == bool(lora)
 
 
-def test_a_run_whose_critic_started_from_a_reward_model_is_resumed(tmp_path: Path) -> None:
-    save_policy(tmp_path / "policy", "llama")
+@pytest.mark.parametrize("lora", [{}, {"rank": 2}], ids=["full", "lora"])
+@pytest.mark.parametrize("family", ["t5", "flan_t5", "bart"])
+def test_a_critic_of_an_encoder_decoder_starts_as_one(tmp_path: Path, family: str, lora: Any) -> None:
+    from client.ppo.test_critic import NUMBERS, PROMPTS
+
+    folder = save_encoder_decoder_reward_model(tmp_path / "reward", family)
+    made = models(tmp_path, family, lora=lora, critic={**SEPARATE, "init": str(folder)})
+    sequences = made.actor_critic.policy.sample(PROMPTS, NUMBERS).sequences
+    reward_model = AutoModelForSequenceClassification.from_pretrained(folder)
+    start = reward_model.config.decoder_start_token_id
+    with torch.no_grad():
+        values = made.actor_critic(sequences).values
+        assert float(values[sequences.response_mask].std()) > 1e-3
+        for row, length in enumerate(sequences.prompts.mask.sum(1).tolist()):
+            prompt = sequences.prompts.ids[row, -length:]
+            for t in range(int(sequences.response_mask[row].sum())):
+                # The head, read off the last token that the decoder has seen.
+                read = torch.cat([torch.tensor([start]), sequences.response_ids[row, :t]])
+                hidden = reward_model.base_model(input_ids=prompt[None], decoder_input_ids=read[None])[0]
+                assert values[row, t] == pytest.approx(float(reward_model.classification_head(hidden[:, -1])), abs=1e-4)
+    (values_with_gradient := made.actor_critic(sequences).values).sum().backward()
+    assert values_with_gradient.requires_grad
+    assert all(p.grad is not None for p in made.actor_critic.critic.head.parameters())
+
+
+def save_encoder_decoder_reward_model(folder: Path, family: str) -> Path:
+    settings = {"vocab_size": VOCAB_SIZE, "pad_token_id": PAD_ID, "eos_token_id": EOS_ID, "num_labels": 1}
+    settings |= {**ENCODER_DECODERS[family], "classifier_dropout": 0.3}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_a_run_whose_critic_started_from_a_reward_model_is_resumed(tmp_path: Path, family: str) -> None:
+    save_policy(tmp_path / "policy", family)
     save_id_prompts(tmp_path / "prompts.jsonl")
-    folder = make_checkpoint(tmp_path / "reward", "llama")
+    if family == "t5":
+        folder = save_encoder_decoder_reward_model(tmp_path / "reward", family)
+    else:
+        folder = make_checkpoint(tmp_path / "reward", family)
     PPOTrainer(make_config(tmp_path, critic={**SEPARATE, "init": str(folder)}), FakeRewards()).train()
     PPOTrainer.resume(tmp_path / "run", FakeRewards(), ["train.num_steps=3"]).train()
     assert len(read_jsonl(tmp_path / "run" / "metrics.jsonl")) == 3

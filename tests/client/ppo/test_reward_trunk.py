@@ -16,28 +16,29 @@ from ppo_client.ppo.reward_trunk import check_same_tokenizer, load_reward_model
 
 
 def test_a_decoder_only_classifier_with_one_label(tmp_path: Path) -> None:
-    model, head = load_reward_model(str(make_checkpoint(tmp_path, "qwen2")), "float32")
-    assert type(model).__name__ == "Qwen2ForSequenceClassification"
-    assert (head.in_features, head.out_features) == (32, 1)
+    found = load_reward_model(str(make_checkpoint(tmp_path, "qwen2")), "float32", is_encoder_decoder=False)
+    assert type(found.model).__name__ == "Qwen2ForSequenceClassification"
+    assert (found.score.in_features, found.score.out_features) == (32, 1)
+    assert not len(found.before_score)
 
 
 @pytest.mark.parametrize(
     ("family", "options", "message"),
     [
         ("llama", {"num_labels": 2}, "has 2 labels"),
-        ("bert", {}, "BertForSequenceClassification: a critic can start from a decoder-only"),
+        ("bert", {}, "BertForSequenceClassification: this policy's critic can start from a decoder-only"),
     ],
 )
 def test_other_classifiers(tmp_path: Path, family: str, options: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_reward_model(str(make_checkpoint(tmp_path, family, **options)), "float32")
+        load_reward_model(str(make_checkpoint(tmp_path, family, **options)), "float32", is_encoder_decoder=False)
 
 
 def test_places_that_hold_no_reward_model(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"critic\.init: .* is not a model directory"):
-        load_reward_model(str(tmp_path), "float32")
+        load_reward_model(str(tmp_path), "float32", is_encoder_decoder=False)
     with pytest.raises(ConfigError, match=r"lacks score\.weight: it is no trained reward model"):
-        load_reward_model(str(save_policy(tmp_path, "llama")), "float32")
+        load_reward_model(str(save_policy(tmp_path, "llama")), "float32", is_encoder_decoder=False)
 
 
 def test_tokenizers_are_compared() -> None:
@@ -60,5 +61,5 @@ def test_it_must_know_the_policys_tokens_and_read_as_it_does(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="it knows 100 tokens, and the policy writes 269"):
         load_models(make_config(tmp_path, critic=critic), None, device("cpu"))
     save_policy(tmp_path / "policy", "t5")
-    with pytest.raises(ConfigError, match="reads prompt and response as one text"):
+    with pytest.raises(ConfigError, match="can start from an encoder-decoder classifier"):
         load_models(make_config(tmp_path, critic=critic), None, device("cpu"))

@@ -136,6 +136,16 @@ def make_rollout_entropy(run: Run) -> torch.Tensor:
     return rollout.entropies[rollout.sequences.response_mask].mean()
 
 
+def test_importance_weights_reach_the_loss(folder: Path) -> None:
+    run = make_run(folder, num_epochs=1, num_minibatches=1)
+    batch = make_batch(run)
+    mask = batch.sequences.response_mask
+    weights = torch.rand(mask.shape, generator=torch.Generator().manual_seed(1)) * 2
+    expected = -float((weights * batch.advantages)[mask].mean())
+    assert expected != pytest.approx(-float(batch.advantages[mask].mean()), abs=1e-2)
+    assert update(run, replace(batch, weights=weights)).first.policy_loss == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_dual_clip_reaches_the_loss(folder: Path) -> None:
     losses = []
     for name, dual_clip in (("without", None), ("with", 1.5)):
