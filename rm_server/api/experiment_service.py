@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -16,6 +17,8 @@ from rm_server.registry.catalog import Catalog
 from rm_server.registry.run_records import Lease
 from rm_server.scoring.run_status import RunStatus
 from rm_server.scoring.runs import Runs
+
+_log = logging.getLogger(__name__)
 
 
 class ExperimentService(SplitMethods):
@@ -38,6 +41,8 @@ class ExperimentService(SplitMethods):
             move=request.move,
         )
         call.key = lease.key
+        if request.move and not is_resumed:
+            _note("a run moved", call, lease.model)
         return experiments_pb2.RegisterRunResponse(lease=self._lease(lease), resumed=is_resumed)
 
     async def RenewLease(
@@ -53,6 +58,7 @@ class ExperimentService(SplitMethods):
         """Ends the run's leases."""
         call.run = request.run
         await self._runs.end(request.run, request.model or None)
+        _note("a run was ended", call, request.model)
         return experiments_pb2.EndRunResponse()
 
     async def ListRuns(self, request: experiments_pb2.ListRunsRequest, call: Call) -> experiments_pb2.ListRunsResponse:
@@ -72,6 +78,13 @@ class ExperimentService(SplitMethods):
             calibration=calibration(record.calibration) if record is not None else None,
             expire_time=_epoch(lease.expires_at),
         )
+
+
+def _note(event: str, call: Call, model: str) -> None:
+    """Whoever wonders why a run has another version finds here who did that."""
+    _log.info(
+        event, extra={"run": call.run, "model": model or None, "actor": call.actor, "request_id": call.request_id}
+    )
 
 
 def _run_status(status: RunStatus) -> experiments_pb2.RunStatus:

@@ -105,6 +105,8 @@ TABLE: dict[str, Rule] = {
     "/rm_api.v1.ModelService/GetServerStatus": Rule(Role.SCORE),
     "/rm_api.v1.ExperimentService/RegisterRun": _RUN,
     "/rm_api.v1.ExperimentService/RenewLease": _RUN,
+    # As RegisterRun with `move`: run ids are not owned, so whoever may score as a run may end it, too. Among teams, the
+    # models of their tokens are what keeps them apart.
     "/rm_api.v1.ExperimentService/EndRun": _RUN,
     "/rm_api.v1.ExperimentService/ReportOutcome": _RUN,
     "/rm_api.v1.ExperimentService/ListRuns": _READ,

@@ -79,6 +79,7 @@ ENTRIES = (
     *(TokenEntry(role.word, role, sha256=hash_of(role.word)) for role in (Role.SCORE, Role.DEPLOY, Role.ADMIN)),
     TokenEntry("expired", Role.ADMIN, sha256=hash_of("expired"), expires=datetime.now(UTC) - timedelta(seconds=1)),
     TokenEntry("some-models", Role.ADMIN, sha256=hash_of("some-models"), models=("mine", "our-*")),
+    TokenEntry("my-scores", Role.SCORE, sha256=hash_of("my-scores"), models=("mine",)),
     TokenEntry("one-at-once", Role.SCORE, sha256=hash_of("one-at-once"), limits=Limits(max_concurrent_requests=1)),
     TokenEntry("ten-items", Role.SCORE, sha256=hash_of("ten-items"), limits=Limits(max_items_per_s=10.0)),
 )
@@ -372,3 +373,27 @@ def test_history_names_the_token(server: RunningServer, tmp_path: Path) -> None:
     server.models.RegisterVersion(request, metadata=headers("deploy"))
     history = server.models.ListHistory(models_pb2.ListHistoryRequest(model="ruled"), metadata=headers("score"))
     assert {entry.actor for entry in history.entries} == {"deploy"}
+
+
+def test_a_trainer_ends_runs_on_the_models_of_its_token_and_no_others(
+    server: RunningServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    deploy, score, mine = headers("deploy"), headers("score"), headers("my-scores")
+    for model in ("mine", "theirs"):
+        folder = make_rules_version(tmp_path / model, {"type": "length", "max": 3, "weight": len(model)})
+        server.models.RegisterVersion(models_pb2.RegisterVersionRequest(model=model, path=str(folder)), metadata=deploy)
+        label = models_pb2.SetLabelRequest(model=model, label="stable", version=1, load=True)
+        server.models.SetLabel(label, metadata=deploy)
+        run = experiments_pb2.RegisterRunRequest(run="exp-17", model=model)
+        server.experiments.RegisterRun(run, metadata=score)
+    for model in ("theirs", ""):  # empty: all its leases
+        request = experiments_pb2.EndRunRequest(run="exp-17", model=model)
+        assert error_of(lambda r=request: server.experiments.EndRun(r, metadata=mine))[0] is (
+            grpc.StatusCode.PERMISSION_DENIED
+        )
+    with caplog.at_level("INFO"):
+        server.experiments.EndRun(experiments_pb2.EndRunRequest(run="exp-17", model="mine"), metadata=mine)
+    (said,) = [record for record in caplog.records if record.message == "a run was ended"]
+    assert (said.run, said.model, said.actor) == ("exp-17", "mine", "my-scores")  # type: ignore[attr-defined]
+    known = server.experiments.ListRuns(experiments_pb2.ListRunsRequest(), metadata=score).runs
+    assert {run.model: run.lease_version for run in known} == {"mine": 0, "theirs": 1}
