@@ -16,6 +16,7 @@ from ppo_client.ppo import PPOTrainer
 from ppo_client.ppo.checkpoint import latest_checkpoint
 from ppo_client.ppo.losses import policy_loss
 from ppo_client.ppo.staleness import importance_weights
+from ppo_client.ppo.update import Batch, Updater, UpdateStatistics
 
 STALE: dict[str, Any] = {"rollout": {"max_staleness": 1, "micro_batch_size": 4}}
 
@@ -56,6 +57,24 @@ def test_the_next_step_is_asked_for_before_this_one_is_learnt(folder: Path) -> N
         assert row["stale_max_log_ratio"] > 1e-3, "the policy has moved since"
         assert 0.5 < row["importance_weight_mean"] < 2
         assert row["first_max_log_ratio"] < 1e-4, "PPO's own ratio begins at 1"
+
+
+def test_weights_are_truncated_where_the_settings_say(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[Batch] = []
+    update = Updater.update
+
+    def noting(updater: Updater, batch: Batch, step: int) -> UpdateStatistics:
+        batches.append(batch)
+        return update(updater, batch, step)
+
+    monkeypatch.setattr(Updater, "update", noting)
+    rollout = {**STALE["rollout"], "max_importance_weight": 1.01}
+    PPOTrainer(make_config(folder, rollout=rollout), FakeRewards()).train()
+    fresh, stale = batches
+    assert fresh.weights is None
+    assert stale.weights is not None
+    assert float(stale.weights.max()) == pytest.approx(1.01), "some would be larger"
+    assert float(stale.weights.min()) < 0.99
 
 
 @pytest.mark.parametrize("kind", KINDS)
