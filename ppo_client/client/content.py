@@ -43,15 +43,20 @@ def to_items(prompts: Sequence[Content], completions: Sequence[Content]) -> list
     previous: tuple[object, tuple[_WireContent, list[Item]]] | None = None
     for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         if previous is None or prompt is not previous[0]:
-            message = _to_message(prompt, "prompt", index)
+            message = _to_message(prompt, f"prompt {index}")
             previous = prompt, known.setdefault(message.SerializeToString(deterministic=True), (message, []))
         shared, items = previous[1]
-        message = _to_message(completion, "completion", index)
-        _check_one_kind(shared, message, index)
+        message = _to_message(completion, f"completion {index}")
+        _check_one_kind(shared, message, f"item {index}: ")
         if message.WhichOneof("content") is None and shared.WhichOneof("content") == "token_ids":
             message.token_ids.SetInParent()  # no tokens, which is not the same as no content
         items.append(Item(index, shared, message))
     return [item for _, items in known.values() for item in items]
+
+
+def check_pair(prompt: Content, completion: Content) -> None:
+    """Raises InvalidRequest where they cannot be sent."""
+    _check_one_kind(_to_message(prompt, "the prompt"), _to_message(completion, "the completion"), "")
 
 
 def _check_list(name: str, values: object) -> None:
@@ -62,16 +67,15 @@ def _check_list(name: str, values: object) -> None:
         raise InvalidRequest(f"{name} must be a list, got {type(values).__name__}{hint}")
 
 
-def _check_one_kind(prompt: _WireContent, completion: _WireContent, index: int) -> None:
+def _check_one_kind(prompt: _WireContent, completion: _WireContent, where: str) -> None:
     kinds = prompt.WhichOneof("content"), completion.WhichOneof("content")
     if kinds[0] != kinds[1] and None not in kinds:
         raise UnsupportedContent(
-            f"item {index}: the prompt is {kinds[0]} and the completion {kinds[1]}; both must be of one kind"
+            f"{where}the prompt is {kinds[0]} and the completion {kinds[1]}; both must be of one kind"
         )
 
 
-def _to_message(content: Any, name: str, index: int) -> _WireContent:
-    where = f"{name} {index}"
+def _to_message(content: Any, where: str) -> _WireContent:
     if isinstance(content, str):
         try:
             return scoring_pb2.Content(text=content)

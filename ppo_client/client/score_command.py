@@ -75,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
             progress.end()
     if args.json:
         print(json.dumps(asdict(summary) | {"output": str(job.output)}))
+    elif not summary.rows:
+        print(f"{job.source} has no rows, so there was nothing to score: {job.output}")
     else:
         resumed = f", {summary.resumed} of them in an earlier run" if summary.resumed else ""
         print(

@@ -7,6 +7,7 @@ in later runs, too. When the last row is in, rows and journal become the output 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -19,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from ppo_client.client.client import RewardClient
-from ppo_client.client.errors import InvalidFile, InvalidRequest, ItemsFailed, ItemsUnavailable
-from ppo_client.client.records import Row, read_rows, write_rows
+from ppo_client.client.content import check_pair
+from ppo_client.client.errors import InvalidFile, InvalidRequest, InvalidSettings, ItemsFailed, ItemsUnavailable
+from ppo_client.client.records import Row, checked_rows, read_rows, write_with_fields
 from ppo_client.client.score_call import ScoreOptions, TruncationRule
 from ppo_client.client.scores import Scores
 
@@ -46,6 +48,12 @@ class ScoreJob:
     keep_going: bool = False
     batch_size: int = 256
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InvalidSettings(f"batch_size must be at least 1, got {self.batch_size}")
+        if not self.score_field or not self.completion_field:
+            raise InvalidSettings("score_field and completion_field must name fields")
+
     def identity(self) -> dict[str, Any]:
         """What must be the same when a run goes on."""
         names = ("model", "prompt_field", "completion_field", "score_field", "calibrated", "truncation")
@@ -56,15 +64,18 @@ class ScoreJob:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What was done: ``rows`` = ``scored`` + ``failed``; ``resumed``: of them, those that were there already."""
+    """What was done: ``rows`` = ``scored`` + ``failed``; ``resumed``: of them, those that were there already.
+
+    ``version``, ``digest``: None where there were no rows, which nobody scored.
+    """
 
     rows: int
     scored: int
     failed: int
     resumed: int
     model: str
-    version: int
-    digest: str
+    version: int | None
+    digest: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,21 +94,32 @@ def score_file(
 
     Raises InvalidFile, and what RewardClient raises; then what was done until there is kept.
     """
-    if job.output.exists():
-        raise InvalidFile(f"{job.output} is there already; remove it, or choose another name")
+    _check_is_new(job.output)
     total = _check_rows(job)
-    journal = Journal(job.output.with_name(job.output.name + ".partial"), job.identity())
-    resumed = journal.num_rows
-    on_progress(resumed, total, journal.num_failed)
-    with journal:
+    with Journal(job.output.with_name(job.output.name + ".partial"), job.identity()) as journal:
+        _check_is_new(job.output)  # of whoever had the journal before
+        resumed = journal.num_rows
+        on_progress(resumed, total, journal.num_failed)
         for rows, outcome in _outcomes(client, job, journal):
-            journal.add(*_lines(rows, outcome, job.keep_going))
+            journal.add(*_lines(job, journal.num_rows, rows, outcome))
             on_progress(journal.num_rows, total, journal.num_failed)
-    write_rows(job.output, _merged(job, journal))
-    journal.path.unlink()
-    pin = journal.pin or _Pin(job.model, 0, "")  # an empty file was scored by nobody
-    scored = journal.num_rows - journal.num_failed
-    return Summary(journal.num_rows, scored, journal.num_failed, resumed, pin.model, pin.version, pin.digest)
+        write_with_fields(job.output, job.source, _added_fields(job, journal), _added(job, journal))
+        journal.path.unlink()
+    pin = journal.pin
+    return Summary(
+        rows=journal.num_rows,
+        scored=journal.num_rows - journal.num_failed,
+        failed=journal.num_failed,
+        resumed=resumed,
+        model=pin.model if pin else job.model,
+        version=pin.version if pin else None,
+        digest=pin.digest if pin else None,
+    )
+
+
+def _check_is_new(output: Path) -> None:
+    if output.exists():
+        raise InvalidFile(f"{output} is there already; remove it, or choose another name")
 
 
 def _outcomes(
@@ -105,7 +127,6 @@ def _outcomes(
 ) -> Iterator[tuple[list[Row], Scores | ItemsFailed]]:
     """Batches of the rows that are left with what became of them, in order; a few are under way at a time."""
     rows = islice(read_rows(job.source), journal.num_rows, None)
-    num_sent = journal.num_rows
     under_way: deque[tuple[list[Row], Future[Scores]]] = deque()
     try:
         while True:
@@ -113,11 +134,7 @@ def _outcomes(
             while len(under_way) < (_BATCHES_UNDER_WAY if journal.pin else 1):
                 if not (batch := list(islice(rows, job.batch_size))):
                     break
-                try:
-                    under_way.append((batch, _submit(client, job, journal.pin, batch)))
-                except InvalidRequest as error:
-                    raise InvalidFile(f"{job.source}, in the rows from number {num_sent + 1} on: {error}") from error
-                num_sent += len(batch)
+                under_way.append((batch, _submit(client, job, journal.pin, batch)))
             if not under_way:
                 return
             batch, future = under_way.popleft()
@@ -142,15 +159,15 @@ def _submit(client: RewardClient, job: ScoreJob, pin: _Pin | None, rows: list[Ro
     )
 
 
-def _lines(rows: list[Row], outcome: Scores | ItemsFailed, keep_going: bool) -> tuple[_Pin, list[Row]]:
-    """What the journal gets for these rows."""
+def _lines(job: ScoreJob, first: int, rows: list[Row], outcome: Scores | ItemsFailed) -> tuple[_Pin, list[Row]]:
+    """What the journal gets for these rows, the first of which is number ``first``, from 0."""
     pin = _Pin(outcome.model, outcome.version, outcome.digest)
     if isinstance(outcome, Scores):
         pairs = zip(outcome.values, outcome.truncated, strict=True)
         return pin, [{"score": value, "truncated": is_cut} for value, is_cut in pairs]
     # What may get its score later is left for later: an error in the file is for ever.
-    if not keep_going or isinstance(outcome, ItemsUnavailable):
-        raise outcome
+    if not job.keep_going or isinstance(outcome, ItemsUnavailable):
+        raise _by_rows(job, first, len(rows), outcome) from outcome
     return pin, [
         {"score": outcome.scores[index], "truncated": outcome.truncated[index]}
         if index in outcome.scores
@@ -159,33 +176,67 @@ def _lines(rows: list[Row], outcome: Scores | ItemsFailed, keep_going: bool) -> 
     ]
 
 
+def _by_rows(job: ScoreJob, first: int, num_rows: int, failed: ItemsFailed) -> ItemsFailed:
+    """The same failure, told by the numbers of the file's rows, from 1 as in all messages about it."""
+    errors = {first + index + 1: error for index, error in failed.errors.items()}
+    number, error = min(errors.items())
+    others = f", and {len(errors) - 1} more of the rows {first + 1} to {first + num_rows}" if len(errors) > 1 else ""
+    advice = "the same command goes on from there"
+    if not isinstance(failed, ItemsUnavailable):
+        advice = "correct it, or write errors in place of such scores (--keep-going)"
+    return type(failed)(
+        f"{job.source}: no score for row {number}, {type(error).__name__}: {error}{others}; {advice}",
+        errors=errors,
+        scores={first + index + 1: value for index, value in failed.scores.items()},
+        truncated={first + index + 1: is_cut for index, is_cut in failed.truncated.items()},
+        model=failed.model,
+        version=failed.version,
+        digest=failed.digest,
+    )
+
+
 def _check_rows(job: ScoreJob) -> int:
     """Reads the input once, so that what is wrong with it shows at the beginning. Returns the number of rows."""
     needed = [name for name in (job.prompt_field, job.completion_field) if name]
     added = {job.score_field, *(f"{job.score_field}_{name}" for name in ("truncated", "error", "version", "digest"))}
     number = 0
-    for number, row in enumerate(read_rows(job.source), start=1):
-        if missing := [name for name in needed if row.get(name) is None]:
-            raise InvalidFile(
-                f"{job.source}, row {number} has no {missing[0]!r}, only {sorted(row)}; name other fields?"
-            )
+    for number, row in enumerate(checked_rows(job.source, job.output), start=1):
+        place = f"{job.source}, row {number}"
+        if missing := [name for name in needed if name not in row]:
+            raise InvalidFile(f"{place} has no {missing[0]!r}, only {sorted(row)}; name other fields?")
+        if empty := [name for name in needed if row[name] is None]:
+            raise InvalidFile(f"{place}: {empty[0]!r} is null; text, chat messages or token ids are expected")
         if taken := added & row.keys():
-            raise InvalidFile(
-                f"{job.source}, row {number} has a field {min(taken)!r} already; choose another name for the score's"
-            )
+            raise InvalidFile(f"{place} has a field {min(taken)!r} already; choose another name for the score's")
+        try:
+            check_pair(row[job.prompt_field] if job.prompt_field else "", row[job.completion_field])
+        except InvalidRequest as error:
+            raise InvalidFile(f"{place}: {error}") from error
     return number
 
 
-def _merged(job: ScoreJob, journal: Journal) -> Iterator[Row]:
+def _added_fields(job: ScoreJob, journal: Journal) -> dict[str, type]:
+    name = job.score_field
+    fields: dict[str, type] = {name: float, f"{name}_truncated": bool}
+    if journal.num_failed:
+        fields[f"{name}_error"] = str
+    return fields | {f"{name}_version": str, f"{name}_digest": str}
+
+
+def _added(job: ScoreJob, journal: Journal) -> Iterator[Row]:
+    """What each row gets, in order."""
     name, pin = job.score_field, journal.pin
-    for row, line in zip(read_rows(job.source), journal.lines(), strict=True):
+    for line in journal.lines():
         assert pin is not None
         scored = {f"{name}_{key}" if key != "score" else name: value for key, value in line.items()}
-        yield row | scored | {f"{name}_version": f"{pin.model}@{pin.version}", f"{name}_digest": pin.digest}
+        yield scored | {f"{name}_version": f"{pin.model}@{pin.version}", f"{name}_digest": pin.digest}
 
 
 class Journal:
-    """What has been done of a job: opened anew, it is where it was. A line that was torn off is not counted."""
+    """What has been done of a job: opened anew, it is where it was. A line that was torn off is not counted.
+
+    While it is open it is locked, so that two runs of one job do not both write to it. Raises InvalidFile.
+    """
 
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
         self.path = path
@@ -193,14 +244,23 @@ class Journal:
         self.num_rows = 0
         self.num_failed = 0
         self._identity = identity
-        if path.exists():
-            self._resume()
-        self._file = path.open("ab")
 
     def __enter__(self) -> Journal:
+        try:
+            self._file = self.path.open("a+b")
+        except OSError as error:
+            raise InvalidFile(f"{self.path} cannot be written: {error}") from error
+        try:
+            self._lock()
+            self._resume()
+        except BaseException:
+            self._file.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.pin is None:
+            self.path.unlink(missing_ok=True)  # nothing was done
         self._file.close()
 
     def add(self, pin: _Pin, lines: list[Row]) -> None:
@@ -223,20 +283,29 @@ class Journal:
     def _write(self, line: Row) -> None:
         self._file.write(json.dumps(line).encode() + b"\n")
 
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InvalidFile(f"{self.path} is being written by another run; wait for it, or end it") from None
+
     def _resume(self) -> None:
-        content = self.path.read_bytes()
+        self._file.seek(0)
+        content = self._file.read()
         whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
-        header, *lines = [json.loads(line) for line in whole.splitlines()] or [None]
-        if header is None:
+        try:
+            header, *lines = [json.loads(line) for line in whole.splitlines()] or [{}]
+            pin = _Pin(**header.pop("scored_by")) if header else None
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise InvalidFile(f"{self.path} is not what a run of this command left; remove it") from None
+        self._file.truncate(len(whole))
+        if pin is None:
             return
-        self.pin = _Pin(**header.pop("scored_by"))
         if changed := [name for name, value in self._identity.items() if header.get(name) != value]:
             raise InvalidFile(
                 f"{self.path} is of a run with another {' and '.join(changed)}; finish that one, or remove the file to "
                 "start anew"
             )
+        self.pin = pin
         self.num_rows = len(lines)
         self.num_failed = sum("error" in line for line in lines)

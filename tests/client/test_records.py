@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ppo_client.client.errors import InvalidFile
-from ppo_client.client.records import read_rows, write_rows
+from ppo_client.client.records import read_rows, write_rows, write_with_fields
 
 ROWS: list[dict[str, Any]] = [{"prompt": "a\nß", "n": 1}, {"prompt": [{"role": "user", "content": "x"}], "late": 0.5}]
 FLAT: list[dict[str, Any]] = [{"prompt": "a\nß", "n": 1}, {"prompt": "b", "n": 2, "late": 0.5}]
@@ -56,6 +56,7 @@ def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
         ("x.jsonl", b"\xff\xfe\n", "line 1 is no JSON"),
         ("x.jsonl.gz", b"plain", "cannot be read"),
         ("x.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 1000)[:-20], "cannot be read"),
+        ("x.parquet", b"plain", "cannot be read"),
         ("x.csv", b"a,b", "must end with"),
         ("x.gz", b"", "must end with"),
     ],
@@ -71,7 +72,40 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         list(read_rows(tmp_path / "x.jsonl"))
 
 
+def test_half_a_surrogate_pair_stays_what_it_is(tmp_path: Path) -> None:
+    write_rows(tmp_path / "x.jsonl", [{"a": "\ud83e"}, {"a": "ß"}])
+    assert list(read_rows(tmp_path / "x.jsonl")) == [{"a": "\ud83e"}, {"a": "ß"}]
+
+
 def test_what_json_cannot_say_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(InvalidFile, match="row 2 cannot be written as JSON"):
         write_rows(tmp_path / "x.jsonl", [{"a": 1}, {"a": b"raw"}])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_columns_of_a_parquet_file_stay_as_they_are(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = arrow.table(
+        {
+            "pairs": arrow.array([[("k", 1)], []], arrow.map_(arrow.string(), arrow.int32())),
+            "kind": arrow.array(["x", "y"]).dictionary_encode(),
+            "small": arrow.array([0.1, None], arrow.float32()),
+            "none": arrow.array([[], []], arrow.list_(arrow.int16())),
+            "time": arrow.array([1, 2], arrow.timestamp("ns", "UTC")),
+        }
+    )
+    parquet.write_table(table, tmp_path / "in.parquet")
+    fields = {"score": float, "why": str}
+    write_with_fields(
+        tmp_path / "out.parquet", tmp_path / "in.parquet", fields, iter([{"score": 0.5}, {"why": "too long"}])
+    )
+    found = parquet.read_table(tmp_path / "out.parquet")
+    assert found.select(table.column_names).equals(table)
+    assert found.select(["score", "why"]).to_pylist() == [
+        {"score": 0.5, "why": None},
+        {"score": None, "why": "too long"},
+    ]
+    parquet.write_table(table.slice(0, 0), tmp_path / "empty.parquet")
+    write_with_fields(tmp_path / "scored.parquet", tmp_path / "empty.parquet", fields, iter([]))
+    assert parquet.read_table(tmp_path / "scored.parquet").column_names == [*table.column_names, *fields]

@@ -105,8 +105,10 @@ def test_another_job_does_not_go_on_with_this_ones_journal(
 
 def test_a_row_without_a_score_ends_the_run(server: FakeServer, client: RewardClient, job: ScoreJob) -> None:
     server.will(fail_items(2, reason="ITEM_TOO_LONG"))
-    with pytest.raises(errors.ItemsFailed):
+    server.script.insert(0, usual)
+    with pytest.raises(errors.ItemsFailed, match="no score for row 8, ItemTooLong: as told; correct it, or") as caught:
         score_file(client, job)
+    assert set(caught.value.errors) == {8}
     assert not job.output.exists()
 
 
@@ -140,7 +142,8 @@ def test_parquet_in_and_out(client: RewardClient, job: ScoreJob) -> None:
 
 def test_an_empty_file(client: RewardClient, job: ScoreJob) -> None:
     job.source.write_bytes(b"")
-    assert score_file(client, job).rows == 0
+    summary = score_file(client, job)
+    assert (summary.rows, summary.version, summary.digest) == (0, None, None)
     assert job.output.read_bytes() == b""
 
 
@@ -148,18 +151,22 @@ def test_an_empty_file(client: RewardClient, job: ScoreJob) -> None:
     ("changes", "row", "says"),
     [
         ({"completion_field": "answer"}, {}, "row 1 has no 'answer', only"),
-        ({}, {"prompt": None}, "row 24 has no 'prompt'"),
+        ({}, {"prompt": None}, "row 24: 'prompt' is null"),
         ({}, {"score": 1.0}, "row 24 has a field 'score' already"),
         ({}, {"score_error": "x"}, "row 24 has a field 'score_error' already"),
-        ({}, {"completion": 7}, "in the rows from number 21 on: completion 3 is int"),
+        ({}, {"completion": 7}, "row 24: the completion is int"),
+        ({}, {"completion": "\ud83e"}, "row 24: the completion is no valid Unicode"),
+        ({}, {"completion": [1, 2]}, "row 24: the prompt is text and the completion token_ids"),
     ],
 )
-def test_rows_that_cannot_be_scored(
-    client: RewardClient, job: ScoreJob, changes: dict[str, Any], row: dict[str, Any], says: str
+def test_rows_that_cannot_be_scored_are_named_before_any_is(
+    server: FakeServer, client: RewardClient, job: ScoreJob, changes: dict[str, Any], row: dict[str, Any], says: str
 ) -> None:
     write_rows(job.source, [*ROWS, ROWS[0] | row])
     with pytest.raises(errors.InvalidFile, match=says):
         score_file(client, but(job, **changes))
+    assert server.seen == []
+    assert [path.name for path in job.source.parent.iterdir()] == ["in.jsonl"]
 
 
 def test_an_output_that_is_there_is_left_alone(server: FakeServer, client: RewardClient, job: ScoreJob) -> None:
@@ -168,6 +175,50 @@ def test_an_output_that_is_there_is_left_alone(server: FakeServer, client: Rewar
         score_file(client, job)
     assert job.output.read_text() == "precious"
     assert server.seen == []
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "says"),
+    [
+        ("in.jsonl", "out.csv", "must end with"),
+        ("in.jsonl", "none/out.jsonl", "there is no folder"),
+        ("in.parquet", "out.jsonl", "row 1 cannot be written as JSON"),
+        ("in.jsonl", "out.parquet", "the rows are no table"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_any_row_is_scored(
+    server: FakeServer, client: RewardClient, tmp_path: Path, source: str, output: str, says: str
+) -> None:
+    pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    odd: Any = b"raw" if source == "in.parquet" else 5
+    write_rows(tmp_path / source, [ROWS[0] | {"odd": odd}, ROWS[1] | ({"odd": ["x"]} if odd == 5 else {})])
+    with pytest.raises(errors.InvalidFile, match=says):
+        score_file(client, ScoreJob(tmp_path / source, tmp_path / output, "length"))
+    assert server.seen == []
+    assert [path.name for path in tmp_path.iterdir()] == [source]
+
+
+def test_two_runs_do_not_write_to_one_journal(server: FakeServer, client: RewardClient, job: ScoreJob) -> None:
+    def second(*_: int) -> None:
+        with pytest.raises(errors.InvalidFile, match="is being written by another run"):
+            score_file(client, job)
+
+    score_file(client, job, on_progress=second)
+    assert list(read_rows(job.output)) == [expected(number) for number in range(NUM_ROWS)]
+
+
+def test_a_file_that_is_no_journal_is_left_alone(client: RewardClient, job: ScoreJob) -> None:
+    precious = job.output.with_name("out.jsonl.partial")
+    precious.write_text('{"my": "notes"}\nunfinished')
+    with pytest.raises(errors.InvalidFile, match="is not what a run of this command left"):
+        score_file(client, job)
+    assert precious.read_text() == '{"my": "notes"}\nunfinished'
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 0}, {"score_field": ""}, {"completion_field": ""}])
+def test_settings_that_make_no_sense(job: ScoreJob, changes: dict[str, Any]) -> None:
+    with pytest.raises(errors.InvalidSettings, match=next(iter(changes))):
+        but(job, **changes)
 
 
 # The command
