@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rm_api.v1 import experiments_pb2
+from rm_api.v1 import experiments_pb2, models_pb2
 from running_server import RunningServer, make_version, running
 from tiny_models import BOS, CHAT_TEMPLATE
 from transformers import AutoTokenizer
 
-from rm_server.config import TransportSettings
+from rm_server.api.buckets import Limits
+from rm_server.api.roles import Role
+from rm_server.api.tokens import TokenEntry, hash_of
+from rm_server.api.tokens_file import add_token
+from rm_server.config import AuthSettings, TransportSettings
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +133,23 @@ def test_what_is_wrong_is_said_in_json(server: RunningServer, path: str, body: A
     assert (got_status, answer["error"]["reason"]) == (status, reason)
     assert answer["error"]["message"]
     assert post(server, "/get_reward", {"query": ["a"]})[0] == 200
+
+
+def test_a_token_beyond_its_limit_is_429_with_the_time_to_come_back(tmp_path: Path, versions: list[Path]) -> None:
+    for name, limits in (("slow", Limits(max_items_per_s=2.0)), ("free", Limits())):
+        add_token(tmp_path / "tokens.toml", TokenEntry(name, Role.DEPLOY, sha256=hash_of(name), limits=limits))
+    free, slow = ({"Authorization": f"Bearer {name}"} for name in ("free", "slow"))
+    with running(tmp_path / "home", auth=AuthSettings(tokens=tmp_path / "tokens.toml")) as server:
+        deploy = (("authorization", "Bearer free"),)
+        register = models_pb2.RegisterVersionRequest(model="m", path=str(versions[0]))
+        server.models.RegisterVersion(register, metadata=deploy)
+        server.models.LoadVersion(models_pb2.LoadVersionRequest(selector="m@1"), metadata=deploy)
+        path, body = "/models/m@1/get_reward", {"query": ["a"] * 200}
+        assert post(server, path, body, **slow)[0] == 200  # leaves a debt of 198 items
+        status, answer, headers = post(server, path, body, **slow)
+        assert (status, answer["error"]["reason"]) == (429, "RATE_LIMITED")
+        assert 1 < answer["error"]["retry_after_seconds"] <= int(headers["Retry-After"]) <= 100
+        assert post(server, path, body, **free)[0] == 200
 
 
 def test_the_request_id_comes_back(server: RunningServer) -> None:
