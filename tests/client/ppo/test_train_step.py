@@ -18,9 +18,9 @@ from ppo_client.ppo.rollout import Rollout, RolloutWorker
 from ppo_client.ppo.start import start_run
 from ppo_client.ppo.update import Batch, Updater
 
-GAMMA, LAMBDA, BETA, CLIP, PENALTY = 0.9, 0.6, 0.3, 0.4, 0.7
+GAMMA, LAMBDA, BETA, CLIP, PENALTY, HORIZON = 0.9, 0.6, 0.3, 0.4, 0.7, 4.0
 SETTINGS: dict[str, dict[str, Any]] = {
-    "kl": {"estimator": "k3", "coefficient": BETA, "controller": "adaptive", "target": 2.0, "horizon": 50.0},
+    "kl": {"estimator": "k3", "coefficient": BETA, "controller": "adaptive", "target": 2.0, "horizon": HORIZON},
     "reward": {"clip": CLIP, "missing_eos_penalty": PENALTY},
     "ppo": {
         "gamma": GAMMA,
@@ -96,9 +96,8 @@ def whitened(rows: list[np.ndarray], *, mean: float | None = None) -> list[np.nd
     return [(row - tokens.mean()) / np.sqrt(tokens.var(ddof=1) + 1e-8) + shift for row in rows]
 
 
-def test_advantages_and_returns_are_those_of_the_settings(trainer: PPOTrainer, seen: Seen) -> None:
-    trainer.train_step()
-    (rollout,), (batch,) = seen.rollouts, seen.batches
+def assert_as_by_hand(rollout: Rollout, batch: Batch, beta: float) -> None:
+    """Advantages and returns of a step whose KL coefficient was `beta`."""
     mask = rollout.sequences.response_mask
     assert len(set(mask.sum(1).tolist())) > 2
     assert 0 < int(rollout.has_eos.sum()) < len(rollout.has_eos)
@@ -108,7 +107,7 @@ def test_advantages_and_returns_are_those_of_the_settings(trainer: PPOTrainer, s
     log_probs, reference = rows_of(rollout.log_probs, mask), rows_of(rollout.reference_log_probs, mask)
     for row in range(len(mask)):
         log_ratio = reference[row] - log_probs[row]
-        reward = -BETA * (np.exp(log_ratio) - 1 - log_ratio)
+        reward = -beta * (np.exp(log_ratio) - 1 - log_ratio)
         reward[-1] += min(float(rollout.scores[row]), CLIP) - (0.0 if rollout.has_eos[row] else PENALTY)
         rewards.append(reward)
     advantages, returns = [], []
@@ -126,6 +125,15 @@ def test_advantages_and_returns_are_those_of_the_settings(trainer: PPOTrainer, s
             np.testing.assert_allclose(one, other, atol=1e-4)
 
 
+def test_advantages_and_returns_are_those_of_the_settings(trainer: PPOTrainer, seen: Seen) -> None:
+    trainer.train_step()
+    adapted = trainer.state.kl_coefficient
+    assert abs(adapted / BETA - 1) > 0.02
+    trainer.train_step()
+    for rollout, batch, beta in zip(seen.rollouts, seen.batches, (BETA, adapted), strict=True):
+        assert_as_by_hand(rollout, batch, beta)
+
+
 def test_the_coefficient_follows_the_kl_of_whole_episodes(folder: Path, trainer: PPOTrainer, seen: Seen) -> None:
     trainer.train_step()
     (rollout,) = seen.rollouts
@@ -134,7 +142,7 @@ def test_the_coefficient_follows_the_kl_of_whole_episodes(folder: Path, trainer:
     episodes = [tokens.sum() for tokens in rows_of(rollout.log_probs - rollout.reference_log_probs, mask)]
     assert row["kl"] == pytest.approx(np.mean(episodes), rel=1e-5)
     error = min(max(row["kl"] / 2.0 - 1, -0.2), 0.2)
-    assert trainer.state.kl_coefficient == pytest.approx(BETA * (1 + error * 8 / 50), rel=1e-9)
+    assert trainer.state.kl_coefficient == pytest.approx(BETA * (1 + error * 8 / HORIZON), rel=1e-9)
     assert trainer.state.kl_coefficient != BETA
 
 
