@@ -33,8 +33,8 @@ def _outcome(status: grpc.StatusCode, http_status: int, reason: str) -> Outcome:
 
 
 # 422: the request is well formed and repeating it cannot help, so that HTTP clients do not retry it. What may work
-# later is 503 or 504, a full queue too: verl's client repeats 5xx, and ends the training on any 4xx. Beyond a token's own
-# limits it is 429, as everywhere: no balancer shall take that for a sick server. verl's client shows no token of its own.
+# later is 503 or 504, a full queue too: verl's client repeats 5xx, and ends the training on any 4xx. Beyond a token's
+# own limits it is 429, as everywhere: no balancer shall take that for a sick server. verl's client shows no token.
 TABLE: dict[type[errors.RmError], Outcome] = {
     errors.InvalidRequest: _outcome(_Status.INVALID_ARGUMENT, 400, "INVALID_ARGUMENT"),
     errors.MalformedRequest: _outcome(_Status.INVALID_ARGUMENT, 400, "MALFORMED_REQUEST"),
