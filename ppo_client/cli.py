@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from enum import IntEnum
+from importlib.metadata import version as package_version
 
 from ppo_client.client.errors import InvalidFile, InvalidSelector, InvalidSettings, RewardClientError, Unavailable
 from ppo_client.ppo.errors import ConfigError, DataError, PPOError, RewardServiceAway, VersionChanged
@@ -37,6 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Trains language models with rewards from a reward-model service.",
         epilog="`ppo-client COMMAND --help` shows examples.",
     )
+    parser.add_argument("--version", action="version", version=f"ppo-client {package_version('rm-service')}")
     subparsers = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     for module in COMMANDS:
         importlib.import_module(module).add_parser(subparsers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version as package_version
 
 from rm_server.commands import (
     calibrate,
@@ -38,8 +39,10 @@ def parser() -> argparse.ArgumentParser:
         description="Serves reward models over gRPC, and makes and deploys their versions.",
         epilog="`rm-server COMMAND --help` says more, with an example.",
     )
+    root.add_argument("--version", action="version", version=f"rm-server {package_version('rm-service')}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
     server.add_parsers(commands)
+    training.add_parsers(commands)
     register.add_parsers(commands)
     models.add_parsers(commands)
     runs.add_parsers(commands)
@@ -54,7 +57,6 @@ def parser() -> argparse.ArgumentParser:
     token.add_parsers(commands)
     export.add_parsers(commands)
     tune.add_parsers(commands)
-    training.add_parsers(commands)
     return root
 
 
@@ -70,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # whoever read us (`| head`) has enough
         return FAILED
+    except OSError as error:  # a full disk, a folder that is not ours
+        return _say(error, FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 Row = Mapping[str, Any]
+
+HELP_WIDTH = 100
 Column = tuple[str, Callable[[Row], Any]]
 
 
@@ -21,7 +24,11 @@ def add_command(
 ) -> argparse.ArgumentParser:
     """A parser for one command. ``run`` gets its arguments and returns the exit status."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=help_, description=help_[0].upper() + help_[1:] + ".", epilog=f"example: {example}"
+        name,
+        help=help_,
+        description=textwrap.fill(help_[0].upper() + help_[1:] + ".", HELP_WIDTH),
+        epilog=f"example:\n  {example}",  # in one line, as it is to be typed
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run, parser=parser)
     return parser

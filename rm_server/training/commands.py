@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rm_server.registry.options import add_place_options, home_of
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from rm_server.registry.manifest import Manifest
     from rm_server.training.assessment import Report
     from rm_server.training.preferences import Preference
+
+Number = TypeVar("Number", int, float)
 
 EVALUATION_PAGE = "evaluation.html"
 
@@ -61,7 +65,7 @@ def _add_parser(subparsers: Any, name: str, summary: str, description: str, epil
 
 
 def _add_train(subparsers: Any) -> None:
-    parser = _add_parser(subparsers, "train", "make a version from preference pairs", _TRAIN_HELP, _TRAIN_EXAMPLES)
+    parser = _add_parser(subparsers, "train", "makes a version from preference pairs", _TRAIN_HELP, _TRAIN_EXAMPLES)
     parser.set_defaults(run=run_train)
     parser.add_argument("--data", type=Path, required=True, help="preference pairs")
     parser.add_argument("--base", required=True, help="folder or Hugging Face name of an encoder or decoder; "
@@ -77,18 +81,18 @@ def _add_train(subparsers: Any) -> None:
     learning.add_argument(
         "--warmup-share", type=_share, default=0.1, help="of the steps; then linear to 0 (default 0.1)"
     )
-    learning.add_argument("--weight-decay", type=float, default=0.0, help="AdamW's (default 0)")
+    learning.add_argument("--weight-decay", type=_not_negative, default=0.0, help="AdamW's (default 0)")
     learning.add_argument("--batch-size", type=_positive_int, default=16, help="pairs in one step (default 16)")
     learning.add_argument("--accumulation-steps", type=_positive_int, default=1,
                           help="forward passes that the batch is divided into, to save memory (default 1)")  # fmt: skip
     learning.add_argument(
-        "--center-coefficient", type=float, default=0.0, help="keeps scores near 0, 0.01 say (default off)"
+        "--center-coefficient", type=_not_negative, default=0.0, help="keeps scores near 0, 0.01 say (default off)"
     )
     learning.add_argument(
         "--dropout", action="store_true", help="as the model's config says (default: none, as in TRL)"
     )
     learning.add_argument(
-        "--lora-rank", type=int, default=0, help="train low-rank adapters and merge them (default: all weights)"
+        "--lora-rank", type=_count, default=0, help="train low-rank adapters and merge them (default: all weights)"
     )
     learning.add_argument(
         "--keep-adapter",
@@ -111,7 +115,10 @@ def _add_train(subparsers: Any) -> None:
     )
     split.add_argument("--split-file", help="JSON with `train` and `held_out`, lists of groups, instead of a share")
     split.add_argument(
-        "--subset", type=_share, default=1.0, help="train on this share of the training prompts (default 1)"
+        "--subset",
+        type=_share_of_something,
+        default=1.0,
+        help="train on this share of the training prompts (default 1)",
     )
 
     machine = parser.add_argument_group("machine")
@@ -125,7 +132,7 @@ def _add_train(subparsers: Any) -> None:
     machine.add_argument("--threads", type=_positive_int, help="CPU threads (default: the library's)")
     machine.add_argument("--gradient-checkpointing", action="store_true", help="less memory, slower")
     machine.add_argument(
-        "--checkpoint-steps", type=int, default=0, help="steps between checkpoints (default: each epoch)"
+        "--checkpoint-steps", type=_count, default=0, help="steps between checkpoints (default: each epoch)"
     )
     machine.add_argument("--quiet", action="store_true", help="no progress bar")
     machine.add_argument("--json", action="store_true", help="print training.json instead of a summary")
@@ -133,7 +140,7 @@ def _add_train(subparsers: Any) -> None:
 
 def _add_evaluate(subparsers: Any) -> None:
     parser = _add_parser(
-        subparsers, "evaluate", "compare a version's scores with people", _EVALUATE_HELP, _EVALUATE_EXAMPLES
+        subparsers, "evaluate", "compares a version's scores with people's choices", _EVALUATE_HELP, _EVALUATE_EXAMPLES
     )
     parser.set_defaults(run=run_evaluate)
     subject = parser.add_mutually_exclusive_group(required=True)
@@ -312,21 +319,34 @@ def _write(path: Path, text: str) -> None:
 
 
 def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
+    return _checked(text, int, lambda value: value >= 1, "a whole number above 0")
+
+
+def _count(text: str) -> int:
+    return _checked(text, int, lambda value: value >= 0, "a whole number, 0 or more,")
 
 
 def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
+    return _checked(text, float, lambda value: 0 < value < math.inf, "a number above 0")
+
+
+def _not_negative(text: str) -> float:
+    return _checked(text, float, lambda value: 0 <= value < math.inf, "a number, 0 or more,")
 
 
 def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return _checked(text, float, lambda value: 0 <= value <= 1, "a share from 0 to 1")
+
+
+def _share_of_something(text: str) -> float:
+    return _checked(text, float, lambda value: 0 < value <= 1, "a share above 0, up to 1,")
+
+
+def _checked(text: str, read: Callable[[str], Number], is_right: Callable[[Number], bool], expected: str) -> Number:
+    try:
+        value = read(text)
+    except ValueError:
+        value = None
+    if value is None or not is_right(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not right; {expected} was expected")
     return value

@@ -30,13 +30,15 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
         raise BadData(f"{path}: data files end in {', '.join(_SUFFIXES)}.")
     try:
         yield from _read_parquet(path) if path.suffix == ".parquet" else _read_json_lines(path)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise BadData(f"{path} is not UTF-8 text ({error}); a gzipped file's name must end in .gz.") from error
+    except (OSError, EOFError) as error:
         raise BadData(f"{path} cannot be read: {error}") from error
 
 
 def _read_json_lines(path: Path) -> Iterator[tuple[str, Row]]:
     open_text = gzip.open if path.suffix == ".gz" else open
-    with open_text(path, "rt", encoding="utf-8") as file:
+    with open_text(path, "rt", encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -46,7 +48,7 @@ def _read_json_lines(path: Path) -> Iterator[tuple[str, Row]]:
             except ValueError as error:
                 raise BadData(f"{place} is not JSON ({error}); one object per line is expected.") from None
             if not isinstance(row, dict):
-                raise BadData(f"{place} is a JSON {type(row).__name__}; an object is expected.")
+                raise BadData(f"{place} is a JSON {type(row).__name__}; one object per line is expected.")
             yield place, row
 
 
@@ -71,6 +73,8 @@ def content_of(row: Row, name: str, place: str) -> Content:
     Raises BadData when it is missing, empty or of another form.
     """
     value = row.get(name)
+    if value is None and name in row:
+        raise BadData(f"{place}: `{name}` is null.")
     if value is None:
         raise BadData(f"{place} has no `{name}`; it has {', '.join(map(repr, row)) or 'nothing'}.")
     if not value:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 
 from rm_server import cli
 from rm_server.registry.home import open_home
+from rm_server.training import commands as training
 
 
 def parsers(parser: argparse.ArgumentParser, *words: str) -> Iterator[tuple[str, argparse.ArgumentParser]]:
@@ -55,7 +58,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
     status, out, _ = run(capsys, *command.split(), "--help")
     assert status == 0
-    assert re.search(rf"examples?: rm-server {command} ", " ".join(out.split()))
+    assert re.search(rf"^examples?:(\n  .*)*\n  rm-server {command} .*\S$", out, re.MULTILINE)
 
 
 def test_the_list_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,6 +229,18 @@ def test_no_server_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str]) 
     assert (status, out) == (1, "")
     assert err.startswith("rm-server: No server answers at 127.0.0.1:1")
     assert len(err.splitlines()) == 1
+
+
+def test_a_file_that_cannot_be_written_is_one_line_and_status_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def runs_on_a_full_disk(arguments: argparse.Namespace) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "v1/model.safetensors")
+
+    monkeypatch.setattr(training, "run_train", runs_on_a_full_disk)
+    status, out, err = run(capsys, "train", "--data", "d", "--base", "b", "--out", "v1")
+    assert (status, out) == (1, "")
+    assert err == "rm-server: [Errno 28] No space left on device: 'v1/model.safetensors'\n"
 
 
 def test_help_does_not_import_what_computes() -> None:

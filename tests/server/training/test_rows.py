@@ -37,8 +37,9 @@ def test_parquet_gives_the_same_rows(tmp_path: Path) -> None:
     ("name", "content", "complaint"),
     [
         ("a.jsonl", b'{"a": 1}\n{oh\n', "a.jsonl:2 is not JSON"),
-        ("a.jsonl", b"[1]\n", "a.jsonl:1 is a JSON list"),
-        ("a.jsonl", b'{"a": "\xff"}\n', "cannot be read"),
+        ("a.jsonl", b"[1]\n", "a.jsonl:1 is a JSON list; one object per line"),
+        ("a.jsonl", b'{"a": "\xff"}\n', "not UTF-8"),
+        ("a.jsonl", gzip.compress(b"{}\n"), "name must end in .gz"),
         ("a.jsonl.gz", b"not gzip", "cannot be read"),
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 1000)[:-20], "cannot be read"),
         ("a.parquet", b"not parquet", "cannot be read"),
@@ -50,6 +51,12 @@ def test_a_broken_file_is_refused_by_name(tmp_path: Path, name: str, content: by
     path.write_bytes(content)
     with pytest.raises(BadData, match=complaint):
         list(read_rows(path))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n')
+    assert list(read_rows(path)) == [(f"{path}:1", {"a": 1})]
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
@@ -69,6 +76,7 @@ def test_contents_are_text_messages_or_ids() -> None:
     ("row", "complaint"),
     [
         ({"other": 1}, "f:1 has no `chosen`; it has 'other'"),
+        ({"chosen": None}, "f:1: `chosen` is null"),
         ({"chosen": ""}, "`chosen` is empty"),
         ({"chosen": []}, "`chosen` is empty"),
         ({"chosen": 3}, "must be text"),
