@@ -12,6 +12,7 @@ from typing import Protocol, TypeAlias
 
 from rm_server.backends.device import device_kind
 from rm_server.engine.engine import Engine, Trial
+from rm_server.engine.giving_way import giving_way
 from rm_server.engine.lifecycle import State
 from rm_server.engine.loader import MakeRoom
 from rm_server.errors import OutOfMemory, RmError, UnsupportedArtifact, VersionInUse, VersionNotLoaded
@@ -28,7 +29,7 @@ Profiles: TypeAlias = Mapping[tuple[VersionKey, str], ServingProfile]
 
 
 class DeploymentMetrics(Protocol):
-    """What is counted here; see rm_server/metrics.py."""
+    """What is counted here; see rm_server/metrics."""
 
     def version_loaded(
         self, key: VersionKey, *, digest: str, precision: str, memory_bytes: int, load_seconds: float
@@ -142,7 +143,7 @@ class Deployment:
             if first is not None:
                 await first()
             verify = partial(_verify, self._artifacts, record)
-            await asyncio.to_thread(verify)
+            await giving_way(verify)
             folder = self._artifacts.path(record.digest)
             manifest = await asyncio.to_thread(read_manifest, folder)
             profile = await asyncio.to_thread(self._profile_of, key)

@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 class VersionMetrics(DeploymentMetrics, Protocol):
-    """What is counted here; see rm_server/metrics.py."""
+    """What is counted here; see rm_server/metrics."""
 
     def label_moved(self, model: str) -> None: ...
     def catalog_reachable(self, is_reachable: bool) -> None: ...

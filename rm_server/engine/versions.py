@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class ManagerMetrics(VersionMetrics, PagingMetrics, Protocol):
-    """What is counted here; see rm_server/metrics.py."""
+    """What is counted here; see rm_server/metrics."""
 
 
 class VersionManager:

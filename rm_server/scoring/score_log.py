@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class LogMetrics(Protocol):
-    """What is counted here; see rm_server/metrics.py."""
+    """What is counted here; see rm_server/metrics."""
 
     def scores_logged(self, outcome: str, num_items: int) -> None: ...
 

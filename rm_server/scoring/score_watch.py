@@ -13,7 +13,7 @@ from rm_server.scoring.shadowing import Shadowing
 
 
 class WatchMetrics(Protocol):
-    """What is counted here; see rm_server/metrics.py."""
+    """What is counted here; see rm_server/metrics."""
 
     def recent_scores(self, key: VersionKey, mean: float, std: float, calibrated_mean: float | None) -> None: ...
 

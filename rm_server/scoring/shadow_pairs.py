@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class PairMetrics(Protocol):
-    """What is counted here; see rm_server/metrics.py."""
+    """What is counted here; see rm_server/metrics."""
 
     def shadow_pair_lost(self) -> None: ...
     def shadow_agreement(self, key: VersionKey, pearson: float | None, shift_std: float | None) -> None: ...

@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 class ShadowMetrics(Protocol):
-    """What is counted here; see rm_server/metrics.py."""
+    """What is counted here; see rm_server/metrics."""
 
     def shadow_items(self, key: VersionKey, outcome: str, num_items: int) -> None: ...
     def shadow_dropped(self, key: VersionKey, reason: str, num_items: int) -> None: ...

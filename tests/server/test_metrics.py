@@ -5,17 +5,24 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import time
+from collections.abc import Callable
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from rm_server.metrics import Metrics
+from rm_server.metrics.versions import KEEP_UNLOADED_S
 
 KEY = ("helpfulness", 3)
 
 
-def everything_happened() -> Metrics:
-    metrics = Metrics()
+def load(metrics: Metrics) -> None:
+    metrics.version_loaded(KEY, digest="ab" * 32, precision="fp32", memory_bytes=1 << 20, load_seconds=1.5)
+
+
+def everything_happened(clock: Callable[[], float] = time.monotonic) -> Metrics:
+    metrics = Metrics(clock)
     metrics.request_started()
     metrics.request_finished("Score", KEY, "ok", 0.004)
     metrics.request_started()
@@ -30,7 +37,7 @@ def everything_happened() -> Metrics:
     metrics.item_dropped(KEY, "deadline_exceeded")
     metrics.worker_restarted()
     metrics.cache_asked(KEY, 3, 5)
-    metrics.version_loaded(KEY, digest="ab" * 32, precision="fp32", memory_bytes=1 << 20, load_seconds=1.5)
+    load(metrics)
     metrics.load_failed(("helpfulness", 4), "weights_mismatch")
     metrics.label_moved("helpfulness")
     metrics.ready(True)
@@ -86,6 +93,27 @@ def test_a_version_that_is_deleted_leaves_nothing_behind_and_may_come_again() ->
     assert value(metrics, "rm_requests_total", method="Score", model="", version="", reason="model_not_found") == 1
     metrics.items_finished(KEY, "ok", 2)
     assert value(metrics, "rm_items_total", model="helpfulness", version="3", reason="ok") == 2
+
+
+def test_a_version_that_stays_unloaded_leaves_its_counts_for_an_hour() -> None:
+    now = 0.0
+    metrics = everything_happened(clock=lambda: now)
+    metrics.version_unloaded(KEY)
+    now = KEEP_UNLOADED_S - 1
+    assert 'rm_items_total{model="helpfulness",reason="ok",version="3"} 7.0' in scrape(metrics)
+    now = KEEP_UNLOADED_S
+    assert 'version="3"' not in scrape(metrics)
+    assert 'rm_unloads_total{model="helpfulness"} 1.0' in scrape(metrics)
+
+
+def test_a_version_that_came_back_in_time_counts_on() -> None:
+    now = 0.0
+    metrics = everything_happened(clock=lambda: now)
+    metrics.version_unloaded(KEY)
+    now = KEEP_UNLOADED_S - 1
+    load(metrics)
+    now = 3 * KEEP_UNLOADED_S
+    assert 'rm_items_total{model="helpfulness",reason="ok",version="3"} 7.0' in scrape(metrics)
 
 
 def test_says_how_many_versions_are_missing_by_state() -> None:

@@ -77,6 +77,18 @@ def test_a_name_that_somebody_makes_up_is_no_label_of_a_metric(busy: RunningServ
     assert not re.search(r'"ghost"|version="77"', scrape(busy))
 
 
+def test_a_version_that_is_deleted_is_no_label_any_more(busy: RunningServer, tmp_path: Path) -> None:
+    for number in (1, 2):
+        rule = {"type": "length", "unit": "words", "min": 0, "max": number}
+        busy.deploy("nightly", make_rules_version(tmp_path / str(number), rule), label=None)
+        busy.score(f"nightly@{number}", "one two three")
+    assert 'model="nightly",reason="ok",version="1"' in scrape(busy)
+    busy.models.UnloadVersion(models_pb2.UnloadVersionRequest(selector="nightly@1"))
+    busy.models.DeleteVersion(models_pb2.DeleteVersionRequest(model="nightly", version=1))
+    assert not re.search('model="nightly".*version="1"', scrape(busy))
+    assert re.search('model="nightly".*version="2"', scrape(busy))
+
+
 def scrape(server: RunningServer) -> str:
     return server.app.metrics.exposition("text/plain")[0].decode()
 
