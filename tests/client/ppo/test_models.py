@@ -229,6 +229,28 @@ def test_a_critic_starts_as_the_reward_model(tmp_path: Path, lora: Any) -> None:
     assert ("critic.init" in made.digests) == bool(lora)
 
 
+@pytest.mark.parametrize("start", ["policy", "model", "init"])
+@pytest.mark.parametrize("lora", [{}, {"rank": 2}], ids=["full", "lora"])
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_a_critic_has_no_dropout_wherever_it_starts(tmp_path: Path, family: str, lora: Any, start: str) -> None:
+    from client.ppo.test_critic import NUMBERS, PROMPTS, awaken
+
+    dropout = {"attention_dropout": 0.5} if family == "llama" else {"dropout_rate": 0.3}
+    save_policy(tmp_path / "policy", family, **dropout)
+    critic: dict[str, Any] = {**SEPARATE}
+    if start == "model":
+        critic["model"] = str(save_policy(tmp_path / "trunk", family, seed=3, **dropout))
+    elif start == "init" and family == "llama":
+        critic["init"] = str(make_checkpoint(tmp_path / "reward", family, **dropout))
+    elif start == "init":
+        critic["init"] = str(save_encoder_decoder_reward_model(tmp_path / "reward", family, **dropout))
+    actor_critic = models(tmp_path, lora=lora, critic=critic).actor_critic
+    awaken(actor_critic.critic.head)
+    sequences = actor_critic.policy.sample(PROMPTS, NUMBERS).sequences
+    with torch.no_grad():
+        assert torch.equal(actor_critic.train()(sequences).values, actor_critic.eval()(sequences).values)
+
+
 @pytest.mark.parametrize("lora", [{}, {"rank": 2}], ids=["full", "lora"])
 @pytest.mark.parametrize("family", ["t5", "flan_t5", "bart"])
 def test_a_critic_of_an_encoder_decoder_starts_as_one(tmp_path: Path, family: str, lora: Any) -> None:
@@ -254,9 +276,9 @@ def test_a_critic_of_an_encoder_decoder_starts_as_one(tmp_path: Path, family: st
     assert all(p.grad is not None for p in made.actor_critic.critic.head.parameters())
 
 
-def save_encoder_decoder_reward_model(folder: Path, family: str) -> Path:
+def save_encoder_decoder_reward_model(folder: Path, family: str, **more: Any) -> Path:
     settings = {"vocab_size": VOCAB_SIZE, "pad_token_id": PAD_ID, "eos_token_id": EOS_ID, "num_labels": 1}
-    settings |= {**ENCODER_DECODERS[family], "classifier_dropout": 0.3}
+    settings |= {**ENCODER_DECODERS[family], "classifier_dropout": 0.3, **more}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
         config = AutoConfig.for_model(settings.pop("model_type"), **settings)

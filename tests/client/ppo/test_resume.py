@@ -94,6 +94,15 @@ def test_a_run_that_was_extended_goes_on_from_its_end(folder: Path) -> None:
     assert_same_run(folder / "run", folder / "two" / "run")
 
 
+def test_other_random_numbers_go_on_as_they_would_have(folder: Path) -> None:
+    """A run draws none of the global ones itself; what people build into it may."""
+    PPOTrainer(make_config(folder), FakeRewards()).train()
+    expected = torch.rand(3)
+    torch.manual_seed(12345)
+    PPOTrainer.resume(folder / "run", FakeRewards(), ["train.num_steps=3"])
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_what_a_resume_was_told_holds_for_the_next(folder: Path) -> None:
     PPOTrainer(make_config(folder), FakeRewards()).train()
     extended = PPOTrainer.resume(folder / "run", FakeRewards(), ["train.num_steps=4"])
