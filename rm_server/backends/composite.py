@@ -97,9 +97,9 @@ class CompositeEncoder:
         """None here: what its own rules give is put together with what its versions give."""
         return ()
 
-    def encode_plain_ids(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem] | None:
+    def encode_usual(self, pairs: Sequence[tuple[Content, Content]]) -> Sequence[EncodedItem | None]:
         """Never: each part encodes for itself."""
-        return None
+        return [None] * len(pairs)
 
     def encode(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> EncodedItem:
         """Encodes one item for the own rules. Raises what `RulesEncoder.encode` raises."""

@@ -36,8 +36,11 @@ class Encoder(Protocol):
         """
         ...
 
-    def encode_plain_ids(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem] | None:
-        """Encodes a whole call of token ids at once; None where it has to be looked at item by item."""
+    def encode_usual(self, pairs: Sequence[tuple[Content, Content]]) -> Sequence[EncodedItem | None]:
+        """Encodes at once those of the pairs that `encode` would neither cut nor refuse.
+
+        None where that is not so, or where it is not known before a closer look. Raises nothing.
+        """
         ...
 
 

@@ -41,8 +41,8 @@ class EncodedItem:
 
     ``ids`` has shape (num_tokens,) and holds exactly what the model sees, special tokens included.
     ``type_ids`` has the same shape, or is None where all are 0. ``completion_start`` is the index in ``ids`` of
-    the completion's first token (what rules look at). ``text`` is set instead of ``ids`` for rules over text:
-    prompt and completion.
+    the completion's first token (what rules look at; 0 for a network's text that was not cut). ``text`` is set instead
+    of ``ids`` for rules over text: prompt and completion.
     """
 
     ids: Int32Array

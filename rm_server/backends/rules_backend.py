@@ -56,11 +56,11 @@ class RulesEncoder:
             raise EmptyItem(f"The item has no prompt{left}, and {', '.join(names)} looks at the prompt.")
         return item
 
-    def encode_plain_ids(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem] | None:
-        """All at once; see `interface.Encoder`."""
+    def encode_usual(self, pairs: Sequence[tuple[Content, Content]]) -> Sequence[EncodedItem | None]:
+        """Ids that need no cutting; see `interface.Encoder`."""
         if self._rules.looks_at != "token_ids" or self._rules.names_of_prompt_rules:
-            return None
-        return plain_ids(pairs, _ANY_ID, self._manifest.max_tokens)
+            return [None] * len(pairs)
+        return plain_ids(pairs, _ANY_ID, self._manifest.max_tokens) or [None] * len(pairs)
 
     def explain(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> Reading:
         """How it reads one item; see `explanation.ExplainingEncoder`."""

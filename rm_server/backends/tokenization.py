@@ -24,8 +24,11 @@ from rm_server.backends.items import ChatMessage, Content, EncodedItem, Int32Arr
 from rm_server.backends.json_file import first_line
 from rm_server.backends.plain_ids import plain_ids
 from rm_server.backends.truncation import BoolArray, kept_tokens
-from rm_server.errors import EmptyItem, UnsupportedContent
+from rm_server.errors import EmptyItem, RmError, UnsupportedContent
 from rm_server.registry.manifest import CHAT_TEMPLATE, PAIR_TEMPLATE, Manifest, TruncationRule
+
+_USUAL_CHARACTERS_PER_TOKEN = 4
+"""A text with more than the limit at this rate is expected to be cut. One way or the other the ids are the same."""
 
 Span: TypeAlias = tuple[int, int]
 Int64Array: TypeAlias = npt.NDArray[np.int64]
@@ -116,9 +119,40 @@ class TextEncoder:
             for token, text, is_prompt, is_completion in zip(ids.tolist(), texts, in_prompt, in_completion, strict=True)
         )
 
-    def encode_plain_ids(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem] | None:
-        """All at once; see `interface.Encoder`."""
-        return plain_ids(pairs, self._vocabulary_size, self.max_tokens)
+    def encode_usual(self, pairs: Sequence[tuple[Content, Content]]) -> Sequence[EncodedItem | None]:
+        """Ids and texts that need no cutting; see `interface.Encoder`."""
+        return plain_ids(pairs, self._vocabulary_size, self.max_tokens) or self._whole_texts(pairs)
+
+    def _whole_texts(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem | None]:
+        """Without the characters that each token stands for, which only cutting asks for: a fifth less time."""
+        items: list[EncodedItem | None] = [None] * len(pairs)
+        places: dict[bool, list[int]] = {}
+        joined: list[_Joined | None] = []
+        for place, pair in enumerate(pairs):
+            joined.append(found := self._joined_text(*pair))
+            if found is not None:
+                places.setdefault(found.adds_special_tokens, []).append(place)
+        for adds_special_tokens, members in places.items():
+            texts = [found.text for place in members if (found := joined[place]) is not None]
+            encodings = self._rust.encode_batch_fast(texts, add_special_tokens=adds_special_tokens)
+            for place, encoding in zip(members, encodings, strict=True):
+                ids, type_ids = self._with_eos(encoding)
+                if 0 < len(ids) <= (self.max_tokens or len(ids)):
+                    items[place] = EncodedItem(ids, len(ids), type_ids=type_ids if _has_any(type_ids) else None)
+        return items
+
+    def _joined_text(self, prompt: Content, completion: Content) -> _Joined | None:
+        """None: no texts, or something is wrong with them, or they will probably be cut."""
+        if not completion or not isinstance(prompt, str) or not isinstance(completion, str):
+            return None
+        if self.max_tokens and len(prompt) + len(completion) > _USUAL_CHARACTERS_PER_TOKEN * self.max_tokens:
+            return None
+        try:
+            joined = self._joined(prompt, completion)
+            check_unicode("".join(joined.texts))
+        except RmError:
+            return None
+        return joined
 
     def _joined(self, prompt: Content, completion: Content) -> _Joined:
         """Text or messages, as the version's template joins them."""
@@ -229,7 +263,7 @@ class TextEncoder:
             ids=ids,
             num_tokens=len(ids),
             completion_start=completion_start,
-            type_ids=type_ids if type_ids is not None and type_ids.any() else None,
+            type_ids=type_ids if _has_any(type_ids) else None,
         )
 
     def _cuttable(self, encoding: Any, ids: Int32Array, joined: _Joined) -> tuple[BoolArray, BoolArray]:
@@ -267,7 +301,7 @@ class TextEncoder:
             num_tokens=len(ids),
             truncated=True,
             completion_start=int(kept[:completion_start].sum()),
-            type_ids=type_ids if type_ids is not None and type_ids.any() else None,
+            type_ids=type_ids if _has_any(type_ids) else None,
         )
 
 
@@ -308,6 +342,10 @@ def _message_spans(text: str, prompt: Content, completion: Content) -> list[Span
                 position = start + len(words)
                 spans.append((start, position))
     return spans
+
+
+def _has_any(type_ids: Int32Array | None) -> bool:
+    return type_ids is not None and bool(type_ids.any())
 
 
 def _first_token(encoding: Any, span: Span, segment: int) -> int:

@@ -135,9 +135,10 @@ class Encoding:
 
 
 def _encode(encoder: Encoder, pairs: Sequence[Pair], truncation: TruncationRule | None) -> list[EncodedItem | RmError]:
-    if (items := encoder.encode_plain_ids(pairs)) is not None:
-        return list(items)
-    return [_encode_one(encoder, prompt, completion, truncation) for prompt, completion in pairs]
+    return [
+        _encode_one(encoder, prompt, completion, truncation) if item is None else item
+        for item, (prompt, completion) in zip(encoder.encode_usual(pairs), pairs, strict=True)
+    ]
 
 
 def _encode_one(

@@ -59,9 +59,9 @@ class AllEncoders:
         """Raises what any of the parts raises."""
         return [encoder.encode(prompt, completion, truncation) for encoder in self._encoders][-1]
 
-    def encode_plain_ids(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem] | None:
+    def encode_usual(self, pairs: Sequence[tuple[Content, Content]]) -> Sequence[EncodedItem | None]:
         """Item by item."""
-        return None
+        return [None] * len(pairs)
 
 
 def _rule_parts(

@@ -105,7 +105,7 @@ def test_a_rule_looks_at_the_prompt_or_at_both(tmp_path: Path) -> None:
         score(folder, "x")
     ids = write(tmp_path, {**EVEN, "of": "prompt"}, {**EVEN, "name": "both", "of": "both", "weight": 10})
     assert score(ids, (1,), (2, 2), prompt=(2, 3)) == [0.5 + 10 * (1 / 3), 0.5 + 7.5]
-    assert load_encoder(ids, MANIFEST).encode_plain_ids([((), (1,))]) is None
+    assert load_encoder(ids, MANIFEST).encode_usual([((), (1,))]) == [None]
     cut = Manifest(kind="rules", transform="rule", max_tokens=2, truncation="keep_end")
     with pytest.raises(EmptyItem, match="no prompt left after truncation"):
         score(ids, (1, 2, 3), prompt=(2, 3), manifest=cut)

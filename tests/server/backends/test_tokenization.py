@@ -13,7 +13,7 @@ import tiny_models
 from tiny_models import BOS, BOS_ID, CHAT_TEMPLATE, CLS, CLS_ID, EOS, EOS_ID, SEP, SEP_ID, VOCAB_SIZE
 from transformers import AutoTokenizer
 
-from rm_server.backends.items import ChatMessage, RenderedText
+from rm_server.backends.items import ChatMessage, Content, RenderedText
 from rm_server.backends.loading import load_text_encoder
 from rm_server.backends.tokenization import TextEncoder
 from rm_server.errors import EmptyItem, InvalidTokenIds, ItemTooLong, UnsupportedArtifact, UnsupportedContent
@@ -264,3 +264,43 @@ def test_other_threads_run_while_a_long_text_is_tokenised(bert: Path, manifest: 
             turns += 1
     # One or two turns are had at the beginning and the end by whoever keeps the others waiting meanwhile.
     assert turns > 1000
+
+
+TEXTS: list[tuple[Content, Content]] = [
+    ("the one ", "in her"),
+    ("", "in her"),
+    ("the one", " e\u0301t\u00e9 \U0001f600 the"),
+    ("  on  ", "the\n\nline"),
+    ("the ", "in her " * 40),
+    ("x" * 500, "in her"),
+    ((1, 2), (3,)),
+    ("the", ""),
+    ("the", "\ud800"),
+    ((ChatMessage("user", "the"),), "in her"),
+]
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("changes", [{}, {"template": "pair"}, {"template": "Q: {prompt} A: {completion}"}])
+@pytest.mark.parametrize("append_eos", [False, True])
+def test_what_is_encoded_at_once_has_the_ids_that_it_has_alone(
+    family: str, changes: dict[str, Any], append_eos: bool, request: pytest.FixtureRequest
+) -> None:
+    reader = encoder(request.getfixturevalue(family), JOINED, **changes, append_eos=append_eos and family == "llama")
+    usual = reader.encode_usual(TEXTS)
+    # What is not text, is refused (the last template needs a prompt) or is cut has a closer look.
+    assert [item is not None for item in usual] == [True, "Q" not in str(changes), True, True] + [False] * 6
+    for (prompt, completion), item in zip(TEXTS, usual, strict=True):
+        if item is not None:
+            alone = reader.encode(prompt, completion)
+            assert item.ids.tolist() == alone.ids.tolist()
+            assert item.num_tokens == alone.num_tokens
+            types = [None if found.type_ids is None else found.type_ids.tolist() for found in (item, alone)]
+            assert types[0] == types[1]
+
+
+def test_what_only_just_fits_is_encoded_at_once_and_what_does_not_is_cut(bert: Path) -> None:
+    fits = encoder(bert, JOINED).encode("", "the " * 20)
+    for max_tokens, is_usual in ((fits.num_tokens, True), (fits.num_tokens - 1, False)):
+        (item,) = encoder(bert, JOINED, max_tokens=max_tokens).encode_usual([("", "the " * 20)])
+        assert (item is not None) is is_usual

@@ -84,8 +84,8 @@ class PickyEncoder:
     def __init__(self, *readable: type) -> None:
         self._readable = readable
 
-    def encode_plain_ids(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem] | None:
-        return None
+    def encode_usual(self, pairs: Sequence[tuple[Content, Content]]) -> Sequence[EncodedItem | None]:
+        return [None] * len(pairs)
 
     def encode(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> EncodedItem:
         if not isinstance(completion, self._readable):

@@ -23,8 +23,8 @@ class GatedEncoder:
         self.gate = Event()
         self.seen: list[str] = []
 
-    def encode_plain_ids(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem] | None:
-        return None
+    def encode_usual(self, pairs: Sequence[tuple[Content, Content]]) -> Sequence[EncodedItem | None]:
+        return [None] * len(pairs)
 
     def encode(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> EncodedItem:
         assert isinstance(completion, str)

@@ -19,8 +19,8 @@ NETWORK = Manifest(kind="sequence_classification")
 class CharacterEncoder:
     """A token for each character or id; at most 50 of them."""
 
-    def encode_plain_ids(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem] | None:
-        return None
+    def encode_usual(self, pairs: Sequence[tuple[Content, Content]]) -> Sequence[EncodedItem | None]:
+        return [None] * len(pairs)
 
     def encode(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> EncodedItem:
         assert not any(isinstance(part, ChatMessage) for part in (*prompt, *completion))
