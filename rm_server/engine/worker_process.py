@@ -16,22 +16,15 @@ import sys
 from collections.abc import Callable
 from logging.handlers import QueueHandler
 from queue import SimpleQueue
-from threading import Lock, Thread, get_native_id
+from threading import Lock, Thread
 from typing import Any
 
 from rm_server.engine.frames import frame, read_frames
+from rm_server.engine.giving_way import give_way
 from rm_server.engine.host import Host, imported
 
 READY = 0
 LOG = -1
-
-LOAD_NICENESS = 10
-"""Of the threads that load: a ninth of the time that a busy computing thread gets, all of it where there is none.
-
-At half load a batch that takes a third longer doubles the wait of those behind it, so a third was too much.
-"""
-
-LOWEST_PRIORITY = 19
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +73,7 @@ def serve(link: Link, host: Host) -> None:
             link.send(number, answers[what](*arguments))
 
     def load(number: int, order: Any) -> None:
-        _give_way()
+        give_way()
         link.send(number, host.load(order))
 
     def guarded(function: Any, *arguments: Any) -> None:
@@ -118,16 +111,6 @@ def main() -> None:
     serve(link, Host(loader))
     # Not sys.exit: a forward pass under way must not keep a process alive that nobody listens to.
     os._exit(0)
-
-
-def _give_way() -> None:
-    """This thread, and those that its forward passes start, run when the computing thread leaves them time.
-
-    Linux alone has priorities for threads; elsewhere a load takes its equal share of the cores.
-    """
-    if sys.platform == "linux":
-        present = os.getpriority(os.PRIO_PROCESS, get_native_id())
-        os.setpriority(os.PRIO_PROCESS, get_native_id(), min(present + LOAD_NICENESS, LOWEST_PRIORITY))
 
 
 def _preload(loader: str) -> None:

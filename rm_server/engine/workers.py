@@ -188,7 +188,9 @@ class ProcessWorker(asyncio.Protocol):
             ],
             pass_fds=[connection.fileno()],
             stdin=subprocess.DEVNULL,
-            start_new_session=True,
+            # A terminal's Ctrl-C is not for it. Not a session: to the kernel that is a group of its own, and what gives
+            # way in one group does not give way to the other (sched_autogroup).
+            process_group=0,
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),

@@ -18,8 +18,9 @@ import pytest
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, EncodedItem
 from rm_server.engine.frames import frame, read_frames
+from rm_server.engine.giving_way import NICENESS
 from rm_server.engine.host import Computed, Host, LoadOrder, LoadReport
-from rm_server.engine.worker_process import LOAD_NICENESS, Link, serve
+from rm_server.engine.worker_process import Link, serve
 from rm_server.errors import InternalError, VersionNotLoaded, WeightsMismatch
 
 KEY = ("m", 1)
@@ -124,4 +125,4 @@ def test_a_thread_that_breaks_ends_the_worker(connection: Connection) -> None:
 def test_a_load_gives_way_to_computing(connection: Connection, tmp_path: Path) -> None:
     connection.send(1, "load", order(tmp_path))
     connection.answer()
-    assert fake.noted(tmp_path, "niceness") == [min(19, os.getpriority(os.PRIO_PROCESS, 0) + LOAD_NICENESS)]
+    assert fake.noted(tmp_path, "niceness") == [min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)]
