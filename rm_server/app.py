@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,11 +41,12 @@ from rm_server.metrics import Metrics
 from rm_server.registry.home import Home, make_home, open_home
 from rm_server.scoring.composites import Composites
 from rm_server.scoring.explaining import Explainer
+from rm_server.scoring.routing import Route
 from rm_server.scoring.runs import Runs
 from rm_server.scoring.score_files import check_pyarrow
 from rm_server.scoring.score_log import ScoreLog
 from rm_server.scoring.score_watch import ScoreWatch
-from rm_server.scoring.scorer import Scorer
+from rm_server.scoring.scorer import OnScored, ScoreCall, Scorer
 from rm_server.scoring.shadow_pairs import PairBuffer
 from rm_server.scoring.shadowing import make_shadowing
 
@@ -118,7 +119,7 @@ class App:
         scorer = Scorer(engine, versions, runs, settings.limits, metrics, composites)
         pairs = PairBuffer(catalog, settings.shadow, metrics, lambda key: key in versions.snapshot.shadows)
         shadowing = make_shadowing(engine, versions, artifacts, pairs, metrics, log_texts=settings.shadow.log_texts)
-        scorer.on_scored = ScoreWatch(lambda: versions.snapshot, shadowing, metrics).scored
+        scorer.on_scored = _after_answers(ScoreWatch(lambda: versions.snapshot, shadowing, metrics).scored)
         score_log = None
         if settings.score_log.path is not None:
             check_pyarrow()
@@ -297,6 +298,16 @@ def _watched(
     if settings.tls.is_on:
         watched.append(WatchedFiles("tls", certificates.paths, certificates.reload, metrics))
     return watched
+
+
+def _after_answers(scored: OnScored) -> OnScored:
+    """Once an answer is on its way: callers wait for nothing that is only looked at."""
+    loop = asyncio.get_running_loop()
+
+    def soon(call: ScoreCall, route: Route, scores: Sequence[float | None]) -> None:
+        loop.call_soon(scored, call, route, scores)
+
+    return soon
 
 
 def _address(setting: str, port: int) -> str:

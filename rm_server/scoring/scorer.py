@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from rm_server.backends.items import Content
 from rm_server.config import LimitSettings
@@ -57,6 +57,9 @@ class ScoreCall:
     bypass_cache: bool = False
     expected_digest: str = ""
     priority: int = 0
+
+
+OnScored: TypeAlias = Callable[[ScoreCall, Route, Sequence[float | None]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,7 @@ class Scorer:
         self._limits = limits
         self._metrics = metrics
         self._composites = composites
-        self.on_scored: Callable[[ScoreCall, Route, Sequence[float | None]], None] = lambda call, route, scores: None
+        self.on_scored: OnScored = lambda call, route, scores: None
         """Told of each answered call, with its raw scores in order; None where an item failed. Must not take long."""
         self.log: Callable[[ScoreCall, Route, Evaluated, CalibrationRecord | None], None] | None = None
         """Told of the same, with all that became of the items. None: nobody keeps a log."""
