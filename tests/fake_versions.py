@@ -65,6 +65,8 @@ class FakeVersion:
     is_fatal: bool = False
     waits: bool = False
     """Its load takes until the gate is open."""
+    family: str = ""
+    """Versions of one family can share a batch."""
 
 
 def make_version(folder: Path, manifest: Manifest | None = None, **options: object) -> Manifest:
@@ -80,6 +82,7 @@ async def running_engine(
     load_weightless: str = "fake_versions:load_weightless",
     estimate: Estimate = lambda *_: Footprint(),
     available: Callable[[], int | None] = lambda: None,
+    metrics: Metrics | None = None,
     **settings: Any,
 ) -> AsyncIterator[Engine]:
     """An engine over fake versions, with these EngineSettings; computes in a thread unless told otherwise.
@@ -88,7 +91,7 @@ async def running_engine(
     """
     engine = Engine(
         EngineSettings(**{"workers": 0, "threads_per_worker": 1} | settings),
-        Metrics(),
+        metrics or Metrics(),
         load_backend="fake_versions:load_backend",
         load_encoder="fake_versions:load_encoder",
         load_weightless=load_weightless,
@@ -184,6 +187,7 @@ class FakeBackend:
         note(folder, "niceness", os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
         self.memory_bytes = 1000
         self.precision = settings.precision
+        self.mixes_with = version.family
 
     def score(self, batch: Batch) -> Float64Array:
         note(self._folder, "batches", batch.num_items)
@@ -207,6 +211,17 @@ class FakeBackend:
             np.float64,
         )
         return np.full_like(scores, 7.0) if self._version.is_constant else self._version.factor * scores
+
+    def score_mixed(self, backends: Sequence[FakeBackend], batch: Batch) -> Float64Array:
+        assert batch.owners is not None
+        note(self._folder, "mixed", len(backends))
+        ids = np.split(batch.ids, np.cumsum(batch.lengths)[:-1])
+        scores = [
+            backend.score(Batch.of([EncodedItem(ids[index], len(ids[index])) for index in np.flatnonzero(own)]))
+            for place, backend in enumerate(backends)
+            if (own := batch.owners == place).any()
+        ]
+        return np.concatenate(scores)
 
 
 def wait_at_gate(folder: Path) -> None:

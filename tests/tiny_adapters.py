@@ -11,9 +11,13 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 
-def make_adapter(folder: Path, base: Path, *, seed: int = 0, copies_base: bool = True, **config: Any) -> Path:
+def make_adapter(
+    folder: Path, base: Path, *, seed: int = 0, copies_base: bool = True, num_labels: int = 1, **config: Any
+) -> Path:
     """Writes an adapter with a head of its own into ``folder``, and, unless told otherwise, its base into ``base/``."""
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, ignore_mismatched_sizes=True)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=num_labels, ignore_mismatched_sizes=True
+    )
     settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": TaskType.SEQ_CLS, **config}
     adapted = get_peft_model(model, LoraConfig(**settings))
     generator = torch.Generator().manual_seed(seed)

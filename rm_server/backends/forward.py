@@ -15,6 +15,7 @@ from rm_server.backends.attention import PACKED_ATTENTION, Attending, NotPackabl
 from rm_server.backends.checkpoint import Config, Model, position_offset
 from rm_server.backends.items import Batch, Int32Array
 from rm_server.backends.layout import filled_up, lay_out
+from rm_server.backends.owned_rows import shared_out
 from rm_server.backends.pooling import SplitModel
 from rm_server.backends.rope import FreshFrequencies, shared_forward_limit
 from rm_server.backends.shared_prefix import find_shared_prefixes
@@ -136,9 +137,12 @@ class PackedForward(Forward):
             yield part
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        prefixes = find_shared_prefixes(batch.ids, batch.lengths, self._window) if self.shares_prefixes else []
+        prefixes = (
+            find_shared_prefixes(batch.ids, batch.lengths, self._window, batch.owners) if self.shares_prefixes else []
+        )
         layout = filled_up(lay_out(batch.ids, batch.lengths, batch.type_ids, prefixes), self.rows_multiple)
-        with attending(layout) as self.last:
+        ends = [end for _, end in layout.items]
+        with attending(layout) as self.last, shared_out(batch.owners, ends, layout.num_tokens):
             hidden = self._run_backbone(
                 input_ids=self.to_device(layout.ids)[None],
                 position_ids=self.to_device(layout.positions + self._offset)[None],
@@ -147,9 +151,10 @@ class PackedForward(Forward):
         if self._split.position == "mean":
             pooled = torch.stack([hidden[start:end].mean(dim=0, dtype=torch.float32) for start, end in layout.items])
         else:
-            ends = [start if self._split.position == "first" else end - 1 for start, end in layout.items]
-            pooled = hidden[self.to_device(np.array(ends))]
-        return self._split.head_logits(pooled.float())
+            read = [start if self._split.position == "first" else end - 1 for start, end in layout.items]
+            pooled = hidden[self.to_device(np.array(read))]
+        with shared_out(batch.owners, range(1, batch.num_items + 1), batch.num_items):
+            return self._split.head_logits(pooled.float())
 
 
 class PaddedForward(Forward):
@@ -228,6 +233,7 @@ def take(batch: Batch, members: Sequence[int]) -> Batch:
         completion_starts=batch.completion_starts[list(members)],
         type_ids=None if batch.type_ids is None else batch.type_ids[order],
         texts=None if batch.texts is None else tuple(batch.texts[index] for index in members),
+        owners=None if batch.owners is None else batch.owners[list(members)],
     )
 
 

@@ -74,6 +74,20 @@ class PartsBackend(Protocol):
         ...
 
 
+@runtime_checkable
+class MixesVersions(Protocol):
+    """A backend that can compute one batch together with others."""
+
+    @property
+    def mixes_with(self) -> str:
+        """Backends of one worker for which this is the same can share a batch; empty: it shares none."""
+        ...
+
+    def score_mixed(self, backends: Sequence[MixesVersions], batch: Batch) -> Float64Array:
+        """As `Backend.score`, each item by the one of ``backends`` that ``batch.owners`` gives the place of."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class SharedMemory:
     """Memory that several backends of a worker use together. ``name`` says of which two that is so."""

@@ -55,9 +55,11 @@ class EncodedItem:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Items of one version, laid end to end: what travels to the process that computes.
+    """Items, laid end to end: what travels to the process that computes.
 
-    ``ids`` has shape (sum of lengths,), ``lengths`` and ``completion_starts`` have shape (num_items,).
+    ``ids`` has shape (sum of lengths,), ``lengths`` and ``completion_starts`` have shape (num_items,). ``owners``, of
+    the same shape, says which of several versions each item is for, an owner's items side by side; None: all are for
+    one.
     """
 
     ids: Int32Array
@@ -65,6 +67,7 @@ class Batch:
     completion_starts: Int32Array
     type_ids: Int32Array | None = None
     texts: tuple[tuple[str, str], ...] | None = None
+    owners: Int32Array | None = None
 
     @property
     def num_items(self) -> int:
@@ -72,7 +75,7 @@ class Batch:
         return len(self.lengths)
 
     @classmethod
-    def of(cls, items: Sequence[EncodedItem]) -> Batch:
+    def of(cls, items: Sequence[EncodedItem], owners: Sequence[int] | None = None) -> Batch:
         """Lays the items end to end, in the order given."""
         has_types = any(item.type_ids is not None for item in items)
         return cls(
@@ -87,4 +90,5 @@ class Batch:
             texts=tuple(item.text or ("", "") for item in items)
             if any(item.text is not None for item in items)
             else None,
+            owners=None if owners is None else np.array(owners, np.int32),
         )

@@ -1,7 +1,9 @@
 """LoRA adapters served over one loaded base: its weights are in memory once, whatever the number of adapters.
 
-Every layer that an adapter adds to knows the additions of all adapters; which one counts is said for the forward under
-way in this thread. So adapters come and go while others compute, and the base goes with its last adapter.
+Every layer that an adapter adds to knows the additions of all adapters; which one counts for which rows is said for
+the forward under way in this thread (`owned_rows`). So adapters come and go while others compute, the base goes with
+its last adapter, and one forward may compute items of several: the base's products over all rows at once, each
+adapter's small ones over its own.
 """
 
 from __future__ import annotations
@@ -9,25 +11,27 @@ from __future__ import annotations
 import copy
 import logging
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from transformers.pytorch_utils import Conv1D
 
 from rm_server.backends.checkpoint import Config, Model, empty_model, load_model, read_config
 from rm_server.backends.footprint import shared_name
-from rm_server.backends.forward import Forward
-from rm_server.backends.interface import ComputeSettings, SharedMemory
+from rm_server.backends.forward import Forward, PackedForward
+from rm_server.backends.interface import ComputeSettings, MixesVersions, SharedMemory
 from rm_server.backends.items import Batch, Float64Array
 from rm_server.backends.linear import PrepackedLinear
 from rm_server.backends.lora_adapter import Adapter, Delta, read_adapter
+from rm_server.backends.owned_rows import NOBODY, owned_by, owned_rows
+from rm_server.backends.self_check import check_batch
 from rm_server.backends.torch_backend import (
     TorchBackend,
     check_label,
@@ -44,12 +48,13 @@ logger = logging.getLogger(__name__)
 
 _MAX_LABELS = 1024
 
-_active: ContextVar[int] = ContextVar("active", default=0)
-"""The adapter of the forward under way in this thread; 0: none."""
+_MAX_CHECK_TOKENS = 64
+_CHECK_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 5e-2}
+"""Of the largest logit; rows given to the wrong adapter are off by about as much as the adapter changes."""
 
 
 class LoraLinear(torch.nn.Module):
-    """A linear layer with what each adapter adds to it. Takes x of shape (…, in_features)."""
+    """A linear layer with what each adapter adds to its rows. Takes x of shape (…, in_features)."""
 
     def __init__(self, layer: torch.nn.Module) -> None:
         super().__init__()
@@ -58,23 +63,26 @@ class LoraLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.layer(x)
-        delta = self.deltas.get(_active.get())
-        if delta is None:
-            return y
-        linear = torch.nn.functional.linear
-        return y + linear(linear(x, delta.a), delta.b)
+        rows = owned_rows()
+        flat_x, flat_y = rows.flat(x), rows.flat(y)
+        for owner, own in rows.parts:
+            if (delta := self.deltas.get(owner)) is not None:
+                flat_y[own].addmm_(flat_x[own] @ delta.a.T, delta.b.T)
+        return y
 
 
 class OwnModule(torch.nn.Module):
-    """A module, the head most often, in whose place each adapter may have its own."""
+    """A module, the head most often, in whose place each adapter may have its own. Takes one row an item."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
         self.module = module
         self.own: dict[int, torch.nn.Module] = {}
 
-    def forward(self, *arguments: Any, **named: Any) -> Any:
-        return self.own.get(_active.get(), self.module)(*arguments, **named)
+    def forward(self, x: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+        rows = owned_rows()
+        parts = [self.own.get(owner, self.module)(x[own], *arguments, **named) for owner, own in rows.parts]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +102,8 @@ class SharedBase:
         """Raises what `load_model` and `checked_forward` raise."""
         model = load_model(key.folder, config, key.replaced)
         self.model = model
+        self.name = f"{shared_name(key.folder, key.settings)} {key.num_labels} {sorted(key.replaced)}"
+        self.check = check_batch(model, _MAX_CHECK_TOKENS)
         self._fresh = {name: copy.deepcopy(model.get_submodule(name)) for name in _own_names(model)}
         self._places = {
             f"{parent_name}.{name}" if parent_name else name: (parent, name)
@@ -186,6 +196,7 @@ class LoraBackend(TorchBackend):
         self._number, self._own_bytes = base.attach(folder, adapter)
         self._base = base
         weakref.finalize(self, base.detach, self._number).atexit = False
+        self._mixes = self._mixes_rightly()
 
     @property
     def memory_bytes(self) -> int:
@@ -199,8 +210,49 @@ class LoraBackend(TorchBackend):
 
     def score(self, batch: Batch) -> Float64Array:
         """Raw scores, shape (num_items,). Raises OutOfMemory."""
-        with self._base.turn, _adapter(self._number):
+        with self._base.turn, owned_by(self._number):
             return super().score(batch)
+
+    @property
+    def mixes_with(self) -> str:
+        """The base's name: adapters over one loaded base can share a batch."""
+        return self._base.name if self._mixes else ""
+
+    def score_mixed(self, backends: Sequence[MixesVersions], batch: Batch) -> Float64Array:
+        """Raw scores, shape (num_items,), by adapters over this base. Raises OutOfMemory."""
+        adapters = cast(Sequence[LoraBackend], backends)
+        places = batch.owners
+        assert places is not None
+        assert all(adapter._base is self._base for adapter in adapters)
+        numbers = np.array([adapter._number for adapter in adapters], np.int32)
+        labels = np.array([adapter._manifest.label_index for adapter in adapters])
+        squashed = np.array([adapter._manifest.transform == "sigmoid" for adapter in adapters])
+        with self._base.turn:
+            logits = self._logits(replace(batch, owners=numbers[places]), torch.from_numpy(labels[places]))
+        scores = torch.where(torch.from_numpy(squashed[places]), torch.sigmoid(logits), logits)
+        return cast(Float64Array, scores.numpy())
+
+    def _mixes_rightly(self) -> bool:
+        """Whether rows shared out between the adapter and the bare base give what each gives alone: tried, not assumed.
+
+        A layer that sees chosen tokens only, an expert's, say, cannot tell whose they are.
+        """
+        if not isinstance(self.forward, PackedForward) or self._settings.deterministic:
+            return False
+        check, owners = self._base.check, np.arange(self._base.check.num_items, dtype=np.int32) % 2 * self._number
+        with self._base.turn:
+            with owned_by(self._number):
+                own = self.forward.logits(check)
+            with owned_by(NOBODY):
+                bare = self.forward.logits(check)
+            expected = torch.where(torch.from_numpy(owners == self._number)[:, None], own, bare)
+            try:
+                came = self.forward.logits(replace(check, owners=owners))
+            except ValueError as error:
+                logger.info("Adapters over %s share no batch: %s.", self._base.name, error)
+                return False
+        tolerance = _CHECK_TOLERANCE[self._settings.precision] * float(expected.abs().max())
+        return bool((came - expected).abs().max() <= tolerance)
 
 
 _bases: weakref.WeakValueDictionary[BaseKey, SharedBase] = weakref.WeakValueDictionary()
@@ -235,15 +287,6 @@ def read_adapted_config(base: Path, adapter: Adapter) -> Config:
             return config
     shapes = ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in sorted(adapter.saved.items()))
     raise WeightsMismatch(f"The adapter's own weights ({shapes}) fit no head of the base in {base}.")
-
-
-@contextmanager
-def _adapter(number: int) -> Iterator[None]:
-    token = _active.set(number)
-    try:
-        yield
-    finally:
-        _active.reset(token)
 
 
 def _own_names(model: Model) -> tuple[str, ...]:

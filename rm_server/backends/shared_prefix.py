@@ -17,15 +17,20 @@ MIN_PREFIX_TOKENS = 4
 MAX_GROUP_ITEMS = 64
 
 
-def find_shared_prefixes(ids: Int32Array, lengths: Int32Array, max_tokens: int | None = None) -> list[SharedPrefix]:
+def find_shared_prefixes(
+    ids: Int32Array, lengths: Int32Array, max_tokens: int | None = None, owners: Int32Array | None = None
+) -> list[SharedPrefix]:
     """The groups of adjacent items that together save the most tokens when their common beginning is computed once.
 
     ``ids`` has shape (sum of lengths,). ``max_tokens``: longer items take no part. A prefix is shorter than each of its
-    items, so that every item keeps a token of its own. Dynamic programming over where the last group begins: a step
+    items, so that every item keeps a token of its own. Items of different ``owners``, shape (num_items,), share
+    nothing. Dynamic programming over where the last group begins: a step
     looks back only as far as items go on sharing, so a batch of strangers costs one comparison an item, and over no
     more than ``MAX_GROUP_ITEMS``.
     """
     common = _common_with_previous(ids, lengths, max_tokens)
+    for index in () if owners is None else np.flatnonzero(np.diff(owners)).tolist():
+        common[index + 1] = 0
     best = [0] * (len(lengths) + 1)  # tokens saved among the first i items
     last_group: list[SharedPrefix | None] = [None] * (len(lengths) + 1)
     for end in range(1, len(lengths) + 1):

@@ -47,8 +47,19 @@ class TorchBackend:
         """Raw scores, shape (num_items,). Raises OutOfMemory."""
         if not batch.num_items:
             return np.empty(0, np.float64)
+        logits = self._logits(batch, torch.full((batch.num_items,), self._manifest.label_index))
+        scores = torch.sigmoid(logits) if self._manifest.transform == "sigmoid" else logits
+        return cast(Float64Array, scores.numpy())
+
+    def _logits(self, batch: Batch, labels: torch.Tensor) -> torch.Tensor:
+        """Each item's logit of its label, shape (num_items,) like ``labels``, in float64. Raises OutOfMemory.
+
+        An item whose logit is not finite is computed again alone: no item fails for its neighbour's sake.
+        """
         try:
-            logits = self._logits(batch)
+            logits = self.forward.logits(batch).double().gather(1, labels[:, None])[:, 0]
+            for index in torch.nonzero(~logits.isfinite()).flatten().tolist() if batch.num_items > 1 else ():
+                logits[index] = self.forward.logits(take(batch, [index]))[0, labels[index]].double()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -56,17 +67,6 @@ class TorchBackend:
                 f"{batch.num_items} items with {int(batch.lengths.sum())} tokens do not fit into the memory of "
                 f"{self._settings.device}: {first_line(error)}"
             ) from error
-        scores = torch.sigmoid(logits) if self._manifest.transform == "sigmoid" else logits
-        return cast(Float64Array, scores.numpy())
-
-    def _logits(self, batch: Batch) -> torch.Tensor:
-        """The label's logits, shape (num_items,), in float64.
-
-        An item whose logit is not finite is computed again alone: no item fails for its neighbour's sake.
-        """
-        logits = self.forward.logits(batch)[:, self._manifest.label_index].double()
-        for index in torch.nonzero(~logits.isfinite()).flatten().tolist() if batch.num_items > 1 else ():
-            logits[index] = self.forward.logits(take(batch, [index]))[0, self._manifest.label_index].double()
         return logits
 
 

@@ -13,6 +13,15 @@ from rm_server.engine.waiting import Call, RunQueue, W
 RUN_QUANTUM_TOKENS = 512
 """What a run of weight 1 may take in its turn: small beside a batch, so that a batch holds many turns."""
 
+SMALLEST_PART_TOKENS = 512
+"""Idle workers share what waits, but not in parts smaller than this: each batch has its fixed cost."""
+
+
+def batch_budget_tokens(waiting_tokens: int, num_idle: int, max_batch_tokens: int) -> int:
+    """The budget of the next batch when ``num_idle`` workers have nothing to do: they share what waits."""
+    part = -(-waiting_tokens // max(1, num_idle))
+    return min(max_batch_tokens, max(SMALLEST_PART_TOKENS, part))
+
 
 class VersionQueue(Generic[W]):
     """What waits for one version, by run."""
@@ -40,11 +49,12 @@ class VersionQueue(Generic[W]):
         self.runs[run].forget(waiting)
         self._left(run, waiting)
 
-    def next_batch(self, max_tokens: int, max_items: int) -> list[W]:
+    def next_batch(self, max_tokens: int, max_items: int, *, fits_only: bool = False) -> list[W]:
         """Takes the next batch: runs in turn, until the budget is full or nothing that waits fits into the rest.
 
-        An item longer than ``max_tokens`` goes alone. A long item that does not fit into the rest lets shorter ones
-        go first, once: its run opens one of the next batches, at the latest after as many batches as there are runs.
+        An item longer than ``max_tokens`` goes alone, or not at all if ``fits_only``. A long item that does not fit
+        into the rest lets shorter ones go first, once: its run opens one of the next batches, at the latest after as
+        many batches as there are runs.
         The items of a call lie side by side in the batch, in the call's order. Where the batch holds the last items of
         a run, and another one has whole batches of work, half full is enough: the light run need not wait while the
         heavy one's items are computed along with its own.
@@ -59,7 +69,7 @@ class VersionQueue(Generic[W]):
             opener = None
             if run is None:
                 break
-            waiting, is_passed_over = self.runs[run].pop(left_tokens if batch else None)
+            waiting, is_passed_over = self.runs[run].pop(left_tokens if batch or fits_only else None)
             if is_passed_over and run not in self._passed_over:
                 self._passed_over.append(run)
             if waiting is None:

@@ -35,7 +35,8 @@ _log = logging.getLogger(__name__)
 class SentBatch:
     """A batch on its way to a worker, in its pipe, or being computed. ``num_deaths``: of workers computing it.
 
-    ``sent_at`` on `time.perf_counter`. ``is_background``: not tried again whatever happens.
+    ``sent_at`` on `time.perf_counter`. ``is_background``: not tried again whatever happens. ``is_mixed``: there may be
+    items of other versions than ``key``.
     """
 
     key: VersionKey
@@ -43,11 +44,22 @@ class SentBatch:
     num_deaths: int = 0
     sent_at: float = 0.0
     is_background: bool = False
+    is_mixed: bool = False
 
     @property
     def num_tokens(self) -> int:
         """Of all items."""
         return sum(work.num_tokens for work in self.works)
+
+    @property
+    def by_version(self) -> dict[VersionKey, list[Work]]:
+        """The items of each version; they lie side by side in the batch, in this order."""
+        if not self.is_mixed:
+            return {self.key: self.works}
+        found: dict[VersionKey, list[Work]] = {}
+        for work in self.works:
+            found.setdefault(self.key if work.call is None else work.call.key, []).append(work)
+        return found
 
 
 @dataclass(eq=False, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Generic
 
 from rm_server.engine.batcher import VersionQueue
@@ -117,9 +117,22 @@ class FairQueue(Generic[W]):
         if key is None:
             return None
         batch = self._versions[key].next_batch(max_tokens, max_items)
-        self._turns.charge(key, sum(item.num_tokens for item in batch))
-        self._left(key, batch)
+        self._charge(key, batch)
         return key, batch
+
+    def take_along(self, keys: Collection[VersionKey], max_tokens: int, max_items: int) -> list[W]:
+        """Takes what another version's batch has room for, from these versions, the next in turn first.
+
+        They pay for it with their turns to come. A version's items lie side by side.
+        """
+        taken: list[W] = []
+        for key in self._turns:
+            if key in keys and max_tokens > 0 and max_items > len(taken):
+                batch = self._versions[key].next_batch(max_tokens, max_items - len(taken), fits_only=True)
+                max_tokens -= sum(item.num_tokens for item in batch)
+                taken += batch
+                self._charge(key, batch)
+        return taken
 
     def has_full_batch(self, max_tokens: int, max_items: int) -> bool:
         """Whether some version has enough waiting to fill a batch."""
@@ -178,6 +191,11 @@ class FairQueue(Generic[W]):
 
     def _weight_of(self, run: str) -> float:
         return self._run_weights.get(run, 1.0)
+
+    def _charge(self, key: VersionKey, batch: Sequence[W]) -> None:
+        if batch:
+            self._turns.charge(key, sum(item.num_tokens for item in batch))
+            self._left(key, batch)
 
     def _left(self, key: VersionKey, items: Sequence[W]) -> None:
         self.num_items -= len(items)

@@ -9,15 +9,21 @@ import gc
 import importlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from rm_server.backends.device import free_memory_of
-from rm_server.backends.interface import Backend, ComputeSettings, SharedMemory, SharesMemory
+from rm_server.backends.interface import (
+    Backend,
+    ComputeSettings,
+    MixesVersions,
+    SharedMemory,
+    SharesMemory,
+)
 from rm_server.backends.items import Batch, Float64Array
 from rm_server.errors import InternalError, OutOfMemory, RmError, VersionNotLoaded
 from rm_server.registry.manifest import Manifest
@@ -43,13 +49,14 @@ class LoadOrder:
 class LoadReport:
     """What a worker says of a version it has loaded. ``memory_bytes``: beside what it ``shared``.
 
-    ``probe_scores``: of all probes, in order.
+    ``probe_scores``: of all probes, in order. ``mixes_with``: as `MixesVersions`.
     """
 
     memory_bytes: int
     precision: str
     probe_scores: Float64Array
     shared: SharedMemory | None = None
+    mixes_with: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +95,9 @@ class Host:
             # A backend goes with its last reference. Looking for cycles would hold up what is computed by 0.1 s.
             trim_memory()
 
-    def compute(self, key: VersionKey, batch: Batch) -> Computed | RmError:
-        """Scores a batch."""
-        return attempt(f"Scoring with {_name(key)}", lambda: self._compute(key, batch))
+    def compute(self, keys: tuple[VersionKey, ...], batch: Batch) -> Computed | RmError:
+        """Scores a batch; of several versions, its ``owners`` are places in ``keys``."""
+        return attempt(f"Scoring with {', '.join(map(_name, keys))}", lambda: self._compute(keys, batch))
 
     def device_memory(self, device: str) -> int | None:
         """Bytes that are free on a GPU; None: the machine's memory is what counts, or nothing is known."""
@@ -101,15 +108,19 @@ class Host:
         backend: Backend = imported(self._loader)(order.folder, order.manifest, order.settings)
         scores = [backend.score(batch) for batch in (*order.probes[:1], *order.probes)][1:]
         shared = backend.shared_memory if isinstance(backend, SharesMemory) else None
-        report = LoadReport(backend.memory_bytes, backend.precision, np.concatenate([np.empty(0), *scores]), shared)
+        mixes_with = backend.mixes_with if isinstance(backend, MixesVersions) else ""
+        probe_scores = np.concatenate([np.empty(0), *scores])
+        report = LoadReport(backend.memory_bytes, backend.precision, probe_scores, shared, mixes_with)
         self._backends[order.key] = backend
         return report
 
-    def _compute(self, key: VersionKey, batch: Batch) -> Computed:
-        backend = self._backends.get(key)
-        if backend is None:
-            raise VersionNotLoaded(f"{_name(key)} is not loaded in this worker.")
-        return computed(backend, key, batch)
+    def _compute(self, keys: tuple[VersionKey, ...], batch: Batch) -> Computed:
+        backends = []
+        for key in keys:
+            if key not in self._backends:
+                raise VersionNotLoaded(f"{_name(key)} is not loaded in this worker.")
+            backends.append(self._backends[key])
+        return computed(backends[0], keys[0], batch) if len(keys) == 1 else _computed_together(backends, keys, batch)
 
 
 def computed(backend: Backend, key: VersionKey, batch: Batch) -> Computed:
@@ -121,9 +132,23 @@ def computed(backend: Backend, key: VersionKey, batch: Batch) -> Computed:
     else:
         scores = np.asarray(backend.score(batch), np.float64)
     seconds = time.perf_counter() - start
-    if scores.shape != (batch.num_items,):
-        raise InternalError(f"{_name(key)} gave scores of shape {scores.shape} for {batch.num_items} items.")
+    _check_shape(_name(key), scores, batch)
     return Computed(scores, seconds, parts)
+
+
+def _computed_together(backends: Sequence[Backend], keys: Sequence[VersionKey], batch: Batch) -> Computed:
+    """Scores a batch of several versions in one forward pass."""
+    mixing = cast(Sequence[MixesVersions], backends)  # as their load reports said
+    start = time.perf_counter()
+    scores = mixing[0].score_mixed(mixing, batch)
+    seconds = time.perf_counter() - start
+    _check_shape(", ".join(map(_name, keys)), scores, batch)
+    return Computed(scores, seconds)
+
+
+def _check_shape(names: str, scores: Float64Array, batch: Batch) -> None:
+    if scores.shape != (batch.num_items,):
+        raise InternalError(f"{names} gave scores of shape {scores.shape} for {batch.num_items} items.")
 
 
 def imported(name: str) -> Any:

@@ -16,9 +16,11 @@ import numpy as np
 from rm_server.backends.items import Batch
 from rm_server.config import EngineSettings
 from rm_server.engine.background import BackgroundQueue
+from rm_server.engine.batcher import batch_budget_tokens
 from rm_server.engine.crew import Check, Crew, Seat, SentBatch, Verify
 from rm_server.engine.fair_queue import FairQueue
 from rm_server.engine.host import Computed, LoadOrder, LoadReport
+from rm_server.engine.mixing import room_for_others
 from rm_server.engine.throughput import Throughput
 from rm_server.engine.work import ItemScore, Work
 from rm_server.engine.workers import Worker, WorkerDied
@@ -27,9 +29,6 @@ from rm_server.registry.records import VersionKey
 
 GUESSED_TOKENS_PER_S = 10_000.0
 """Of one worker, until it has computed something."""
-
-SMALLEST_PART_TOKENS = 512
-"""Idle workers share what waits, but not in parts smaller than this: each batch has its fixed cost."""
 
 LEAD_SHARE = 0.2
 LEAD_S = 0.005
@@ -57,12 +56,6 @@ class QueueStats:
     tokens: int
 
 
-def batch_budget_tokens(waiting_tokens: int, num_idle: int, max_batch_tokens: int) -> int:
-    """The budget of the next batch when ``num_idle`` workers have nothing to do: they share what waits."""
-    part = -(-waiting_tokens // max(1, num_idle))
-    return min(max_batch_tokens, max(SMALLEST_PART_TOKENS, part))
-
-
 class Pool:
     """Keeps the workers of one device busy. Lives on the event loop; nothing is locked because nothing is shared.
 
@@ -83,6 +76,8 @@ class Pool:
         self._on_lost = on_lost
         self._throughput = Throughput(GUESSED_TOKENS_PER_S)
         self._throughput_of: dict[VersionKey, Throughput] = {}
+        # By version, as the workers reported; versions for which it is the same can share a batch.
+        self._mixes_with: dict[VersionKey, str] = {}
         self._queue: FairQueue[Work] = FairQueue(
             max_items=settings.max_queued_items,
             max_tokens=settings.max_queued_tokens,
@@ -116,11 +111,15 @@ class Pool:
 
     async def load(self, order: LoadOrder, check: Check, verify: Verify) -> list[LoadReport]:
         """Loads and checks a version in all workers, or in none; see `Crew.load`. Must not be cancelled."""
-        return await self._crew.load(order, check, verify)
+        reports = await self._crew.load(order, check, verify)
+        if len({report.mixes_with for report in reports}) == 1 and reports[0].mixes_with:
+            self._mixes_with[order.key] = reports[0].mixes_with
+        return reports
 
     async def unload(self, key: VersionKey) -> None:
         """Frees a version for which nothing is under way."""
         self._throughput_of.pop(key, None)
+        self._mixes_with.pop(key, None)
         await self._crew.unload(key)
 
     async def device_memory(self, device: str) -> int | None:
@@ -237,20 +236,31 @@ class Pool:
 
     def _next_again(self, seat: Seat, now: float) -> SentBatch | None:
         for sent in list(self._again):
-            if sent.key in seat.keys:
+            for work in sent.works:
+                if work.call is not None and work.call.deadline is not None and work.call.deadline <= now:
+                    self._drop_expired(work)
+            sent.works = [work for work in sent.works if work.is_wanted]
+            can_take = seat.keys.issuperset(sent.by_version)
+            if can_take or not sent.works:
                 self._again.remove(sent)
-                for work in sent.works:
-                    if work.call is not None and work.call.deadline is not None and work.call.deadline <= now:
-                        self._drop_expired(work)
-                sent.works = [work for work in sent.works if work.is_wanted]
-                if sent.works:
-                    return sent
+            if can_take and sent.works:
+                return sent
         return None
 
     def _next_batch(self, seat: Seat, num_idle: int) -> SentBatch | None:
         budget = batch_budget_tokens(self._queue.num_tokens, num_idle, self._settings.max_batch_tokens)
-        taken = self._queue.next_batch(budget, self._settings.max_batch_items, seat.keys.__contains__)
-        return taken and SentBatch(*taken)
+        max_items = self._settings.max_batch_items
+        taken = self._queue.next_batch(budget, max_items, seat.keys.__contains__)
+        if taken is None:
+            return None
+        sent = SentBatch(*taken)
+        if (family := self._mixes_with.get(sent.key)) is not None:
+            others = [key for key in seat.keys if key != sent.key and self._mixes_with.get(key) == family]
+            room = room_for_others(sent.num_tokens, self._settings.max_batch_tokens)
+            company = self._queue.take_along(others, room, max_items - len(sent.works))
+            sent.works += company
+            sent.is_mixed = bool(company)
+        return sent
 
     def _send(self, seat: Seat, sent: SentBatch, now: float) -> None:
         assert seat.worker is not None
@@ -258,7 +268,9 @@ class Pool:
         seat.in_flight.append(sent)
         if len(seat.in_flight) == 1:
             self._expect(seat, now)
-        answer = seat.worker.compute(sent.key, Batch.of([work.item for work in sent.works]))
+        versions = sent.by_version
+        owners = [place for place, works in enumerate(versions.values()) for _ in works] if len(versions) > 1 else None
+        answer = seat.worker.compute(tuple(versions), Batch.of([work.item for work in sent.works], owners))
         answer.add_done_callback(partial(self._on_answer, seat, sent))
 
     def _expect(self, seat: Seat, now: float) -> None:
@@ -294,24 +306,28 @@ class Pool:
         num_tokens = sent.num_tokens
         if not sent.is_background:
             self._throughput.add(num_tokens, computed.seconds)
-        self._throughput_of.setdefault(sent.key, Throughput(GUESSED_TOKENS_PER_S)).add(num_tokens, computed.seconds)
         self._queue.tokens_per_s = self._throughput.tokens_per_s * max(1, self._crew.num_ready)
-        self._metrics.batch_computed(sent.key, len(sent.works), num_tokens, computed.seconds)
+        for key, works in sent.by_version.items():
+            own_tokens = sum(work.num_tokens for work in works)
+            own_s = computed.seconds * own_tokens / num_tokens
+            self._throughput_of.setdefault(key, Throughput(GUESSED_TOKENS_PER_S)).add(own_tokens, own_s)
+            self._metrics.batch_computed(key, len(works), own_tokens, own_s)
         last_call = None
         parts = repeat(()) if computed.parts is None else map(tuple, computed.parts.tolist())
         for work, value, is_finite, of_item in zip(
             sent.works, computed.scores.tolist(), np.isfinite(computed.scores).tolist(), parts, strict=False
         ):
+            key = sent.key if work.call is None else work.call.key
             queue_s = sent.sent_at - work.arrived
             if work.call is not last_call and not sent.is_background:
                 last_call = work.call
-                self._metrics.queue_waited(sent.key, queue_s)
+                self._metrics.queue_waited(key, queue_s)
             if is_finite:
                 work.succeed(ItemScore(value, queue_s, computed.seconds, of_item))
             else:
                 work.fail(
                     NonFiniteScore(
-                        f"{sent.key[0]}@{sent.key[1]} gave {value} for this item. "
+                        f"{key[0]}@{key[1]} gave {value} for this item. "
                         "Load the version in a wider precision, or look at the item."
                     )
                 )
@@ -362,9 +378,9 @@ class Pool:
     def on_lost(self, key: VersionKey, error: RmError) -> None:
         """Nobody can compute what waits for this version."""
         reason = VersionNotLoaded(f"{key[0]}@{key[1]} could not be loaded into a new worker: {error.message}")
-        for sent in [sent for sent in self._again if sent.key == key]:
-            self._again.remove(sent)
-            _fail(sent.works, reason)
+        self._mixes_with.pop(key, None)
+        for sent in self._again:  # what is left of it is looked at when its turn comes
+            _fail(sent.by_version.get(key, ()), reason)
         _fail(self._queue.take_all(key), reason)
         _fail(self._background.take_all(key), reason)
         self._on_lost(key, error)
@@ -372,7 +388,8 @@ class Pool:
 
 def _halves(sent: SentBatch, num_deaths: int = 0) -> list[SentBatch]:
     middle = len(sent.works) // 2
-    return [SentBatch(sent.key, works, num_deaths) for works in (sent.works[:middle], sent.works[middle:])]
+    parts = sent.works[:middle], sent.works[middle:]
+    return [SentBatch(sent.key, works, num_deaths, is_mixed=sent.is_mixed) for works in parts]
 
 
 def _fail(works: Iterable[Work], error: RmError) -> None:

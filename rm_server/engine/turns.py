@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Iterator
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -31,6 +31,10 @@ class Turns(Generic[K]):
 
     def __contains__(self, key: K) -> bool:
         return key in self._balance
+
+    def __iter__(self) -> Iterator[K]:
+        """Who has work now, from the one whose turn it is."""
+        return iter(tuple(self._ring))
 
     def join(self, key: K) -> None:
         """``key`` has work from now on; it comes last in the ring. Nothing changes where it is in already."""

@@ -65,8 +65,8 @@ class Worker(Protocol):
         """Bytes that are free on the GPU that it computes on; None: it is none. After the batches that were sent."""
         ...
 
-    def compute(self, key: VersionKey, batch: Batch) -> asyncio.Future[Computed | RmError]:
-        """Sends a batch; batches are computed in the order in which they were sent."""
+    def compute(self, keys: tuple[VersionKey, ...], batch: Batch) -> asyncio.Future[Computed | RmError]:
+        """Sends a batch; batches are computed in the order in which they were sent. ``keys``: see `Host.compute`."""
         ...
 
     async def stop(self) -> None:
@@ -119,8 +119,8 @@ class ProcessWorker(asyncio.Protocol):
         free: int | None = await self._ask("device_memory", device)
         return free
 
-    def compute(self, key: VersionKey, batch: Batch) -> asyncio.Future[Computed | RmError]:
-        return self._ask("compute", key, batch)
+    def compute(self, keys: tuple[VersionKey, ...], batch: Batch) -> asyncio.Future[Computed | RmError]:
+        return self._ask("compute", keys, batch)
 
     async def stop(self) -> None:
         self._is_stopping = True
@@ -235,8 +235,8 @@ class ThreadWorker:
         free: int | None = await self._ask(lambda: self._host.device_memory(device))
         return free
 
-    def compute(self, key: VersionKey, batch: Batch) -> asyncio.Future[Computed | RmError]:
-        return self._ask(lambda: self._host.compute(key, batch))
+    def compute(self, keys: tuple[VersionKey, ...], batch: Batch) -> asyncio.Future[Computed | RmError]:
+        return self._ask(lambda: self._host.compute(keys, batch))
 
     async def stop(self) -> None:
         self._tasks.put(None)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import json
 import threading
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny_models
+import torch
 from safetensors.torch import load_file, save_file
 from tiny_adapters import make_adapter, peft_scores
 
@@ -94,6 +96,79 @@ def test_adapters_share_one_base_and_do_not_touch_each_other(tmp_path: Path) -> 
     del one, layers
     gc.collect()
     assert not lora._bases
+
+
+def adapters_of(tmp_path: Path, base: Path, number: int, **config: Any) -> list[Path]:
+    folders = []
+    for seed in range(1, number + 1):
+        folder = make_adapter(tmp_path / f"adapter{seed}", base, seed=seed, copies_base=False, **config)
+        (folder / "base").symlink_to(base)
+        folders.append(folder)
+    return folders
+
+
+# Families with heads that read the first, the last or the mean state; weights as layers and the other way round.
+@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert_mean", "gpt2", "llama", "llama_dynamic_rope"])
+def test_one_batch_of_several_adapters_scores_as_each_alone(tmp_path: Path, family: str) -> None:
+    base = tiny_models.make_checkpoint(tmp_path / "base", family)
+    folders = adapters_of(tmp_path, base, 3)
+    backends = [load(folder) for folder in folders]
+    assert {backend.mixes_with for backend in backends} != {""}
+    assert len({backend.mixes_with for backend in backends}) == 1
+    # Neighbours of different adapters begin alike, and so do some of the same.
+    prompt = list(range(40, 76))
+    texts = [[ITEMS[0], [*prompt, 7]], [[*prompt, 8, 9], [*prompt, 10], ITEMS[2]], [[*prompt, 8, 9]]]
+    expected = [peft_scores(folder, base, own) for folder, own in zip(folders, texts, strict=True)]
+    alone = [backend.score(batch(own)).tolist() for backend, own in zip(backends, texts, strict=True)]
+    together = Batch.of(
+        [EncodedItem(ids=np.array(ids, np.int32), num_tokens=len(ids)) for own in texts for ids in own],
+        [place for place, own in enumerate(texts) for _ in own],
+    )
+    mixed = backends[0].score_mixed(backends, together)
+    assert mixed == pytest.approx(list(chain(*expected)), abs=1e-5)
+    assert mixed == pytest.approx(list(chain(*alone)), abs=1e-5)
+    assert len({round(score, 4) for score in mixed}) == len(mixed)
+    # What a batch of several leaves behind does not touch the next one.
+    assert backends[1].score(batch(texts[1])).tolist() == alone[1]
+
+
+def test_each_adapter_of_a_batch_keeps_its_label_and_transform(tmp_path: Path) -> None:
+    base = tiny_models.make_checkpoint(tmp_path / "base", "bert", num_labels=3)
+    manifests = (Manifest("lora", label_index=2, max_tokens=64), Manifest("lora", transform="sigmoid", max_tokens=64))
+    folders = adapters_of(tmp_path, base, 2, num_labels=3)
+    first, second = (
+        load_backend(folder, manifest, ComputeSettings()) for folder, manifest in zip(folders, manifests, strict=True)
+    )
+    assert isinstance(first, LoraBackend)
+    together = Batch.of(
+        [EncodedItem(ids=np.array(ids, np.int32), num_tokens=len(ids)) for ids in ITEMS], [0, 0, 1, 1, 1]
+    )
+    expected = [*first.score(batch(ITEMS[:2])), *second.score(batch(ITEMS[2:]))]
+    assert first.score_mixed([first, second], together) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("family", "settings"), [("deberta_v2", {}), ("llama", {"deterministic": True})])
+def test_what_cannot_be_kept_apart_shares_no_batch(tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
+    base = tiny_models.make_checkpoint(tmp_path / "base", family)
+    assert load(make_adapter(tmp_path / "adapter", base), **settings).mixes_with == ""
+
+
+def test_a_layer_that_sees_chosen_tokens_shares_no_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An expert's layer, say: which rows it gets is not to be told from their number."""
+    base = tiny_models.make_checkpoint(tmp_path / "base", "llama")
+    forward = lora.LoraLinear.forward
+
+    def of_some_tokens(self: lora.LoraLinear, x: Any) -> Any:
+        return torch.cat([forward(self, x[..., :2, :]), forward(self, x[..., 2:, :])], dim=-2)
+
+    folder = make_adapter(tmp_path / "adapter", base)
+    assert load(folder).mixes_with
+    monkeypatch.setattr(lora.LoraLinear, "forward", of_some_tokens)
+    with caplog.at_level("INFO"):
+        assert load(folder).mixes_with == ""
+    assert "share no batch: a layer sees 2 rows" in caplog.text
 
 
 def test_adapters_in_two_threads_do_not_mix(tmp_path: Path) -> None:

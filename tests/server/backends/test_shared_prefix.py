@@ -148,3 +148,11 @@ def test_encoders_share_nothing(tmp_path: Path) -> None:
     backend.score(batch_of([*range(5, 90), 91], [*range(5, 90), 92]))
     assert backend.forward.last is not None
     assert backend.forward.last.layout.shared == ()
+
+
+def test_items_of_different_owners_share_nothing() -> None:
+    batch = batch_of([*A, 1], [*A, 2], [*A, 3], [*A, 4])
+    owners = np.array([5, 5, 2, 2], np.int32)
+    groups = find_shared_prefixes(batch.ids, batch.lengths, None, owners)
+    assert [(group.first, group.num_items, group.length) for group in groups] == [(0, 2, 50), (2, 2, 50)]
+    assert find_shared_prefixes(batch.ids, batch.lengths, None, np.arange(4, dtype=np.int32)) == []

@@ -12,8 +12,8 @@ import pytest
 from fake_versions import items, outcomes, running_engine
 
 from rm_server.backends.items import EncodedItem
+from rm_server.engine.batcher import batch_budget_tokens
 from rm_server.engine.engine import Engine
-from rm_server.engine.pool import batch_budget_tokens
 from rm_server.errors import (
     ConstantOutput,
     DeadlineExceeded,

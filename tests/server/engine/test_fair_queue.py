@@ -17,6 +17,9 @@ from rm_server.errors import QueueFull
 A, B = ("a", 1), ("b", 1)
 
 
+C = ("c", 1)
+
+
 class Item(Waiting):
     def __init__(self, name: str, num_tokens: int = 10) -> None:
         super().__init__(num_tokens)
@@ -96,6 +99,31 @@ def test_order_of_calls(calls: list[tuple[float, int, int]], expected: str) -> N
 
 
 # --- turns ---
+
+
+def test_others_ride_along_as_far_as_there_is_room_and_pay_for_it() -> None:
+    queue = make()
+    for key, names in ((A, "a" * 20), (B, "b" * 20), (C, "c" * 20)):
+        offer(queue, names, key=key)
+    assert take(queue) == "a" * 10
+    # In their turns' order, and only those that may.
+    along = queue.take_along([C, A], 150, 100)
+    assert [item.name for item in along] == ["a"] * 10 + ["c"] * 5
+    assert queue.take_along([B], 30, 2)[0].name == "b"
+    assert (queue.num_items, queue.num_tokens) == (33, 330)
+    # It is still b's turn, and what c had is taken off its own: 5 of 10.
+    assert [take(queue, max_tokens=10)[:1] for _ in range(17)] == ["b"] * 8 + ["c"] * 5 + ["b"] * 4
+    assert queue.take_along([A, B], 0, 100) == []
+    assert queue.take_along([A], 100, 100) == []
+
+
+def test_what_does_not_fit_does_not_ride_along() -> None:
+    queue = make()
+    offer(queue, "a", num_tokens=60, key=A)
+    offer(queue, "b", num_tokens=20, key=A, run="other")
+    assert [item.name for item in queue.take_along([A], 50, 100)] == ["b"]
+    assert queue.take_along([A], 50, 100) == []
+    assert take(queue) == "a"
 
 
 def test_versions_take_turns_by_tokens() -> None:
