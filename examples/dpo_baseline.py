@@ -1,12 +1,17 @@
 """A DPO baseline by TRL's DPOTrainer, on the preferences that the demo's reward models are trained with.
 
+    rm-server serve --home demo_work/home            # story@1 and story@2, which `make demo` has left there
+    ppo-client train examples/demo/run.toml --policy examples/policy --steps 60 --output runs/a \\
+        --prompts examples/data/story_openings.jsonl.gz --reward-target localhost:50051 --reward-model story@1 \\
+        --set evaluation.prompts=examples/data/story_openings.jsonl.gz --set evaluation.where=split=held_out \\
+        --set evaluation.model=story@2
     python examples/dpo_baseline.py --output runs/dpo
-    ppo-client evaluate --policy runs/dpo/policy --reference examples/policy --reward story@1 --second story@2 \\
-        --prompts examples/data/story_openings.jsonl.gz --where split=held_out --json > runs/dpo.json
+    ppo-client evaluate --policy runs/dpo/policy --like runs/a --server localhost:50051 --json > runs/dpo.json
     ppo-client report runs/a --compare runs/dpo.json
 
 DPO needs no reward model and no sampling: it raises the likelihood of the chosen text against the rejected one. So it
-is what a PPO run has to beat, on the same prompts, by the same second opinion.
+is what a PPO run has to beat, on the same prompts, by the same second opinion. Here it learns from stories that other
+models wrote, to prompts that are no such openings, so this is no measure of what DPO can do with preferences of its own.
 """
 
 from __future__ import annotations

@@ -5,24 +5,48 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from argparse import SUPPRESS
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ppo_client.client.client import RewardClient
-from ppo_client.ppo.config import DataConfig, RewardConfig, RewardModelConfig, RolloutConfig
+from ppo_client.ppo.conditions import Conditions
+from ppo_client.ppo.config import DataConfig, PPOConfig, RewardConfig, RewardModelConfig, RolloutConfig
+from ppo_client.ppo.config_file import load_config
 from ppo_client.ppo.connect import AWAY_ERRORS
 from ppo_client.ppo.errors import ConfigError
 from ppo_client.ppo.evaluation_facts import EvaluationFacts, evaluation_facts, text_rows
 from ppo_client.ppo.prompts import load_prompts
-from ppo_client.ppo.reward_source import RewardDesk
+from ppo_client.ppo.reward_source import RewardDesk, parts_of
 from ppo_client.ppo.waiting import Patience
 
 _EXAMPLES = """examples:
   ppo-client evaluate --policy runs/a/policy --reference examples/policy --prompts held_out.jsonl --reward story@1
   ppo-client evaluate --policy runs/a/best/policy --reference examples/policy --prompts openings.jsonl.gz \\
       --where split=held_out --reward story@1 --second story@2 --server localhost:50051 --json > runs/a.json
-  ppo-client report runs/a --compare runs/a.json runs/dpo.json
+  ppo-client evaluate --policy runs/dpo/policy --like runs/a --server localhost:50051 --json > runs/dpo.json
+  ppo-client report runs/a --compare runs/dpo.json
 """
+
+_DEFAULTS: Mapping[str, Any] = {
+    "reference": None,
+    "prompts": None,
+    "field": "prompt",
+    "where": "",
+    "count": None,
+    "reward": None,
+    "second": None,
+    "calibrated": False,
+    "input": "text",
+    "prompt_template": "{prompt}",
+    "empty_score": None,
+    "max_response_tokens": 64,
+    "min_response_tokens": 1,
+    "temperature": 1.0,
+    "seed": 0,
+}
+"""What --like can give, and what holds where neither it nor an option does."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -35,31 +59,70 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--policy", required=True, metavar="DIR", help="model directory, for example RUN/policy")
-    parser.add_argument("--reference", required=True, metavar="DIR", help="what it is compared with")
-    parser.add_argument("--prompts", required=True, metavar="FILE", help="JSON Lines file, .gz too")
-    parser.add_argument("--field", default="prompt", help="of the file's rows (default: %(default)s)")
-    parser.add_argument("--where", default="", metavar="FIELD=VALUE", help="only rows that have this value")
-    parser.add_argument("--count", type=int, metavar="N", help="only the first N prompts")
-    parser.add_argument("--reward", required=True, metavar="SELECTOR", help="name, name@3 or name@label")
-    parser.add_argument("--second", metavar="SELECTOR", help="second opinion, which judges the win rate")
-    parser.add_argument("--server", help="host:port, several with commas; default: RM_TARGET")
-    parser.add_argument("--calibrated", action="store_true", help="the reward's scores on its model's common scale")
-    parser.add_argument("--input", choices=("text", "token_ids"), default="text", help="what is sent (default: text)")
     parser.add_argument(
-        "--prompt-template", default="{prompt}", help="the reward model's view of a text prompt (default: %(default)s)"
+        "--like",
+        type=Path,
+        metavar="RUN",
+        help="as this run evaluates: its reference, prompts, lengths, models and seed; other options win over it",
     )
-    parser.add_argument("--empty-score", type=float, metavar="SCORE", help="of responses without text, by either")
-    parser.add_argument("--max-response-tokens", type=int, default=64, metavar="N")
-    parser.add_argument("--min-response-tokens", type=int, default=1, metavar="N")
-    parser.add_argument("--temperature", type=float, default=1.0)
+    given = parser.add_argument_group(
+        "what --like gives, too", "--reference, --prompts and --reward are needed without it", argument_default=SUPPRESS
+    )
+    given.add_argument("--reference", metavar="DIR", help="what the policy is compared with")
+    given.add_argument("--prompts", metavar="FILE", help="JSON Lines file, .gz too")
+    given.add_argument("--field", help="of the file's rows (default: prompt)")
+    given.add_argument("--where", metavar="FIELD=VALUE", help="only rows that have this value")
+    given.add_argument("--count", type=int, metavar="N", help="only the first N prompts")
+    given.add_argument("--reward", metavar="SELECTOR", help="name, name@3 or name@label")
+    given.add_argument("--second", metavar="SELECTOR", help="second opinion, which judges the win rate")
+    given.add_argument(
+        "--calibrated",
+        action=argparse.BooleanOptionalAction,
+        default=SUPPRESS,
+        help="the reward's scores on its model's common scale",
+    )
+    given.add_argument("--input", choices=("text", "token_ids"), help="what is sent (default: text)")
+    given.add_argument("--prompt-template", help="the reward model's view of a text prompt (default: {prompt})")
+    given.add_argument("--empty-score", type=float, metavar="SCORE", help="of responses without text, by either")
+    given.add_argument("--max-response-tokens", type=int, metavar="N", help="(default: 64)")
+    given.add_argument("--min-response-tokens", type=int, metavar="N", help="(default: 1)")
+    given.add_argument("--temperature", type=float, help="(default: 1.0)")
+    given.add_argument("--seed", type=int, help="(default: 0)")
+    parser.add_argument("--server", help="host:port, several with commas; default: RM_TARGET")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--texts", type=int, default=5, metavar="N", help="pairs of texts in the JSON (default: 5)")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     parser.set_defaults(run=_run)
 
 
+def _like(run: Path) -> dict[str, Any]:
+    """The settings by which a run evaluates, as options of this command."""
+    config = load_config(PPOConfig, run / "config.toml")
+    if not config.evaluation.prompts:
+        raise ConfigError(f"--like: {run} has no evaluations (evaluation.prompts) that could be repeated")
+    parts = parts_of(config.reward)
+    reward = {"reward": parts[0].model, "calibrated": parts[0].calibrated} if len(parts) == 1 else {}
+    return reward | {
+        "reference": config.policy.reference or config.policy.model,
+        "prompts": config.evaluation.prompts,
+        "field": config.data.field,
+        "where": config.evaluation.where,
+        "count": config.evaluation.count,
+        "second": config.evaluation.model or None,
+        "input": config.reward.input,
+        "prompt_template": config.reward.prompt_template,
+        "empty_score": config.reward.empty_score,
+        "max_response_tokens": config.rollout.max_response_tokens,
+        "min_response_tokens": config.rollout.min_response_tokens,
+        "temperature": config.rollout.temperature,
+        "seed": config.train.seed,
+    }
+
+
 def _run(args: argparse.Namespace) -> int:
+    args = argparse.Namespace(**{**_DEFAULTS, **(_like(args.like) if args.like else {}), **vars(args)})
+    if missing := [name for name in ("reference", "prompts", "reward") if getattr(args, name) is None]:
+        raise ConfigError(f"--{missing[0]} is missing: name it, or with --like a run that has one and evaluates")
     if args.batch_size < 1 or args.temperature <= 0 or (args.count is not None and args.count < 1):
         raise ConfigError("--batch-size and --count must be at least 1, and --temperature above 0")
     if not 0 <= args.min_response_tokens <= args.max_response_tokens:
@@ -67,16 +130,19 @@ def _run(args: argparse.Namespace) -> int:
     if "{prompt}" not in args.prompt_template:
         raise ConfigError('--prompt-template has no "{prompt}", so the reward model would not see the prompt')
     with RewardClient(args.server) as client:
-        facts, texts = _evaluate(client, args)
+        facts, conditions, texts = _evaluate(client, args)
     if args.json:
         named = {"policy": str(Path(args.policy)), "reference": str(Path(args.reference))}
-        print(json.dumps({**named, **facts.to_dict(), "texts": texts}, ensure_ascii=False, indent=2))
+        found = {**named, **facts.to_dict(), "conditions": conditions.to_dict(), "texts": texts}
+        print(json.dumps(found, ensure_ascii=False, indent=2))
     else:
         print(_table(facts))
     return 0
 
 
-def _evaluate(client: RewardClient, args: argparse.Namespace) -> tuple[EvaluationFacts, list[dict[str, Any]]]:
+def _evaluate(
+    client: RewardClient, args: argparse.Namespace
+) -> tuple[EvaluationFacts, Conditions, list[dict[str, Any]]]:
     import torch
 
     from ppo_client.ppo.build import check_fits, load_policy, load_tokenizer, quiet_transformers
@@ -114,7 +180,7 @@ def _evaluate(client: RewardClient, args: argparse.Namespace) -> tuple[Evaluatio
         empty_score=args.empty_score,
     )
     pairs = evaluator.pairs(range(len(prompts)))
-    return evaluation_facts(pairs), text_rows(pairs, args.texts)
+    return evaluation_facts(pairs), evaluator.conditions(), text_rows(pairs, args.texts)
 
 
 def _table(facts: EvaluationFacts) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ppo_client.client.scores import Content
 from ppo_client.ppo.asking import PendingGiven, ask
 from ppo_client.ppo.completions import completion_contents, response_ids, response_texts
+from ppo_client.ppo.conditions import Conditions, digest_of, scale_of
 from ppo_client.ppo.evaluation_facts import Pair, Written
 from ppo_client.ppo.policy import Policy, Reading, Samples
 from ppo_client.ppo.prompts import Prompt
@@ -75,6 +76,18 @@ class Evaluator:
     empty_score: float | None = None
     """Of responses without text, by either opinion; they are not sent"""
     _theirs: dict[int, _Text] = field(default_factory=dict)
+
+    def conditions(self) -> Conditions:
+        """What another evaluation must have in common with this one to be set beside it."""
+        return Conditions(
+            prompts=digest_of(self.prompts),
+            min_response_tokens=self.policy.rule.min_tokens,
+            max_response_tokens=self.max_response_tokens,
+            temperature=self.policy.rule.temperature,
+            scores=scale_of(self.desk.parts),
+            empty_score=self.empty_score,
+            seed=self.seed,
+        )
 
     @torch.no_grad()
     def pairs(self, rows: Sequence[int]) -> list[Pair]:

@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ppo_client.ppo.conditions import differences
 from ppo_client.ppo.errors import DataError
 from ppo_client.ppo.prompts import read_rows
 from ppo_client.ppo.run_facts import evaluation_signs, run_facts, signs
@@ -57,6 +58,7 @@ def write_report(run: Path, page: Path, compared: Sequence[Path] = ()) -> None:
     rows, samples = read_logs(run)
     evaluations = read_evaluations(run)
     facts = run_facts(rows)
+    beside = comparison([run, *compared]) if evaluations or compared else []
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
         files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
     )
@@ -68,7 +70,8 @@ def write_report(run: Path, page: Path, compared: Sequence[Path] = ()) -> None:
             evaluation_curves=_evaluation_curves(evaluations, facts.switch_steps),
             signs=[*signs(samples), *evaluation_signs(evaluations)],
             texts=_before_and_after(samples, evaluations),
-            compared=comparison([run, *compared]) if evaluations or compared else [],
+            compared=beside,
+            differences=differences(beside),
         ),
         encoding="utf-8",
     )
@@ -139,6 +142,7 @@ def _svg(
 ) -> str:
     """Lines of steps, values and a name; where another version answered first there is a vertical line."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(4.4, 2.5), layout="constrained")
     axes = figure.subplots()
@@ -151,6 +155,7 @@ def _svg(
     for step in switch_steps:
         axes.axvline(step, color=_MARK, linestyle="--", linewidth=1)
     axes.set_xlabel("PPO step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(label, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     drawn = io.StringIO()
@@ -214,7 +219,8 @@ def _run(args: argparse.Namespace) -> int:
         compared = comparison([args.run_directory, *args.compare]) if evaluations or args.compare else []
         for row in compared:
             row.pop("texts", None)
-        print(json.dumps({**run_facts(rows).to_dict(), "signs": found, "compared": compared}, indent=2))
+        beside = {"compared": compared, "differences": differences(compared)}
+        print(json.dumps({**run_facts(rows).to_dict(), "signs": found, **beside}, indent=2))
         return 0
     page = args.output or args.run_directory / "report.html"
     write_report(args.run_directory, page, args.compare)

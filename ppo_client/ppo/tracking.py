@@ -76,7 +76,7 @@ class Tracker:
             print(f"step {row['step']}/{self._num_steps} {telling} {row['step_s']:.1f} s", file=sys.stderr, flush=True)
 
     def evaluation(self, row: Mapping[str, Any]) -> None:
-        """One row per evaluation: step, EvaluationFacts, texts."""
+        """One row per evaluation: step, EvaluationFacts, conditions, texts."""
         if not self._enabled:
             return
         self._evaluations.write(row)

@@ -256,7 +256,8 @@ class PPOTrainer:
         value = getattr(facts, config.evaluation.best_by)
         run.state = replace(run.state, progress=progress.after(run.state.step, facts.kl, value))
         texts = text_rows(pairs, config.train.samples_per_step)
-        run.tracker.evaluation({"step": run.state.step, **facts.to_dict(), "texts": texts})
+        conditions = run.evaluator.conditions().to_dict()
+        run.tracker.evaluation({"step": run.state.step, **facts.to_dict(), "conditions": conditions, "texts": texts})
         if run.state.progress.best_step == run.state.step:
             run.save_best()
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from client.fake_server import FakeServer
-from tiny_policies import save_policy
+from tiny_policies import make_config, read_jsonl, save_policy
 
-from ppo_client import cli
+from ppo_client import RewardClient, cli
+from ppo_client.ppo import PPOTrainer
 
 
 @pytest.fixture
@@ -86,9 +87,52 @@ def test_evaluate_compares_policy_and_reference(
     assert alike["kl"] == pytest.approx(0.0, abs=1e-4)
 
 
+def test_evaluate_repeats_what_a_run_found(
+    server: FakeServer, folder: Path, prompts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"opening": f"number {row}", "split": ("train", "test")[row % 2]} for row in range(8)]
+    Path(prompts).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = make_config(
+        folder,
+        data={"prompts": prompts, "field": "opening"},
+        reward={"model": "length@1", "input": "text", "prompt_template": "Tell: {prompt}", "empty_score": 0.0},
+        rollout={"max_response_tokens": 5, "temperature": 0.7},
+        evaluation={"prompts": prompts, "where": "split=test", "count": 3, "model": "length@2"},
+        train={"seed": 3},
+    )
+    with RewardClient(server.address, run="one") as client:
+        PPOTrainer(config, client).train()
+    run = folder / "run"
+    found = read_jsonl(run / "evaluations.jsonl")[-1]
+    arguments = ["evaluate", "--policy", str(run / "policy"), "--like", str(run), "--server", server.address, "--json"]
+    assert cli.main(arguments) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["reference"] == config.policy.model
+    for name in found.keys() - {"step", "texts"}:
+        assert again[name] == pytest.approx(found[name], abs=1e-5), name
+    assert cli.main([*arguments, "--temperature", "1.3", "--calibrated"]) == 0
+    other = json.loads(capsys.readouterr().out)
+    assert other["conditions"] == {**found["conditions"], "temperature": 1.3, "scores": "calibrated"}
+
+    place = run.parent / "other.json"
+    place.write_text(json.dumps(other), encoding="utf-8")
+    assert cli.main(["report", str(run), "--compare", str(place), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["differences"] == [
+        "temperature: 0.7 (run), 1.3 (other)",
+        "scores: raw (run), calibrated (other)",
+    ]
+    assert cli.main(["report", str(run), "--compare", str(place)]) == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "<li>temperature: 0.7 (run), 1.3 (other)</li>" in page
+    assert cli.main(["report", str(run), "--compare", str(run)]) == 0
+    assert "like for like" not in (run / "report.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["evaluate", "--policy", "x", "--reference", "y", "--prompts", "z"], "--reward is missing"),
+        (["evaluate", "--policy", "x", "--like", "nowhere"], "no config file at nowhere/config.toml"),
         (["sample", "x", "--prompt", "a", "--best-of", "4"], "name a reward model with --reward"),
         (["sample", "x", "--prompt", "a", "--best-of", "4", "--completions", "2", "--reward", "m"], "leave --compl"),
         (
