@@ -11,7 +11,7 @@
 
 DPO needs no reward model and no sampling: it raises the likelihood of the chosen text against the rejected one. So it
 is what a PPO run has to beat, on the same prompts, by the same second opinion. Here it learns from stories that other
-models wrote, to prompts that are no such openings, so this is no measure of what DPO can do with preferences of its own.
+models wrote, to prompts that are no such openings, so this is no measure of what DPO can do at its best.
 """
 
 from __future__ import annotations
