@@ -167,6 +167,22 @@ def test_each_epoch_sees_every_row_once_in_an_order_of_its_own(trainer: PPOTrain
     assert set(map(frozenset, epochs[0])) != set(map(frozenset, epochs[1]))
 
 
+def test_the_seed_decides_prompts_responses_and_minibatches(folder: Path, seen: Seen) -> None:
+    prompt, *_ = (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "one.jsonl").write_text(prompt, encoding="utf-8")
+    for name in ("prompts", "one"):
+        for index, seed in enumerate((1, 1, 2)):
+            train = {"seed": seed, "output": str(folder / f"{name}-{index}")}
+            data = {"prompts": str(folder / f"{name}.jsonl")}
+            PPOTrainer(make_config(folder, data=data, train=train), FakeRewards()).train_step()
+    prompts = [[record.prompt for record in rollout.records] for rollout in seen.rollouts[:3]]
+    responses = [rollout.sequences.response_ids.tolist() for rollout in seen.rollouts[3:]]
+    minibatches = [seen.minibatches[first : first + 4] for first in (0, 4, 8)]
+    for first, again, other in (prompts, responses, minibatches):
+        assert first == again
+        assert first != other
+
+
 @pytest.mark.parametrize(
     ("mixed_precision", "log_probs", "are_from_sampling"),
     [("no", "auto", True), ("bf16", "auto", False), ("no", "forward", False), ("bf16", "sampling", True)],
