@@ -205,6 +205,8 @@ class App:
 def run(settings: ServeSettings) -> int:
     """Serves until SIGTERM or SIGINT, drains, and returns the exit status. A second signal ends it at once."""
     log.set_up(settings.log.level, settings.log.format)
+    # `engine.encode_threads` says how many cores tokenizers get; the rest is for who computes.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # A call leaves hundreds of objects and hardly ever a cycle: at Python's own 700, every other call would collect.
     gc.set_threshold(GC_THRESHOLD, 20, 20)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
