@@ -12,6 +12,7 @@ Different on purpose:
 - trl's `policy/entropy_avg` is over padding, too; here over the tokens.
 - trl shuffles minibatches by numpy's global generator, here by the run's seed; trl clips no gradient.
 - trl lowers the learning rate after each batch of episodes, here it falls with each optimizer step.
+- trl's value head starts at random and has no bias; here it starts at zero and has one.
 """
 
 from __future__ import annotations
