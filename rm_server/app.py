@@ -118,7 +118,9 @@ class App:
         versions.set_composite_trial(composites.trial)
         scorer = Scorer(engine, versions, runs, settings.limits, metrics, composites)
         pairs = PairBuffer(catalog, settings.shadow, metrics, lambda key: key in versions.snapshot.shadows)
-        shadowing = make_shadowing(engine, versions, artifacts, pairs, metrics, log_texts=settings.shadow.log_texts)
+        shadowing = make_shadowing(
+            engine, composites, versions, artifacts, pairs, metrics, log_texts=settings.shadow.log_texts
+        )
         scorer.on_scored = _after_answers(ScoreWatch(lambda: versions.snapshot, shadowing, metrics).scored)
         score_log = None
         if settings.score_log.path is not None:

@@ -15,8 +15,6 @@ from rm_server.registry.catalog import Catalog
 from rm_server.registry.records import Shadow
 from rm_server.registry.tables import shadow_pairs, shadows
 
-COMPOSITE = "composite"
-
 
 @dataclass(frozen=True, slots=True)
 class ShadowPair:
@@ -50,9 +48,7 @@ def set_shadow(catalog: Catalog, model: str, version: int, share: float, actor: 
     """
     check_share(share)
     with catalog.changing(actor, comment) as change:
-        record = queries.require_version(change.connection, model, version)
-        if record.kind == COMPOSITE:
-            raise InvalidRequest(f"{model}@{version} is a composite, and those cannot shadow; let its parts do so.")
+        queries.require_version(change.connection, model, version)
         known = change.connection.execute(select(shadows).where(_is(model, version))).one_or_none()
         if known is not None and known.share == share:
             return Shadow(model, version, share, known.create_time)

@@ -19,15 +19,24 @@ _NOTHING_TRIED = (DeadlineExceeded, Draining, WorkerFailed, VersionNotLoaded)
 """Where every item that could be encoded failed like this, nothing was tried and the call fails as a whole."""
 
 
+class BackgroundDropped(Exception):
+    """Background work was given up: callers have too much waiting, or a version that it needs is being unloaded."""
+
+
 @dataclass(frozen=True, slots=True)
 class How:
-    """How to score. ``truncation`` None: the version's own rule. ``deadline`` on the event loop's clock."""
+    """How to score. ``truncation`` None: the version's own rule. ``deadline`` on the event loop's clock.
+
+    ``is_background``: where nobody waits; see `Engine.submit_background`. ``priority`` and ``use_cache`` say nothing
+    then, and ``run`` only whose turn it is to become tokens.
+    """
 
     run: str = ""
     truncation: TruncationRule | None = None
     priority: int = 0
     use_cache: bool = True
     deadline: float | None = None
+    is_background: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +67,18 @@ class Evaluated:
 async def evaluate(engine: Engine, version: LoadedVersion, pairs: Sequence[Pair], how: How) -> Evaluated:
     """Scores the pairs with a version that the caller holds. Cancelling drops what is not being computed yet.
 
-    Raises when nothing could be tried: VersionNotLoaded, QueueFull, Draining, WorkerFailed, DeadlineExceeded.
+    Raises when nothing could be tried: VersionNotLoaded, QueueFull, Draining, WorkerFailed, DeadlineExceeded. In the
+    background the caller need not hold the version, and all is given up with the first item: BackgroundDropped.
     """
     started = time.perf_counter()
     encoded = await engine.encode(version.key, pairs, how.truncation, run=how.run, deadline=how.deadline)
     tokenize_s = time.perf_counter() - started
     if how.deadline is not None and asyncio.get_running_loop().time() >= how.deadline:
         raise DeadlineExceeded("The deadline passed before the items had their turn; nothing was computed.")
-    futures = engine.submit(
-        version.key,
-        [item for item in encoded if isinstance(item, EncodedItem)],
-        run=how.run,
-        priority=how.priority,
-        deadline=how.deadline,
-        use_cache=how.use_cache,
-    )
+    futures = _submitted(engine, version, [item for item in encoded if isinstance(item, EncodedItem)], how)
     await _all_done(futures, how.deadline)
+    if how.is_background and any(future.cancelled() for future in futures):
+        raise BackgroundDropped
     outcomes = _outcomes(encoded, futures)
     return Evaluated(
         outcomes=outcomes,
@@ -81,6 +86,21 @@ async def evaluate(engine: Engine, version: LoadedVersion, pairs: Sequence[Pair]
         num_tokens=[item.num_tokens if isinstance(item, EncodedItem) else 0 for item in encoded],
         tokenize_s=tokenize_s,
         components=_components(version, outcomes),
+    )
+
+
+def _submitted(
+    engine: Engine, version: LoadedVersion, items: Sequence[EncodedItem], how: How
+) -> list[asyncio.Future[ItemScore]]:
+    if how.is_background:
+        return engine.submit_background(version.key, items)
+    return engine.submit(
+        version.key,
+        items,
+        run=how.run,
+        priority=how.priority,
+        deadline=how.deadline,
+        use_cache=how.use_cache,
     )
 
 

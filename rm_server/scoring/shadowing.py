@@ -10,21 +10,25 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Protocol
 
-from rm_server.backends.items import ChatMessage, Content, EncodedItem
+from rm_server.backends.items import ChatMessage, Content
+from rm_server.engine.encoding import Pair
 from rm_server.engine.engine import Engine
+from rm_server.engine.loaded import LoadedVersion
 from rm_server.engine.tasks import Tasks
 from rm_server.engine.versions import VersionManager
-from rm_server.engine.work import ItemScore
-from rm_server.errors import QueueFull, RmError
+from rm_server.errors import QueueFull, RmError, VersionNotLoaded
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.records import Shadow, Snapshot, VersionKey
 from rm_server.registry.shadows import ShadowPair
 from rm_server.registry.vocabulary import read_vocabulary_digest
+from rm_server.scoring.composites import Composites, composite_of
+from rm_server.scoring.evaluation import BackgroundDropped, Evaluated, How, evaluate
 from rm_server.scoring.routing import Route
 from rm_server.scoring.scorer import ScoreCall
 from rm_server.scoring.shadow_pairs import PairBuffer
 
 OK = "ok"
+COMPOSITE = "composite"
 ENCODING_TURN = "the shadows"
 """Shadows take one turn among the runs whose texts become tokens. No run can have this name: it has a space."""
 
@@ -58,6 +62,7 @@ class Shadowing:
     def __init__(
         self,
         engine: Engine,
+        composites: Composites,
         get_snapshot: Callable[[], Snapshot],
         vocabulary_of: Callable[[VersionKey], Awaitable[str]],
         keep: Callable[[Sequence[ShadowPair]], None],
@@ -67,6 +72,7 @@ class Shadowing:
     ) -> None:
         """``vocabulary_of``: a digest; where two versions have the same, token ids mean the same to them."""
         self._engine = engine
+        self._composites = composites
         self._get_snapshot = get_snapshot
         self._vocabulary_of = vocabulary_of
         self._keep = keep
@@ -117,6 +123,10 @@ class Shadowing:
             self._metrics.shadow_dropped(shadow_key, dropped.reason, num_items)
         except QueueFull:
             self._metrics.shadow_dropped(shadow_key, "overload" if self._engine.is_crowded else "queue_full", num_items)
+        except BackgroundDropped:
+            self._metrics.shadow_dropped(
+                shadow_key, "overload" if self._is_there(shadow_key) else "unloaded", num_items
+            )
         except RmError as error:
             self._metrics.shadow_items(shadow_key, error.reason, num_items)
         except Exception:
@@ -138,16 +148,12 @@ class Shadowing:
         has_ids = any(_is_ids(content) for pair in pairs for content in pair)
         if has_ids and await self._vocabulary_of(key) != await self._vocabulary_of(shadow_key):
             raise Dropped("other_vocabulary")
-        encoded = await self._engine.encode(shadow_key, pairs, call.truncation, run=ENCODING_TURN)
-        outcomes = iter(await self._computed(shadow_key, [item for item in encoded if isinstance(item, EncodedItem)]))
+        how = How(ENCODING_TURN, call.truncation, is_background=True)
+        evaluated = await self._evaluate(self._loaded(shadow_key), pairs, how)
         time, name, compared = datetime.now(UTC), secrets.token_hex(8), []
-        for item, ((number, prompt, completion), score) in zip(encoded, scored, strict=True):
-            outcome = item if isinstance(item, RmError) else next(outcomes)
+        for outcome, ((number, prompt, completion), score) in zip(evaluated.outcomes, scored, strict=True):
             if isinstance(outcome, RmError):
                 self._metrics.shadow_items(shadow_key, outcome.reason, 1)
-            elif outcome is None:
-                reason = "overload" if shadow_key in self._engine.loaded else "unloaded"
-                self._metrics.shadow_dropped(shadow_key, reason, 1)
             else:
                 compared.append(
                     ShadowPair(
@@ -167,20 +173,27 @@ class Shadowing:
             self._metrics.shadow_items(shadow_key, OK, len(compared))
             self._keep(compared)
 
-    async def _computed(self, key: VersionKey, items: Sequence[EncodedItem]) -> list[ItemScore | RmError | None]:
-        """None: dropped, for callers had too much waiting, or the version is being unloaded."""
-        futures = self._engine.submit_background(key, items)
-        try:
-            if futures:
-                await asyncio.wait(futures)
-        finally:
-            for future in futures:
-                future.cancel()
-        return [_outcome(future) for future in futures]
+    def _is_there(self, key: VersionKey) -> bool:
+        """Whether it is loaded, with its parts if it is a composite."""
+        if (version := self._engine.loaded.get(key)) is None:
+            return False
+        parts = composite_of(version).versions if version.manifest.kind == COMPOSITE else ()
+        return all(part in self._engine.loaded for part in parts)
+
+    def _loaded(self, key: VersionKey) -> LoadedVersion:
+        if (version := self._engine.loaded.get(key)) is None:
+            raise VersionNotLoaded(f"{key[0]}@{key[1]} is not loaded, so it cannot shadow.")
+        return version
+
+    async def _evaluate(self, version: LoadedVersion, pairs: Sequence[Pair], how: How) -> Evaluated:
+        if version.manifest.kind == COMPOSITE:
+            return await self._composites.evaluate(version, pairs, how)
+        return await evaluate(self._engine, version, pairs, how)
 
 
 def make_shadowing(
     engine: Engine,
+    composites: Composites,
     versions: VersionManager,
     artifacts: ArtifactStore,
     pairs: PairBuffer,
@@ -192,23 +205,18 @@ def make_shadowing(
     known: dict[str, str] = {}
 
     async def vocabulary_of(key: VersionKey) -> str:
-        digest = versions.snapshot.versions[key].digest
+        snapshot = versions.snapshot
+        if snapshot.versions[key].kind == COMPOSITE:  # the one of its parts, if they have only one
+            of_parts = {await vocabulary_of(part) for part in snapshot.parts[key]} - {""}
+            return of_parts.pop() if len(of_parts) == 1 else ""
+        digest = snapshot.versions[key].digest
         if digest not in known:
             known[digest] = await asyncio.to_thread(lambda: read_vocabulary_digest(artifacts.path(digest)))
         return known[digest]
 
-    return Shadowing(engine, lambda: versions.snapshot, vocabulary_of, pairs.add, metrics, log_texts=log_texts)
-
-
-def _outcome(future: asyncio.Future[ItemScore]) -> ItemScore | RmError | None:
-    if future.cancelled():
-        return None
-    error = future.exception()
-    if error is None:
-        return future.result()
-    if isinstance(error, RmError):
-        return error
-    raise error
+    return Shadowing(
+        engine, composites, lambda: versions.snapshot, vocabulary_of, pairs.add, metrics, log_texts=log_texts
+    )
 
 
 def _is_ids(content: Content) -> bool:

@@ -73,8 +73,6 @@ def test_what_is_not_there_cannot_shadow(two: Catalog) -> None:
         set_shadow(two, "m", 9, 0.1, "me")
     with pytest.raises(ModelNotFound):
         set_shadow(two, "other", 1, 0.1, "me")
-    with pytest.raises(InvalidRequest, match="composite"):
-        set_shadow(two, "m", 3, 0.1, "me")
 
 
 def test_a_shadow_is_not_deleted_and_its_pairs_stay_until_the_version_goes(two: Catalog) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,31 +11,39 @@ from pathlib import Path
 import fake_versions as fake
 import pytest
 from fake_versions import until
-from fake_world import World, running_world
+from fake_world import BY, World, running_world
 
+from rm_server.backends.items import EncodedItem
 from rm_server.config import ShadowSettings
+from rm_server.engine.work import ItemScore
 from rm_server.errors import CatalogUnavailable
 from rm_server.metrics import Metrics
+from rm_server.registry.manifest import Manifest, write_manifest
 from rm_server.registry.records import VersionKey
 from rm_server.registry.shadows import ShadowPair, pairs_of, set_shadow
 from rm_server.scoring import shadow_pairs
+from rm_server.scoring.composites import Composites
 from rm_server.scoring.recent_scores import RecentScores
 from rm_server.scoring.routing import Route
 from rm_server.scoring.scorer import ScoreCall
 from rm_server.scoring.shadow_pairs import PairBuffer
 from rm_server.scoring.shadowing import Shadowing
 
-LIVE, SHADOW = ("m", 1), ("m", 2)
+LIVE, SHADOW, COMPOSITE = ("m", 1), ("m", 2), ("m", 3)
+EVEN = {"name": "even", "rule": {"type": "token_id_share", "modulus": 2, "residue": 0}, "weight": 100}
 ROUTE = Route(LIVE, "d" * 64, None)
 CALL = ScoreCall("m@1", [((1,), [(2,), (3,)]), ((4,), [(5,)])], run="r", request_id="c")
 SCORES = (1.0, None, 3.0)
 
 
 class Desk:
-    """Shadowing with version 2 (factor 2) as the shadow of all calls."""
+    """Shadowing with one shadow of all calls."""
 
-    def __init__(self, world: World, vocabularies: dict[VersionKey, str] | None = None) -> None:
+    def __init__(
+        self, world: World, composites: Composites, shadow: VersionKey, vocabularies: dict[VersionKey, str] | None
+    ) -> None:
         self.world = world
+        self._shadow = shadow
         self.metrics = Metrics()
         self.pairs: list[ShadowPair] = []
         known = vocabularies or {}
@@ -43,27 +52,38 @@ class Desk:
             return known.get(key, "")
 
         self.shadowing = Shadowing(
-            world.engine, lambda: world.versions.snapshot, vocabulary_of, self.pairs.extend, self.metrics
+            world.engine, composites, lambda: world.versions.snapshot, vocabulary_of, self.pairs.extend, self.metrics
         )
 
     def count(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
     def outcome(self, outcome: str) -> float:
-        return self.count("rm_shadow_items_total", model="m", version="2", outcome=outcome)
+        return self.count("rm_shadow_items_total", model="m", version=str(self._shadow[1]), outcome=outcome)
 
     def dropped(self, reason: str) -> float:
         return self.count("rm_shadow_dropped_total", reason=reason)
 
 
-async def start(world: World, vocabularies: dict[VersionKey, str] | None = None) -> Desk:
+async def start(world: World, vocabularies: dict[VersionKey, str] | None = None, shadow: VersionKey = SHADOW) -> Desk:
+    """Version 1 has the factor 0.5, version 2 has 2, and version 3, if it is the shadow, is the sum of both."""
+    composites = Composites(world.engine, world.artifacts, lambda: world.versions.snapshot)
+    world.versions.set_composite_trial(composites.trial)
     await world.register(0.5)
     await world.register(2.0)
     for key in (LIVE, SHADOW):
         await world.versions.load(key, None, "me")
-    set_shadow(world.catalog, *SHADOW, 1.0, "me")
+    if shadow == COMPOSITE:
+        folder = world.folder / "composite"
+        folder.mkdir()
+        components = [{"name": name, "version": name} for name in ("m@1", "m@2")]
+        (folder / "composite.json").write_text(json.dumps({"components": [*components, EVEN]}))
+        write_manifest(folder, Manifest("composite", transform="weighted_sum"))
+        await world.versions.register("m", folder, **BY)
+        await world.versions.load(COMPOSITE, None, "me")
+    set_shadow(world.catalog, *shadow, 1.0, "me")
     await world.versions.refresh()
-    return Desk(world, vocabularies)
+    return Desk(world, composites, shadow, vocabularies)
 
 
 async def test_items_with_a_score_are_paired_in_their_groups(tmp_path: Path) -> None:
@@ -112,6 +132,40 @@ async def test_a_shadow_that_goes_while_its_work_waits_is_counted(tmp_path: Path
         fake.open_gate(files)
         await unloading
         assert (await busy).value == fake.WAIT / 2
+
+
+async def test_a_composite_shadows_with_all_of_its_parts(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        desk = await start(world, shadow=COMPOSITE)
+        desk.shadowing.scored(CALL, ROUTE, SCORES)
+        await until(lambda: len(desk.pairs) == 2)
+        # The sum of the ids times 0.5 and 2, and 100 times the share of even ids in the completion.
+        assert [pair.shadow_score for pair in desk.pairs] == [2.5 * 3 + 100, 2.5 * 9]
+        assert desk.outcome("ok") == 2
+
+
+async def test_a_composite_gives_up_when_a_part_goes_while_its_work_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_world(tmp_path) as world:
+        desk = await start(world, shadow=COMPOSITE)
+        submit, submitted = world.engine.submit_background, set()
+
+        def noting(key: VersionKey, items: Sequence[EncodedItem]) -> list[asyncio.Future[ItemScore]]:
+            submitted.add(key)
+            return submit(key, items)
+
+        monkeypatch.setattr(world.engine, "submit_background", noting)
+        files = world.files(LIVE)
+        (busy,) = world.engine.submit(LIVE, fake.items([fake.WAIT]))
+        desk.shadowing.scored(CALL, ROUTE, SCORES)
+        await until(lambda: submitted == {LIVE, SHADOW, COMPOSITE})
+        unloading = asyncio.create_task(world.engine.unload(SHADOW))
+        await until(lambda: desk.dropped("unloaded") == 2)
+        fake.open_gate(files)
+        await unloading
+        assert (await busy).value == fake.WAIT / 2
+        assert desk.pairs == []
 
 
 async def test_what_is_under_way_is_bounded(tmp_path: Path) -> None:
