@@ -30,6 +30,7 @@ class EngineSettings:
     ``max_background_items``, ``max_background_tokens``: what shadows may have waiting; beyond them it is dropped.
     ``crowded_share``: while the callers' queue is filled above this share of its bounds, all that is dropped.
     ``memory_limit_mb``: what loaded versions may hold, in MiB; 0: what the machine, or the GPU, has.
+    ``min_stay_s``: for how long a version that came back into memory for a request makes no room for another one.
     ``encode_threads``: threads that turn text into tokens. ``cache_items``: scores kept in the result cache; 0: none.
     """
 
@@ -50,6 +51,7 @@ class EngineSettings:
     max_background_tokens: int = 131_072
     crowded_share: float = 0.05
     memory_limit_mb: float = 0.0
+    min_stay_s: float = 10.0
     encode_threads: int = 2
     cache_items: int = 100_000
 
@@ -59,8 +61,9 @@ class EngineSettings:
         for name in (*names, "max_queued_items", "max_queued_tokens", *background):
             if getattr(self, name) < 1:
                 raise ConfigError(f"engine.{name} is {getattr(self, name)}; it must be at least 1.")
-        if not self.memory_limit_mb >= 0:
-            raise ConfigError(f"engine.memory_limit_mb is {self.memory_limit_mb}; it must not be below 0.")
+        for name in ("memory_limit_mb", "min_stay_s"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"engine.{name} is {getattr(self, name)}; it must not be below 0.")
         if not 0 <= self.crowded_share <= 1:
             raise ConfigError(f"engine.crowded_share is {self.crowded_share}; a share between 0 and 1 was expected.")
         for run, weight in self.run_weights.items():

@@ -14,7 +14,8 @@ from rm_server.backends.device import device_kind
 from rm_server.engine.engine import Engine, Trial
 from rm_server.engine.giving_way import giving_way
 from rm_server.engine.lifecycle import State
-from rm_server.engine.loader import MakeRoom
+from rm_server.engine.loader import MakeRoom, compute_settings
+from rm_server.engine.memory import Room
 from rm_server.errors import OutOfMemory, RmError, UnsupportedArtifact, VersionInUse, VersionNotLoaded
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.lora import read_base_name
@@ -145,9 +146,7 @@ class Deployment:
             verify = partial(_verify, self._artifacts, record)
             await giving_way(verify)
             folder = self._artifacts.path(record.digest)
-            manifest = await asyncio.to_thread(read_manifest, folder)
-            profile = await asyncio.to_thread(self._profile_of, key)
-            chosen = choose_precision(manifest, precision, profile, self._engine.settings.precision)
+            manifest, chosen = await self._chosen(record, precision)
             loaded = await self._engine.load(
                 key, folder, manifest, chosen, verify, self._trial_of(record), self.make_room
             )
@@ -171,6 +170,21 @@ class Deployment:
             raise
         finally:
             self._leave(key)
+
+    async def lacking(self, record: VersionRecord, precision: Precision | None) -> Room | None:
+        """What a load would go beyond as things are; None: nothing, or its files are such that only it can say why."""
+        folder, settings = self._artifacts.path(record.digest), self._engine.settings
+        try:
+            manifest, chosen = await self._chosen(record, precision)
+            how = compute_settings(settings, chosen)
+            return await self._engine.memory.lacking(folder, manifest, how, settings.max_batch_tokens)
+        except RmError:
+            return None
+
+    async def _chosen(self, record: VersionRecord, precision: Precision | None) -> tuple[Manifest, Precision]:
+        manifest = await asyncio.to_thread(read_manifest, self._artifacts.path(record.digest))
+        profile = await asyncio.to_thread(self._profile_of, record.key)
+        return manifest, choose_precision(manifest, precision, profile, self._engine.settings.precision)
 
     async def unload(self, key: VersionKey) -> None:
         """Lets a loaded version finish its work and frees it."""

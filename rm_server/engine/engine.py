@@ -183,13 +183,9 @@ class Engine:
             raise _not_loaded(key)
         return Hold(self._entries[key])
 
-    def is_idle(self, key: VersionKey) -> bool:
-        """Whether no request holds a loaded version, and none of its items is under way."""
-        return (entry := self._entries.get(key)) is not None and entry.is_idle
-
-    def last_used(self, key: VersionKey) -> float:
-        """When a request last held a loaded version, or its load was done; on `time.monotonic`."""
-        return self._entries[key].last_used
+    def in_memory(self, key: VersionKey) -> Entry | None:
+        """A version with those who hold it, also while it is unloaded; None: it is not in memory."""
+        return self._entries.get(key)
 
     # --- items ---
 

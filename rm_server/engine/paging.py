@@ -1,4 +1,4 @@
-"""Which versions make room for another one: a decision without clock, lock or I/O."""
+"""Which versions make room for another one, and when: decisions without clock, lock or I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class Resident:
     """A loaded version. ``own_bytes`` are freed with it, ``shared`` with the last that shares it.
 
     ``last_used`` on any clock. ``may_go``: nobody needs it (a lease, a shadow, an arm of a split, a pin, a composite
-    made of it) and no request holds it now. A label alone keeps no version: it comes back with its next request.
+    made of it). A label alone keeps no version: it comes back with its next request. ``is_busy``: a request holds it,
+    or it is on its way out. ``stays_until``, on the same clock: it came back for a request, and so soon it does not go.
     """
 
     key: VersionKey
@@ -22,15 +23,18 @@ class Resident:
     last_used: float
     may_go: bool
     shared: SharedMemory | None = None
+    is_busy: bool = False
+    stays_until: float = 0.0
 
 
-def choose_to_go(residents: Sequence[Resident], missing_bytes: int) -> list[VersionKey] | None:
+def choose_to_go(residents: Sequence[Resident], missing_bytes: int, now: float) -> list[VersionKey] | None:
     """The versions to page out so that ``missing_bytes`` are freed, least recently used first, and none in vain.
 
-    None: not even all that may go would do; then none should.
+    None: not even all that may go now would do; then none should.
     """
+    may_go = [one for one in residents if one.may_go and not one.is_busy and one.stays_until <= now]
     chosen: list[Resident] = []
-    for resident in sorted((resident for resident in residents if resident.may_go), key=lambda one: one.last_used):
+    for resident in sorted(may_go, key=lambda one: one.last_used):
         if freed_bytes(residents, chosen) >= missing_bytes:
             break
         chosen.append(resident)
@@ -41,6 +45,18 @@ def choose_to_go(residents: Sequence[Resident], missing_bytes: int) -> list[Vers
         if freed_bytes(residents, others) >= missing_bytes:
             chosen = others
     return [resident.key for resident in chosen]
+
+
+def room_from(residents: Sequence[Resident], missing_bytes: int, now: float) -> float | None:
+    """From when on ``missing_bytes`` can be freed if those that are busy are done by then; None: never.
+
+    ``now``: by those that may go now, or when some of those that are busy are done.
+    """
+    for moment in sorted({now, *(one.stays_until for one in residents if one.stays_until > now)}):
+        going = [one for one in residents if one.may_go and one.stays_until <= moment]
+        if freed_bytes(residents, going) >= missing_bytes:
+            return moment
+    return None
 
 
 def freed_bytes(residents: Sequence[Resident], going: Collection[Resident]) -> int:

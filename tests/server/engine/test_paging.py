@@ -15,7 +15,7 @@ from fake_world import BY, World, running_world
 from rm_server.backends.footprint import Footprint
 from rm_server.backends.interface import SharedMemory
 from rm_server.engine.lifecycle import Step, next_steps, served_labels
-from rm_server.engine.paging import Resident, choose_to_go
+from rm_server.engine.paging import Resident, choose_to_go, room_from
 from rm_server.errors import DeadlineExceeded, OutOfMemory, RmError, VersionInUse
 from rm_server.registry import shadows
 from rm_server.registry.records import VersionKey
@@ -24,8 +24,10 @@ BASE = SharedMemory("base", 100)
 A, B, C, D = (("m", number) for number in (1, 2, 3, 4))
 
 
-def resident(key: VersionKey, own: int, used: float, *, stays: bool = False, shares: bool = False) -> Resident:
-    return Resident(key, own, used, not stays, BASE if shares else None)
+def resident(
+    key: VersionKey, own: int, used: float, *, stays: bool = False, shares: bool = False, **options: Any
+) -> Resident:
+    return Resident(key, own, used, not stays, BASE if shares else None, **options)
 
 
 @pytest.mark.parametrize(
@@ -47,12 +49,38 @@ def resident(key: VersionKey, own: int, used: float, *, stays: bool = False, sha
         ([resident(A, 1, 1, shares=True), resident(B, 1, 2, shares=True, stays=True)], 50, None),
         ([resident(A, 1, 1, shares=True), resident(B, 1, 2, shares=True, stays=True)], 1, [A]),
         ([resident(A, 1, 1, shares=True), resident(B, 60, 2)], 101, [A]),
+        # Now is 100.
+        ([resident(A, 10, 1, is_busy=True), resident(B, 10, 2)], 5, [B]),
+        ([resident(A, 10, 1, is_busy=True)], 5, None),
+        ([resident(A, 10, 1, stays_until=101.0), resident(B, 10, 2, stays_until=100.0)], 5, [B]),
+        ([resident(A, 10, 1, stays_until=101.0)], 5, None),
     ],
 )
 def test_the_least_recently_used_go_and_none_in_vain(
     residents: list[Resident], missing: int, expected: list[VersionKey] | None
 ) -> None:
-    assert choose_to_go(residents, missing) == expected
+    assert choose_to_go(residents, missing, 100.0) == expected
+
+
+@pytest.mark.parametrize(
+    ("residents", "missing", "expected"),
+    [
+        ([], 1, None),
+        ([resident(A, 10, 1)], 10, 100.0),
+        ([resident(A, 10, 1)], 11, None),
+        # Whoever is busy will be done, and whoever came just now has stayed long enough.
+        ([resident(A, 10, 1, is_busy=True)], 10, 100.0),
+        ([resident(A, 10, 1, stays_until=107.0)], 10, 107.0),
+        ([resident(A, 10, 1, stays_until=107.0), resident(B, 10, 1, stays_until=103.0)], 10, 103.0),
+        ([resident(A, 10, 1, stays_until=107.0), resident(B, 10, 1, stays_until=103.0)], 20, 107.0),
+        ([resident(A, 10, 1, stays_until=107.0), resident(B, 10, 1, is_busy=True)], 10, 100.0),
+        # Whoever is needed stays.
+        ([resident(A, 10, 1, stays=True, is_busy=True), resident(B, 10, 1, stays_until=103.0)], 20, None),
+        ([resident(A, 1, 1, shares=True, is_busy=True), resident(B, 1, 2, shares=True, stays_until=104.0)], 50, 104.0),
+    ],
+)
+def test_when_there_will_be_room(residents: list[Resident], missing: int, expected: float | None) -> None:
+    assert room_from(residents, missing, 100.0) == expected
 
 
 def test_what_is_paged_out_is_left_alone_and_keeps_its_label() -> None:
@@ -66,9 +94,10 @@ def test_what_is_paged_out_is_left_alone_and_keeps_its_label() -> None:
 
 
 @asynccontextmanager
-async def small_world(folder: Path, **settings: Any) -> AsyncIterator[World]:
+async def small_world(folder: Path, min_stay_s: float = 0.0) -> AsyncIterator[World]:
+    limit_mb = 2500 / 1024 / 1024
     async with running_world(
-        folder, memory_limit_mb=2500 / 1024 / 1024, estimate=lambda *_: Footprint(1000), **settings
+        folder, memory_limit_mb=limit_mb, estimate=lambda *_: Footprint(1000), min_stay_s=min_stay_s
     ) as world:
         yield world
 
@@ -137,15 +166,73 @@ async def test_a_shadow_stays(tmp_path: Path) -> None:
             await world.versions.unload(one, True, **BY)
 
 
-async def test_what_cannot_come_back_now_can_later(tmp_path: Path) -> None:
+async def test_who_asks_waits_until_others_are_done(tmp_path: Path) -> None:
     async with small_world(tmp_path) as world:
         one, two, three = await loaded(world, 1, 2, 3)
-        with world.engine.use(two), world.engine.use(three):
-            with pytest.raises(OutOfMemory) as refused:
-                await world.versions.pager.bring_back(one, None)
-            assert refused.value.retry_after_s
+        with world.engine.use(two):
+            with world.engine.use(three):
+                asked = asyncio.ensure_future(score(world, one, 7))
+                with pytest.raises(DeadlineExceeded, match=r"m@1 was out of memory, .*\(m@2, m@3\) was busy until"):
+                    await world.versions.pager.bring_back(one, asyncio.get_running_loop().time() + 0.01)
+                assert not asked.done()
+                assert [world.state(key) for key in (one, two, three)] == ["PAGED_OUT", "READY", "READY"]
+            assert await asked == 7
+            assert [world.state(key) for key in (one, two, three)] == ["READY", "READY", "PAGED_OUT"]
+
+
+async def test_what_can_never_make_room_is_not_waited_for(tmp_path: Path) -> None:
+    async with small_world(tmp_path) as world:
+        one, two, three = await loaded(world, 1, 2, 3)
+        world.versions.add_guard(lambda key: "a run has it." if key in (two, three) else None)
+        with world.engine.use(two), pytest.raises(OutOfMemory, match="m@1 needs") as refused:
+            await world.versions.pager.bring_back(one, None)
+        assert refused.value.retry_after_s
         assert world.state(one) == "PAGED_OUT"
-        assert await score(world, one, 7) == 7
+
+
+async def test_two_that_do_not_fit_together_are_not_loaded_in_turns_all_the_time(tmp_path: Path) -> None:
+    async with small_world(tmp_path, min_stay_s=3600) as world:
+        one, two, three, four = await loaded(world, 1, 2, 3, 4)
+        assert [await score(world, key, 7) for key in (one, two)] == [7, 14]
+        for _ in range(3):
+            deadline = asyncio.get_running_loop().time() + 60
+            with pytest.raises(
+                OutOfMemory, match=r"m@3 is out of memory.*engine\.min_stay_s.*Try again in \d"
+            ) as refused:
+                await world.versions.pager.bring_back(three, deadline)
+            assert 3000 < (refused.value.retry_after_s or 0) <= 3600
+            assert [await score(world, key, 7) for key in (one, two)] == [7, 14]
+        assert (pages(world, "out"), pages(world, "in")) == (4, 2)
+        # Whoever loads by name is not made to wait.
+        await world.versions.load(four, None, **BY)
+        assert [world.state(key) for key in (one, two, three, four)] == ["PAGED_OUT", "READY", "PAGED_OUT", "READY"]
+
+
+async def test_they_take_turns_that_are_longer(tmp_path: Path) -> None:
+    async with small_world(tmp_path, min_stay_s=0.02) as world:
+        keys = await loaded(world, 1, 2, 3, 4)
+        for _ in range(2):
+            assert await asyncio.gather(*(score(world, key, 7) for key in keys)) == [7, 14, 21, 28]
+
+
+async def test_who_comes_while_it_goes_waits_for_its_return(tmp_path: Path) -> None:
+    async with small_world(tmp_path) as world:
+        one, two = await loaded(world, 1, 2)
+        three = await world.register(3)
+        with world.engine.use(two):
+            computing = asyncio.ensure_future(world.score(two, fake.WAIT))  # the worker unloads after that
+            await fake.until(lambda: fake.noted(world.files(two))[-1:] == [1])
+            coming = asyncio.ensure_future(world.versions.load(three, None, **BY))
+            await fake.until(lambda: world.state(one) == "DRAINING")
+            assert world.versions.pager.is_away(one)
+            back = asyncio.ensure_future(score(world, one, 7))
+            await asyncio.sleep(0)
+            assert not back.done()
+            fake.open_gate(world.files(two))
+            assert await computing == 2 * fake.WAIT
+            await coming
+            assert await back == 7
+        assert [world.state(key) for key in (one, two, three)] == ["READY", "READY", "PAGED_OUT"]
 
 
 async def test_a_deadline_ends_the_waiting_and_not_the_load(tmp_path: Path) -> None:
