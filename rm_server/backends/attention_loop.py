@@ -55,6 +55,7 @@ def attend(
             q, k, v = query[:, :, start:end], key[:, :, start:end], value[:, :, start:end]
             part = scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=True)
         output[:, start:end] = part.transpose(1, 2)
+    output[:, layout.segments[-1][1] :] = 0  # no numbers that happen to lie there
     for shared in layout.shared:
         assert weights is not None
         start, end = shared.queries

@@ -24,11 +24,6 @@ from rm_server.backends.shared_prefix import find_shared_prefixes
 MAX_FORWARD_TOKENS = 8192
 MAX_PADDED_TOKENS = 4096
 
-# oneDNN prepares, and keeps, new code for every new number of rows that a prepacked layer gets: of MiniLM-L6, 2 MiB for
-# each and, for one item in bf16, a third more time. Filling up to this bounds how many numbers there are. Tried with
-# items of 150 to 250 tokens: 32 costs next to nothing in fp32, 64 costs 4 to 8 %.
-ROWS_MULTIPLE = 32
-
 
 class Forward(ABC):
     """A way to compute logits. A batch is cut into forwards; the logits come back in the batch's order."""
@@ -115,8 +110,8 @@ class PackedForward(Forward):
         self.shares_prefixes = self._split.position == "last" and device.type == "cpu"
         self._window = smallest_window(model.config)
         self._offset = position_offset(self.backbone)
-        self.rows_multiple = 1
-        """A forward's tokens are filled up to a multiple of this; see `ROWS_MULTIPLE`."""
+        self.fills_up = False
+        """Whether a forward's tokens are filled up; see `filled_up`."""
         self.last: Attending | None = None
 
     def undo(self) -> None:
@@ -140,7 +135,9 @@ class PackedForward(Forward):
         prefixes = (
             find_shared_prefixes(batch.ids, batch.lengths, self._window, batch.owners) if self.shares_prefixes else []
         )
-        layout = filled_up(lay_out(batch.ids, batch.lengths, batch.type_ids, prefixes), self.rows_multiple)
+        layout = lay_out(batch.ids, batch.lengths, batch.type_ids, prefixes)
+        if self.fills_up:
+            layout = filled_up(layout)
         ends = [end for _, end in layout.items]
         with attending(layout) as self.last, shared_out(batch.owners, ends, layout.num_tokens):
             hidden = self._run_backbone(

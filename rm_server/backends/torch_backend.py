@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rm_server.backends.checkpoint import Model, is_out_of_memory, load_model, position_offset, read_config
-from rm_server.backends.forward import ROWS_MULTIPLE, Forward, OneByOneForward, PackedForward, take
+from rm_server.backends.forward import Forward, OneByOneForward, PackedForward, take
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, Float64Array
 from rm_server.backends.json_file import first_line
@@ -128,14 +128,14 @@ def _prepare(forward: Forward, settings: ComputeSettings, check: Batch) -> None:
     if settings.prepack and forward.device.type == "cpu":
         swapped = prepack(whole)
         if isinstance(forward, PackedForward) and swapped and not settings.deterministic:
-            forward.rows_multiple = ROWS_MULTIPLE
+            forward.fills_up = True
         try:
             forward.logits(check)
         except (AttributeError, RuntimeError) as error:
             logger.warning("%s computes without prepacked weights: %s", type(forward.model).__name__, error)
             unpack(swapped)
             if isinstance(forward, PackedForward):
-                forward.rows_multiple = 1
+                forward.fills_up = False
 
 
 def _cast(module: torch.nn.Module, dtype: torch.dtype) -> None:

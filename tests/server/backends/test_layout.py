@@ -1,0 +1,29 @@
+"""Flat batches come in few sizes, and what fills them up touches no item."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rm_server.backends.layout import filled_size, filled_up, lay_out
+
+
+def test_sizes_are_few_and_little_is_for_nothing() -> None:
+    sizes = [filled_size(number) for number in range(1, 4097)]
+    assert all(number <= size < number + 32 for number, size in enumerate(sizes, 1))
+    assert all(filled_size(size) == size for size in sizes)
+    assert len(set(sizes)) == 32 + 16 + (4096 - 512) // 32
+    assert all(size <= 1.07 * number for number, size in enumerate(sizes, 1) if number > 100)
+
+
+@pytest.mark.parametrize("has_types", [False, True])
+def test_what_fills_up_is_the_last_token_and_belongs_to_nothing(has_types: bool) -> None:
+    ids = np.arange(1, 12, dtype=np.int32)
+    plain = lay_out(ids, np.array([4, 7], np.int32), ids % 2 if has_types else None)
+    filled = filled_up(plain)
+    assert filled.ids.tolist() == [*ids, 11, 11, 11, 11, 11]
+    assert filled.positions.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 0, 0, 0, 0, 0]
+    assert (filled.segments, filled.items, filled.shared) == (plain.segments, plain.items, plain.shared)
+    assert (filled.type_ids is not None) is has_types
+    assert filled.type_ids is None or len(filled.type_ids) == 16
+    assert filled_up(filled) is filled
