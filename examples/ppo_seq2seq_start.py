@@ -2,8 +2,8 @@
 
     python examples/ppo_seq2seq_start.py runs/t5
 
-writes runs/t5/start (tokenizer and random weights) and runs/t5/openings.jsonl: first sentences of children's stories
-as prompts, the two sentences after each as completions. Seeded.
+writes runs/t5/start (tokenizer and random weights) and runs/t5/continuations.jsonl: sentences of children's stories as
+prompts, the two sentences after each as completions. Seeded.
 """
 
 from __future__ import annotations
@@ -63,10 +63,14 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> T5ForConditiona
     return T5ForConditionalGeneration(config)
 
 
-def openings(stories: list[str]) -> list[dict[str, str]]:
-    """The first sentence of each story, and the two that follow."""
+def continuations(stories: list[str]) -> list[dict[str, str]]:
+    """Each sentence that two others follow, and these."""
     split = [END_OF_SENTENCE.split(story.strip()) for story in stories]
-    return [{"prompt": parts[0], "completion": " ".join(parts[1:3])} for parts in split if len(parts) > 3]
+    return [
+        {"prompt": sentences[i], "completion": " ".join(sentences[i + 1 : i + 3])}
+        for sentences in split
+        for i in range(len(sentences) - 2)
+    ]
 
 
 def main() -> None:
@@ -80,8 +84,8 @@ def main() -> None:
     start = arguments.output / "start"
     make_model(tokenizer, arguments.seed).save_pretrained(start)
     tokenizer.save_pretrained(start)
-    with (arguments.output / "openings.jsonl").open("w", encoding="utf-8") as file:
-        for row in openings(stories):
+    with (arguments.output / "continuations.jsonl").open("w", encoding="utf-8") as file:
+        for row in continuations(stories):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

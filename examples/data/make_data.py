@@ -1,4 +1,4 @@
-"""Makes the demo's small data files from copies of HANNA and TinyStories; everything is seeded.
+"""Makes the examples' small data files from copies of larger ones; everything is seeded.
 
     python examples/data/make_data.py SOURCE_DIR examples/data
 
@@ -24,6 +24,8 @@ SPLIT_SEED = 20
 HELD_OUT_SHARE_OF_PROMPTS = 0.25
 V1_SHARE_OF_TRAIN_PROMPTS = 0.25
 HELD_OUT_SHARE_OF_STORIES = 0.05
+GRAMMAR_PAIRS_PER_PARADIGM = 40
+NUM_REVIEWS = 3000
 PROMPT_PREFIX = "Write a short story for this prompt: "
 
 
@@ -120,14 +122,34 @@ def make_stories(source: Path, target: Path) -> None:
     write_rows(target / "story_openings.jsonl.gz", openings)
 
 
+def make_labelled_sentences(source: Path, target: Path) -> None:
+    """What the classifiers of examples/composite learn from, beside stories."""
+    draw = random.Random(SPLIT_SEED)
+    pairs_of: dict[str, dict[str, list[Row]]] = {}
+    for row in read_rows(source / "classifier/grammar_blimp.jsonl.gz"):
+        pairs_of.setdefault(row["paradigm"], {}).setdefault(row["pair"], []).append(row)
+    grammar = []
+    for paradigm in sorted(pairs_of):
+        for pair in draw.sample(sorted(pairs_of[paradigm]), GRAMMAR_PAIRS_PER_PARADIGM):
+            rows = sorted(pairs_of[paradigm][pair], key=lambda row: -row["label"])
+            grammar += [{key: row[key] for key in ("text", "label", "pair")} for row in rows]
+    write_rows(target / "grammar.jsonl.gz", grammar)
+
+    reviews = draw.sample(list(read_rows(source / "classifier/sentiment_rt.jsonl.gz")), NUM_REVIEWS)
+    write_rows(target / "reviews.jsonl.gz", ({key: row[key] for key in ("text", "label")} for row in reviews))
+    words = read_rows(source / "classifier/opinion_lexicon.jsonl.gz")
+    write_rows(target / "opinion_words.jsonl.gz", ({key: row[key] for key in ("word", "label")} for row in words))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="folder with preferences/, ratings/, stories/ and prompts/")
+    parser.add_argument("source", type=Path, help="folder with preferences/, ratings/, stories/, prompts/, classifier/")
     parser.add_argument("target", type=Path, help="folder to write the files to")
     arguments = parser.parse_args()
     split = make_pairs(arguments.source, arguments.target)
     make_ratings(arguments.source, arguments.target, split["held_out"])
     make_stories(arguments.source, arguments.target)
+    make_labelled_sentences(arguments.source, arguments.target)
 
 
 if __name__ == "__main__":
