@@ -213,8 +213,8 @@ class UpdateConfig:
     Absent: no bound."""
     value_clip_range: float = 0.2
     value_coefficient: float = 0.1
-    """Of the value loss. To a separate critic it hardly matters, for Adam sees no scale. A shared one learns little where
-    the loss is small beside the policy's: raise it if `explained_variance` in metrics.jsonl stays near 0."""
+    """Of the value loss. To a separate critic it hardly matters, for Adam sees no scale. A shared one learns little
+    where the loss is small beside the policy's: raise it if `explained_variance` in metrics.jsonl stays near 0."""
     entropy_coefficient: float = 0.0
     gamma: float = 1.0
     gae_lambda: float = 0.95
