@@ -23,7 +23,7 @@ from ppo_client.ppo.registration import Registration
 from ppo_client.ppo.reward_source import RewardDesk, RewardSource, parts_of
 from ppo_client.ppo.rollout import RolloutWorker
 from ppo_client.ppo.run import Run
-from ppo_client.ppo.sharding import make_learner
+from ppo_client.ppo.sharding import make_learner, make_stepper
 from ppo_client.ppo.tracking import Tracker
 from ppo_client.ppo.update import Updater
 from ppo_client.ppo.waiting import Patience
@@ -120,7 +120,7 @@ def assemble(
         tokenizer=tokenizer,
         prompts=prompts,
         worker=worker,
-        updater=Updater(model, optimizer, accelerator, config),
+        updater=Updater(model, optimizer, make_stepper(accelerator, model, optimizer, config), accelerator, config),
         tracker=tracker,
         client=client,
         state=state,

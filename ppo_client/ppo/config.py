@@ -24,7 +24,7 @@ class PolicyConfig:
     """Of the weights. Only float32 can be trained; computing in bfloat16 is `train.mixed_precision`. With LoRA, what
     is trained is float32 in any case, and the rest may be bfloat16."""
     gradient_checkpointing: bool = False
-    """Recomputes activations in the backward pass: less memory, about a third more time."""
+    """Recomputes activations in the backward pass, a separate critic's too: less memory, about a third more time."""
 
 
 @dataclass(frozen=True, slots=True)

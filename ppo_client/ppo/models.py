@@ -75,8 +75,9 @@ def load_models(config: PPOConfig, tokenizer: Any | None, device: torch.device, 
     if saved is not None:
         load_critic(actor_critic, saved)
     if config.policy.gradient_checkpointing:
-        # The older name, where transformers does not have the newer yet.
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        for learner in (model, critic_start.model) if critic_start is not None else (model,):
+            # The older name, where transformers does not have the newer yet.
+            getattr(learner, "activation_checkpointing_enable", learner.gradient_checkpointing_enable)()
     reference_place = policy.reference or ("" if lora.rank else policy.model)
     if not reference_place:
         return Models(actor_critic.to(device), AdapterOff(trained), digests)

@@ -1,4 +1,4 @@
-"""FSDP: what learns is shared out over the processes; a whole copy of it, in each, writes, is read, and is saved.
+"""FSDP, ZeRO: what learns is shared out over the processes; a whole copy of it, in each, writes, is read, and is saved.
 
 Sampling takes a forward pass for each token, as many as the process's own responses need. On shards each would gather
 every weight anew, and processes would wait for one another; a copy costs the weights alone, while gradients, Adam's two
@@ -22,6 +22,17 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 
 from ppo_client.ppo.errors import CheckpointError, ConfigError
+from ppo_client.ppo.stepping import PlainStepper, Stepper
+from ppo_client.ppo.zero import (
+    EngineStepper,
+    engine_settings,
+    is_engine,
+    is_share,
+    load_zero_optimizer_state,
+    make_zero_accelerator,
+    whole,
+    zero_optimizer_state,
+)
 
 if TYPE_CHECKING:
     from ppo_client.ppo.config import PPOConfig
@@ -31,10 +42,7 @@ if TYPE_CHECKING:
 def make_accelerator(mixed_precision: Literal["no", "bf16"]) -> Accelerator:
     """As `accelerate launch` or torchrun configured it. Raises ConfigError for what the trainer cannot do."""
     if _is_on("ACCELERATE_USE_DEEPSPEED"):
-        raise ConfigError(
-            "DeepSpeed is not supported: it clips and steps inside its own engine, where a gradient that is not finite "
-            "cannot be refused. FSDP shares out the same as ZeRO-3: see examples/accelerate/fsdp.yaml"
-        )
+        return make_zero_accelerator()
     if _is_on("ACCELERATE_USE_MEGATRON_LM"):
         raise ConfigError("Megatron-LM is not supported: see examples/accelerate/fsdp.yaml for what is")
     wants_shards = _is_on("ACCELERATE_USE_FSDP")
@@ -58,11 +66,19 @@ def make_accelerator(mixed_precision: Literal["no", "bf16"]) -> Accelerator:
     return accelerator
 
 
+def autocast(accelerator: Accelerator, mixed_precision: Literal["no", "bf16"]) -> torch.autocast:
+    """Around whatever is computed. accelerate's own does nothing with DeepSpeed."""
+    return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
+
+
 def make_learner(accelerator: Accelerator, actor_critic: ActorCritic, config: PPOConfig) -> ActorCritic:
-    """What is to be prepared by accelerate and to learn: with FSDP a copy, else `actor_critic` itself."""
-    if not accelerator.is_fsdp2:
+    """What is to be prepared by accelerate and to learn: a copy where weights are shared out, else `actor_critic`."""
+    if plugin := accelerator.deepspeed_plugin:
+        plugin.deepspeed_config.update(engine_settings(plugin.deepspeed_config, config))
+    if not (accelerator.is_fsdp2 or (plugin and plugin.zero_stage == 3)):
         return actor_critic
-    if config.lora.rank and config.critic.kind == "separate" and not (config.critic.model or config.critic.init):
+    shares_trunk = config.critic.kind == "separate" and not (config.critic.model or config.critic.init)
+    if accelerator.is_fsdp2 and config.lora.rank and shares_trunk:
         raise ConfigError(
             "with FSDP an adapter's critic cannot share the policy's weights below adapters of its own: set "
             'critic.kind = "shared", or name critic.model'
@@ -73,20 +89,34 @@ def make_learner(accelerator: Accelerator, actor_critic: ActorCritic, config: PP
     return learner
 
 
+def make_stepper(accelerator: Accelerator, learner: Any, optimizer: Any, config: PPOConfig) -> Stepper:
+    """For `learner` and `optimizer` as accelerate prepared them."""
+    if is_engine(learner):
+        return EngineStepper(learner)
+    return PlainStepper(learner, optimizer, accelerator, config.ppo.max_grad_norm)
+
+
 @torch.no_grad()
 def copy_weights(learner: torch.nn.Module, actor_critic: ActorCritic) -> None:
-    """Gives `actor_critic` what `learner` has learnt. To be called in all processes; nothing to do without FSDP."""
+    """Gives `actor_critic` what `learner` has learnt, if it is a copy. To be called in all processes."""
     for own, learnt in zip(actor_critic.parameters(), learner.parameters(), strict=True):
-        if isinstance(learnt, DTensor) and learnt.requires_grad:
+        if not learnt.requires_grad:
+            continue
+        if isinstance(learnt, DTensor):
             own.copy_(learnt.full_tensor())
+        elif is_share(learnt):
+            own.copy_(whole(learnt))
 
 
 def is_sharded(learner: torch.nn.Module) -> bool:
-    return any(isinstance(parameter, DTensor) for parameter in learner.parameters())
+    """Whether the optimizer's state is shared out over the processes."""
+    return is_engine(learner) or any(isinstance(parameter, DTensor) for parameter in learner.parameters())
 
 
 def optimizer_state(learner: Any, optimizer: Any) -> dict[str, Any]:
     """Whole, in the main process, and on the CPU where it was shared out. To be called in all processes."""
+    if is_engine(learner):
+        return zero_optimizer_state(learner)
     if is_sharded(learner):
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return get_optimizer_state_dict(learner, optimizer.optimizer, options=options)
@@ -97,7 +127,9 @@ def optimizer_state(learner: Any, optimizer: Any) -> dict[str, Any]:
 def load_optimizer_state(learner: Any, optimizer: Any, state: dict[str, Any]) -> None:
     """What `optimizer_state` gave. Raises CheckpointError for a state that was not shared out where this one is."""
     by_name = any(isinstance(name, str) for group in state["param_groups"] for name in group["params"])
-    if by_name:
+    if is_engine(learner):
+        load_zero_optimizer_state(learner, state)
+    elif by_name:
         options = StateDictOptions(full_state_dict=True)
         set_optimizer_state_dict(learner, optimizer.optimizer, state, options=options)
     elif is_sharded(learner):

@@ -27,7 +27,7 @@ from ppo_client.ppo.reward_source import RewardSource
 from ppo_client.ppo.rewards import shaped_scores, token_rewards
 from ppo_client.ppo.rollout import Rollout, Started
 from ppo_client.ppo.seeds import Purpose, prompt_rows, uniforms
-from ppo_client.ppo.sharding import copy_weights
+from ppo_client.ppo.sharding import autocast, copy_weights
 from ppo_client.ppo.staleness import from_tensors, importance_weights
 from ppo_client.ppo.start import resume_run, start_run
 from ppo_client.ppo.update import Batch
@@ -176,7 +176,7 @@ class PPOTrainer:
         run.mark()
         try:
             run.actor_critic.eval()
-            with run.accelerator.autocast():
+            with autocast(run.accelerator, config.train.mixed_precision):
                 if not looks_ahead:
                     local = run.worker.collect(*self._own(purpose, step, num_episodes))
                 else:
@@ -244,7 +244,7 @@ class PPOTrainer:
         run.mark()
         try:
             run.actor_critic.eval()
-            with run.accelerator.autocast():
+            with autocast(run.accelerator, config.train.mixed_precision):
                 rank, world = run.accelerator.process_index, run.accelerator.num_processes
                 local = run.evaluator.pairs(range(rank, len(run.evaluator.prompts), world))
         except Exception as caught:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
@@ -17,6 +16,8 @@ from ppo_client.ppo.losses import policy_loss, value_loss
 from ppo_client.ppo.schedule import learning_rate
 from ppo_client.ppo.seeds import minibatch_order
 from ppo_client.ppo.sequences import Sequences
+from ppo_client.ppo.sharding import autocast
+from ppo_client.ppo.stepping import Stepper
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -84,6 +85,7 @@ class Updater:
 
     model: Any
     optimizer: Any
+    stepper: Stepper
     accelerator: Accelerator
     config: PPOConfig
 
@@ -100,7 +102,7 @@ class Updater:
             statistics = self._accumulate_gradients(batch, rows)
             first = first or statistics
             if ppo.stop_kl is not None and statistics.approx_kl > ppo.stop_kl:
-                self.optimizer.zero_grad()
+                self.stepper.discard()
                 stopped_early = True
                 break
             rate = learning_rate(ppo, step - 1 + index / self.config.optimizer_steps_per_step, train.num_steps)
@@ -132,11 +134,10 @@ class Updater:
         micro_batches = own.split(self.config.ppo.micro_batch_size or len(own))
         parts = []
         for micro_rows in micro_batches:
-            is_last = micro_rows is micro_batches[-1]
-            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+            with self.stepper.micro_batch(is_last=micro_rows is micro_batches[-1]):
                 loss, columns = self._loss(batch.select(micro_rows))
                 # Processes average their gradients; wanted is the sum over all tokens divided by their number.
-                self.accelerator.backward(loss * world / num_tokens)
+                self.stepper.backward(loss * world / num_tokens)
             parts.append(columns)
         columns = self.accelerator.gather(torch.stack(parts))
         means = columns[:, :-1].sum(0) / num_tokens
@@ -146,7 +147,7 @@ class Updater:
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss summed over the tokens, and MinibatchStatistics' fields, summed likewise."""
         ppo, mask = self.config.ppo, batch.sequences.response_mask
-        with self.accelerator.autocast():
+        with autocast(self.accelerator, self.config.train.mixed_precision):
             found = self.model(batch.sequences, with_entropy=ppo.entropy_coefficient != 0)
         policy = policy_loss(
             found.log_probs, batch.log_probs, batch.advantages, mask, ppo.clip_range, batch.weights, ppo.dual_clip
@@ -168,15 +169,10 @@ class Updater:
 
     def _optimizer_step(self, rate: float) -> float:
         """One step at the learning rate `rate`; returns the gradient's norm before clipping."""
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.ppo.max_grad_norm))
+        norm = self.stepper.step(rate)
         if not math.isfinite(norm):
-            self.optimizer.zero_grad()
             raise NonFiniteUpdate(
                 f"the gradient's norm is {norm}; the parameters were left as they were. Look at the last rows of "
                 "metrics.jsonl; a smaller ppo.learning_rate or ppo.max_grad_norm often helps"
             )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
         return norm

@@ -46,6 +46,7 @@ if __name__ == "__main__":
             trainer = PPOTrainer(settings(folder, kind), FakeRewards())
             shards = [parameter.to_local() for parameter in trainer.run.updater.model.parameters()]
             whole = list(trainer.run.actor_critic.parameters())
-            print(kind, sum(p.numel() for p in shards) / sum(p.numel() for p in whole))
+            share = sum(p.numel() for p in shards) / sum(p.numel() for p in whole)
+            sys.stdout.write(f"\n{kind} {share}\n")  # in one piece: two processes write
             trainer.train()
     torch.distributed.destroy_process_group()

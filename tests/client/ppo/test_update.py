@@ -195,3 +195,36 @@ def test_bf16_computes_nearly_the_same_and_learns_in_fp32(made_once: Path, tmp_p
     assert theirs.value_loss == pytest.approx(ours.value_loss, rel=2e-2)
     assert theirs.policy_loss != ours.policy_loss, "it was computed in another precision"
     assert all(parameter.dtype is torch.float32 for parameter in parameters(rounded))
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_checkpointing_changes_memory_and_nothing_else(
+    made_once: Path, tmp_path: Path, kind: str, critic: str
+) -> None:
+    save_policy(tmp_path / "policy", KINDS[kind][0])
+    shutil.copy(made_once / "prompts.jsonl", tmp_path)
+    results = []
+    for name, wanted in (("kept", False), ("again", True)):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        sections = {"policy": {"gradient_checkpointing": wanted}, "train": {"output": str(tmp_path / name)}}
+        run = start_run(make_config(tmp_path, critic={"kind": critic}, **sections, **KINDS[kind][1]), FakeRewards())
+        batch = make_batch(run)
+        num_forward = 0
+
+        def count(*_: Any) -> None:
+            nonlocal num_forward
+            num_forward += 1
+
+        models = [run.actor_critic.policy.model, *([run.actor_critic.critic.trunk] if critic == "separate" else [])]
+        for model in models:
+            attention = next(m for n, m in model.named_modules() if n.lower().endswith(("self_attn", "selfattention")))
+            attention.register_forward_hook(count)
+        run.updater.model.train()
+        results.append((update(run, batch), parameters(run), num_forward / len(models)))
+    (kept, weights, num_kept), (again, same_weights, num_again) = results
+    assert num_again == 2 * num_kept
+    assert again.first == pytest.approx(kept.first, abs=1e-6)
+    assert again.mean == pytest.approx(kept.mean, rel=1e-3, abs=1e-5)
+    assert again.gradient_norm == pytest.approx(kept.gradient_norm, rel=1e-4)
+    assert all(torch.allclose(one, other, atol=2e-5) for one, other in zip(same_weights, weights, strict=True))
