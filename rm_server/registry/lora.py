@@ -54,7 +54,7 @@ def read_base_name(folder: Path) -> BaseName:
     except FileNotFoundError:
         raise ArtifactUnreadable(
             f"{folder} is an adapter without its base; {ADAPTER_CONFIG} says base_model_name_or_path "
-            f"{_trained_on(folder)!r}. Name it with `rm-server register --base` (model@1, a folder, or "
+            f"{trained_on(folder)!r}. Name it with `rm-server register --base` (model@1, a folder, or "
             f"hf://org/name@revision), put its checkpoint into {folder / BASE_FOLDER}, or name a registered version "
             f'in {BASE_FILE}: {{"version": "model@1"}}.'
         ) from None
@@ -66,8 +66,11 @@ def read_base_name(folder: Path) -> BaseName:
     return BaseName(**content)
 
 
-def _trained_on(folder: Path) -> object:
-    """What peft noted; often a path on another machine, so it is told and not followed."""
+def trained_on(folder: Path) -> object:
+    """What peft noted: often a path on another machine, or a name that means one thing today and another tomorrow.
+
+    Raises ArtifactUnreadable.
+    """
     try:
         content = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

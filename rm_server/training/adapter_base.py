@@ -1,4 +1,4 @@
-"""The base that `register --base` names for an adapter whose folder says nothing of it."""
+"""The base of an adapter whose folder does not hold it: what `register --base` or the adapter's own config names."""
 
 from __future__ import annotations
 
@@ -10,10 +10,21 @@ from pathlib import Path
 from rm_server.errors import InvalidRequest
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.layout import BASE_FILE, BASE_FOLDER, adapter_files
-from rm_server.registry.lora import BaseName, is_adapter, pinned_adapter, pinned_base
+from rm_server.registry.lora import BaseName, is_adapter, pinned_adapter, pinned_base, trained_on
 from rm_server.registry.manifest import FILE_NAME as MANIFEST_NAME
 from rm_server.registry.records import Snapshot
 from rm_server.training.sources import HUB_PREFIX, MLFLOW_PREFIX, version_source
+
+
+def named_base(folder: Path) -> str | None:
+    """``hf://org/name@revision`` where that is what an adapter without a base says in its config; else None.
+
+    Another name is not followed: on the machine that wrote it, it may have been a folder.
+    """
+    if not is_adapter(folder) or any((folder / name).exists() for name in (BASE_FILE, BASE_FOLDER)):
+        return None
+    name = trained_on(folder)
+    return name if isinstance(name, str) and name.startswith(HUB_PREFIX) else None
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from rm_server.registry.manifest import Manifest, TruncationRule, read_manifest
 from rm_server.registry.names import check_model_name
 from rm_server.registry.records import CalibrationRecord, VersionRecord
 from rm_server.registry.versions_by_name import find_version
-from rm_server.training.adapter_base import with_base
+from rm_server.training.adapter_base import named_base, with_base
 from rm_server.training.calibration import Calibration, match_moments, standardise
 from rm_server.training.composite_scoring import AllEncoders, composite_scorer
 from rm_server.training.golden import check_golden, choose_golden_texts, record_golden
@@ -88,7 +88,7 @@ def register_folder(
     A plain Hugging Face folder gets its manifest inferred; the folder itself is not written to.
 
     ``base``: of an adapter whose folder says nothing of its base: a version of this home, or a source like ``source``,
-    which becomes a version of ``<model>-base`` first.
+    which becomes a version of ``<model>-base`` first; without it, what the adapter's config names on the hub.
     ``golden_data``: texts for golden examples; without it the folder's own are checked and kept, else built-in texts
     are scored. ``reference_data``: texts on which the version's scores are calibrated to mean 0 and standard deviation
     1, or, with ``match`` (``model@3`` or ``model@label``), to mean and standard deviation of that version's scores, on
@@ -106,6 +106,7 @@ def register_folder(
         with ExitStack() as stack:
             found = stack.enter_context(version_source(source, artifacts))
             whole = found.folder
+            base = base or named_base(found.folder)
             if base is not None:
                 whole = stack.enter_context(with_base(found.folder, base, catalog.snapshot(), artifacts))
             manifest = _manifest_of(whole, reading)

@@ -70,7 +70,8 @@ def _fetch_from_hub(source: str, scratch: Path) -> Source:
                 _real_copy(file, scratch / file.name)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise ArtifactUnreadable(
-            f"{HUB_PREFIX}{repo} at {revision or 'its main branch'} cannot be had from the Hugging Face hub: {error}"
+            f"{HUB_PREFIX}{repo} at {revision or 'its main branch'} cannot be had from the Hugging Face hub: {error} "
+            "Where the hub is out of reach, fetch it elsewhere (`hf download`) and name the folder."
         ) from error
     # The cache names a snapshot's folder by its commit: a branch or tag may name another one tomorrow.
     return Source(scratch, f"{HUB_PREFIX}{repo}@{snapshot.name}")
