@@ -67,8 +67,8 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument(
         "--base",
         metavar="BASE",
-        help="of an adapter without base/ and base.json: NAME@VERSION of this home, a folder, or hf://ORG/NAME@REVISION "
-        "(default: the base_model_name_or_path of its config where that begins with hf://)",
+        help="of an adapter without base/ and base.json: NAME@VERSION of this home, a folder, or "
+        "hf://ORG/NAME@REVISION (default: the base_model_name_or_path of its config where that begins with hf://)",
     )
     add_reason_option(parser)
 
