@@ -41,7 +41,7 @@ Trial = Callable[[LoadedVersion], Awaitable[None]]
 
 
 class EngineMetrics(PoolMetrics, Protocol):
-    """What is counted here; see rm_server/metrics.py."""
+    """What is counted here; see rm_server/metrics."""
 
     def cache_asked(self, key: VersionKey, num_hits: int, num_misses: int) -> None: ...
 

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class PagingMetrics(Protocol):
-    """What is counted here; see rm_server/metrics.py."""
+    """What is counted here; see rm_server/metrics."""
 
     def version_paged(self, key: VersionKey, direction: str) -> None: ...
 

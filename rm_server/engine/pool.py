@@ -39,7 +39,7 @@ MAX_DEATHS = 2
 
 
 class PoolMetrics(Protocol):
-    """What is counted here; see rm_server/metrics.py."""
+    """What is counted here; see rm_server/metrics."""
 
     def queue_waited(self, key: VersionKey, seconds: float) -> None: ...
     def batch_computed(self, key: VersionKey, num_items: int, num_tokens: int, seconds: float) -> None: ...

@@ -34,7 +34,7 @@ from rm_server.scoring.selector import Selector, parse
 
 
 class ScoringMetrics(Protocol):
-    """What is counted here; see rm_server/metrics.py."""
+    """What is counted here; see rm_server/metrics."""
 
     def items_finished(self, key: VersionKey, reason: str, num_items: int) -> None: ...
     def tokens_scored(self, key: VersionKey, num_tokens: int, num_truncated: int) -> None: ...
