@@ -9,7 +9,7 @@
 All that can go wrong is in `ppo_client.errors`.
 """
 
-from ppo_client.client import errors
+from ppo_client import errors
 from ppo_client.client.async_client import AsyncRewardClient
 from ppo_client.client.client import RewardClient
 from ppo_client.client.retry import RetryPolicy

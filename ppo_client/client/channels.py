@@ -90,9 +90,9 @@ def channel_options(settings: ClientSettings, target: str) -> list[tuple[str, in
 
 
 def _credentials(tls: Tls) -> grpc.ChannelCredentials:
-    def read(path: Path | None) -> bytes | None:
+    def read(path: Path | str | None) -> bytes | None:
         try:
-            return None if path is None else path.read_bytes()
+            return None if path is None else Path(path).read_bytes()
         except OSError as error:
             raise InvalidSettings(f"tls: {path} cannot be read: {error.strerror}") from None
 

@@ -32,9 +32,9 @@ class Tls:
     what the client shows of itself, where servers ask for it (mTLS).
     """
 
-    ca: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
+    ca: Path | str | None = None
+    cert: Path | str | None = None
+    key: Path | str | None = None
 
     def __post_init__(self) -> None:
         if (self.cert is None) != (self.key is None):

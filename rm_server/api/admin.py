@@ -26,6 +26,8 @@ from rm_server.api.admin_runs import RunActions
 from rm_server.api.error_map import ERROR_METADATA_KEY
 
 Row = dict[str, Any]
+
+_LOOK_AT = "Is it the gRPC address of a running rm-server, and does that one speak TLS (--ca)?"
 """A thing as `--json` prints it. Times are ISO 8601 in UTC; what is unset is None."""
 
 
@@ -206,7 +208,9 @@ class Admin(RunActions, OutcomeActions, ExplainActions):
                     reason = errors_pb2.ErrorReason.Name(refusal.reason).removeprefix("ERROR_REASON_")
                     raise AdminError(refusal.message, reason) from None
             if error.code() is grpc.StatusCode.UNAVAILABLE:
-                raise AdminError(f"No server answers at {self._target}: {error.details()}.") from None
+                raise AdminError(f"No server answers at {self._target}: {error.details()}. {_LOOK_AT}") from None
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise AdminError(f"{self._target} has not answered within {self._timeout_s:g} s. {_LOOK_AT}") from None
             raise AdminError(f"{self._target} answers {error.code().name}: {error.details()}.") from None
 
 

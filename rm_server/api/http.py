@@ -24,7 +24,7 @@ _ANY_SELECTOR = "{selector:.+}"  # a model's name may have slashes
 
 
 class HttpService:
-    """``default_model``: the selector behind the bare paths; empty: they want one in the path."""
+    """``default_model``: the selector behind the bare paths; empty: they want one in the path or the body."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class HttpService:
             permit = self._permit(request, _rule(request))
             call.actor = permit.actor
             body = http_shapes.parse_json(await self._read(request))
-            selector = self._selector(request)
+            selector = self._selector(request, body)
             groups = groups_of(body)
             with permit.admit(HttpScoring(selector, sum(len(completions) for _, completions in groups))):
                 answer = await self._scorer.score(
@@ -139,11 +139,13 @@ class HttpService:
             lambda: http_identities(request.get_extra_info("peercert")),
         )
 
-    def _selector(self, request: web.Request) -> str:
-        selector = request.match_info.get("selector", self._default_model)
-        if not selector:
+    def _selector(self, request: web.Request, body: dict[str, Any]) -> str:
+        """The path's, else the default, else the body's ``model``: verl has its own model's path in there."""
+        selector = request.match_info.get("selector") or self._default_model or body.get("model")
+        if not isinstance(selector, str) or not selector:
             raise InvalidRequest(
-                f"No model is named: POST /models/NAME@LABEL{request.path}, or start the server with --default-model."
+                f"No model is named: POST /models/NAME@LABEL{request.path}, send `model`, or start the server with "
+                "--default-model."
             )
         return selector
 

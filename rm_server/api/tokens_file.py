@@ -44,8 +44,13 @@ def add_token(path: Path, entry: TokenEntry) -> None:
     """
     with _locked(path):
         text = _read(path) if path.exists() else _HEADER
-        if path.exists() and not parse_tokens(text, str(path)):
-            text = _HEADER  # it said `token = []`, which does not go with entries
+        entries = parse_tokens(text, str(path)) if path.exists() else ()
+        if entry.name in [other.name for other in entries]:
+            raise ConfigError(
+                f"{path} has a token {entry.name!r} already: give another name, or revoke that one first."
+            )
+        if not entries:
+            text = _HEADER  # `token = []`, which it may have said, does not go with entries
         text = f"{text.rstrip()}\n\n{_as_toml(entry)}"
         parse_tokens(text, str(path))
         _replace(path, text)

@@ -139,7 +139,13 @@ def run_revoke(arguments: argparse.Namespace) -> int:
 
 def _add_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--file", type=Path, default=DEFAULT_FILE, metavar="FILE", help=f"the tokens file (default: {DEFAULT_FILE})"
+        "--file",
+        "--tokens",  # as `serve` calls it
+        dest="file",
+        type=Path,
+        default=DEFAULT_FILE,
+        metavar="FILE",
+        help=f"the tokens file (default: {DEFAULT_FILE})",
     )
 
 

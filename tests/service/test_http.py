@@ -164,6 +164,17 @@ def test_without_a_default_model_the_bare_path_wants_one(tmp_path: Path) -> None
         assert "/models/NAME@LABEL/get_reward" in answer["error"]["message"]
 
 
+def test_without_a_default_model_the_body_may_name_one(tmp_path: Path, versions: list[Path]) -> None:
+    with running(tmp_path) as server:
+        server.deploy("helpfulness", versions[0])
+        status, answer, _ = post(server, "/classify", {"model": "helpfulness@stable", "input": "good"})
+        assert (status, answer["version"]) == (200, 1)
+        status, answer, _ = post(server, "/classify", {"model": "/models/qwen", "input": "good"})
+        assert (status, answer["error"]["reason"]) == (400, "INVALID_SELECTOR")
+        status, answer, _ = post(server, "/classify", {"model": ["helpfulness"], "input": "good"})
+        assert (status, answer["error"]["reason"]) == (400, "INVALID_ARGUMENT")
+
+
 def test_a_chat_version_scores_messages(tmp_path: Path) -> None:
     folder = make_version(tmp_path / "chat", 3, checkpoint={"chat_template": CHAT_TEMPLATE})
     with running(tmp_path / "home") as server:

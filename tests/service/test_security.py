@@ -20,6 +20,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rm_api.v1 import errors_pb2, models_pb2, models_pb2_grpc
 from running_server import LOCAL_ONLY, RunningServer, error_of, running
 
+from ppo_client import RewardClient, Tls
+from ppo_client.errors import InvalidSettings, ModelNotFound
 from rm_server import cli
 from rm_server.api.roles import Role
 from rm_server.api.tokens import TokenEntry, hash_of
@@ -157,8 +159,25 @@ def test_commands_show_the_token_and_check_the_certificate(
     assert cli.main([*command, "--token-file", str(tmp_path / "token")]) == 0
     monkeypatch.setenv("RM_TOKEN", TOKEN)
     assert cli.main(command) == 0
-    assert cli.main([*command[:3], "--ca", str(keys.client)]) == 1
-    assert "No server answers" in capsys.readouterr().err
+    for without_trust in (command[:3], [*command[:3], "--ca", str(keys.client)]):
+        assert cli.main(without_trust) == 1
+        said = capsys.readouterr().err
+        assert "No server answers" in said
+        assert "does that one speak TLS (--ca)?" in said
+
+
+@pytest.mark.parametrize("form", [str, Path])
+def test_a_client_names_its_authority_by_text_or_path(
+    server: RunningServer, keys: Keys, form: Callable[[Path], str | Path]
+) -> None:
+    def ask(ca: Path) -> None:
+        with RewardClient(server.app.grpc_address, token=TOKEN, tls=Tls(ca=form(ca))) as client:
+            client.score("nothing@1", prompts=[], completions=[])
+
+    with pytest.raises(ModelNotFound):  # so the server was trusted, and it answered
+        ask(keys.ca)
+    with pytest.raises(InvalidSettings, match=r"nowhere\.pem cannot be read"):
+        ask(Path("nowhere.pem"))
 
 
 def test_client_certificates_are_asked_for(tmp_path: Path, keys: Keys) -> None:

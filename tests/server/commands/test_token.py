@@ -26,6 +26,14 @@ def test_the_token_is_printed_once_and_only_its_hash_is_kept(file: Path, capsys:
     assert token not in file.read_text()
 
 
+def test_a_name_that_is_taken_is_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["token", "new", "trainer-1", "--role", "score", "--tokens", str(file)]) == 0
+    before = file.read_text()
+    assert cli.main(["token", "new", "trainer-1", "--role", "admin", "--tokens", str(file)]) == 2
+    assert "has a token 'trainer-1' already" in capsys.readouterr().err
+    assert file.read_text() == before
+
+
 def test_expiry_models_and_limits(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = datetime.now(UTC).replace(microsecond=0)
     command = ["token", "new", "t", "--role", "deploy", "--expires", "90d", "--models", "helpfulness", "style-*"]
