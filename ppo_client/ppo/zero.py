@@ -68,7 +68,7 @@ def engine_settings(given: Mapping[str, Any], config: PPOConfig) -> dict[str, An
         "train_batch_size": ("auto", "ppo.batch_size"),
     }
     wrong = [
-        f"{name} = {given[name]}, which {setting} decides ({value}): set it to auto"
+        f"{name} = {given[name]}, which {setting} decides ({value}): leave it out"
         for name, (value, setting) in decided.items()
         if given.get(name, "auto") not in ("auto", value)
     ]

@@ -130,7 +130,7 @@ def test_the_run_decides_what_is_left_to_it(folder: Path) -> None:
         ),
         (
             {"gradient_clipping": 0.3},
-            r"gradient_clipping = 0.3, which ppo.max_grad_norm decides \(1.0\): set it to auto",
+            r"gradient_clipping = 0.3, which ppo.max_grad_norm decides \(1.0\): leave it out",
         ),
         ({"train_batch_size": 64}, "train_batch_size = 64, which ppo.batch_size decides"),
         ({"optimizer": {"type": "Adam"}}, "optimizer, which ppo.learning_rate and what follows it decide"),
