@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rm_server.commands.common import Row, add_json_option, add_reason_option, print_json, print_table
@@ -98,6 +99,7 @@ def print_tuning(tuning: Tuning) -> None:
             ("THREADS", lambda row: row["threads_per_worker"]),
             ("BATCH", lambda row: row.get("max_batch_tokens")),
             ("TOKENS/S", lambda row: f"{row['tokens_per_s']:.0f}" if "tokens_per_s" in row else ""),
+            ("ROUNDS", lambda row: _rounds(row.get("rates", ()))),
             ("GOLDEN", lambda row: _difference(row.get("golden_difference"))),
             ("", lambda row: row.get("reason", "")),
         ),
@@ -106,8 +108,8 @@ def print_tuning(tuning: Tuning) -> None:
     print(f"On {tuning.device}:")
     for profile in tuning.profiles:
         print(
-            f"  {profile.model}@{profile.version}  {profile.precision}, {profile.workers} workers with "
-            f"{profile.threads_per_worker} threads, batches of {profile.max_batch_tokens} tokens: "
+            f"  {profile.model}@{profile.version}  {profile.precision}, {profile.workers} × "
+            f"{profile.threads_per_worker} workers × threads, batches of {profile.max_batch_tokens} tokens: "
             f"{profile.tokens_per_s:.0f} tokens/s"
         )
     named, fastest = tuning.profiles[0], tuning.best_ways[0]
@@ -124,6 +126,11 @@ def print_tuning(tuning: Tuning) -> None:
         f"--set engine.workers={named.workers} --set engine.threads_per_worker={named.threads_per_worker} "
         f"--set engine.max_batch_tokens={named.max_batch_tokens}"
     )
+
+
+def _rounds(rates: Sequence[float]) -> str:
+    """How many, and how far apart they were."""
+    return f"{len(rates)}, {min(rates):.0f}–{max(rates):.0f}" if rates else ""
 
 
 def _difference(value: float | None) -> str:

@@ -19,6 +19,7 @@ from rm_server.backends.interface import Backend, ComputeSettings
 from rm_server.backends.items import Batch, EncodedItem
 from rm_server.backends.json_file import read_json
 from rm_server.errors import InternalError, RmError
+from rm_server.registry.lora import base_folder
 from rm_server.registry.manifest import Manifest, Precision
 from rm_server.registry.records import VersionKey
 from rm_server.training.tuning import Crew, lengths
@@ -166,7 +167,7 @@ def _load(candidate: Candidate, settings: ComputeSettings) -> tuple[Backend, Loa
 
 def random_items(folder: Path, manifest: Manifest, num_items: int = _NUM_ITEMS) -> list[EncodedItem]:
     """Random ids of the vocabulary in usual lengths; speed does not depend on which."""
-    config = read_json(folder / "config.json")
+    config = read_json((base_folder(folder) if manifest.kind == "lora" else folder) / "config.json")
     vocab_size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size") or 2
     random = np.random.default_rng(1)
     return [

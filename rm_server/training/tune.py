@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from collections import defaultdict
@@ -21,6 +22,7 @@ from rm_server.backends.device import device_kind, num_cores
 from rm_server.errors import GoldenMismatch, UnsupportedArtifact
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.catalog import Catalog
+from rm_server.registry.lora import base_folder
 from rm_server.registry.manifest import read_manifest
 from rm_server.registry.records import ServingProfile, VersionKey, VersionRecord
 from rm_server.registry.serving_profiles import set_serving_profile
@@ -191,9 +193,9 @@ def _measure(candidates: Sequence[Candidate], sizes: Sequence[Crew], device: str
         say(f"trying {len(arms)} ways")
         for arm in arms:
             rate(arm, _FIRST_TRY_TOKENS, 0.0)  # warms up
-        tried = [Measured(arm, _FIRST_TRY_TOKENS, (rate(arm, _FIRST_TRY_TOKENS, _FIRST_TRY_S),)) for arm in arms]
+        tried = _in_rounds([(arm, _FIRST_TRY_TOKENS) for arm in arms], rate, _FIRST_TRY_S)
         kept = hopeful(tried)
-        left_out += [(one.arm, "far slower in a first try") for one in tried if one.arm not in kept]
+        left_out += [(one.arm, f"far slower in each of {NUM_ROUNDS} tries") for one in tried if one.arm not in kept]
         # An ONNX version computes a few items a run, whatever the batch.
         packed = {arm.key for arm in kept if by_way[arm.key, arm.precision].manifest.kind != "onnx"}
         num_slots = NUM_ROUNDS * (len(kept) + len(BATCH_TOKENS) * len(packed))
@@ -201,9 +203,13 @@ def _measure(candidates: Sequence[Candidate], sizes: Sequence[Crew], device: str
         say(f"measuring {len(kept)} ways")
         ways = _in_rounds([(arm, USUAL_BATCH_TOKENS) for arm in kept], rate, slot_s, end)
         best = [one.arm for one in best_of_each(ways) if one.arm.key in packed]
-        say(f"measuring {len(BATCH_TOKENS)} sizes of batches")
         # On a slow machine the time is used up by now: then the usual batch stays.
         sizes_of_batches = BATCH_TOKENS if time.perf_counter() < end else ()
+        say(
+            f"measuring {len(sizes_of_batches)} sizes of batches"
+            if sizes_of_batches
+            else "no time is left to measure other batches (--seconds)"
+        )
         batches = _in_rounds([(arm, tokens) for arm in best for tokens in sizes_of_batches], rate, slot_s, end)
     return _Found(tuple(ways), tuple(batches), tuple(left_out), differences)
 
@@ -230,7 +236,10 @@ def _usable(
 
 
 def _in_rounds(
-    ways: Sequence[tuple[Arm, int]], rate: Callable[[Arm, int, float], float], seconds: float, end: float
+    ways: Sequence[tuple[Arm, int]],
+    rate: Callable[[Arm, int, float], float],
+    seconds: float,
+    end: float = math.inf,
 ) -> list[Measured]:
     """Each way in each round; the last rounds are left out when the time is over, for a batch may outlast its slot."""
     rates: defaultdict[tuple[Arm, int], list[float]] = defaultdict(list)
@@ -265,7 +274,8 @@ def _profiles(found: _Found, kind: str) -> list[ServingProfile]:
 def _crews_that_fit(candidates: Sequence[Candidate], device: str, max_workers: int | None) -> list[Crew]:
     """All workers of all crews hold all versions at once; the smallest crew is tried in any case."""
     sizes = [crew for crew in crews(device.split(":")[0], num_cores()) if crew[0] <= (max_workers or crew[0])]
-    num_bytes = sum(path.stat().st_size for one in candidates for path in one.folder.iterdir() if path.is_file())
+    folders = [*(one.folder for one in candidates), *(base_folder(one.folder) for one in candidates if _is_lora(one))]
+    num_bytes = sum(path.stat().st_size for folder in folders for path in folder.iterdir() if path.is_file())
     free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     fitting: list[Crew] = []
     for crew in sizes:
@@ -275,6 +285,10 @@ def _crews_that_fit(candidates: Sequence[Candidate], device: str, max_workers: i
         else:
             logger.warning("%d × %d threads are not tried: %.1f GB are free.", *crew, free_bytes / 1e9)
     return fitting
+
+
+def _is_lora(candidate: Candidate) -> bool:
+    return candidate.manifest.kind == "lora"
 
 
 def _arm(arm: Arm) -> dict[str, Any]:

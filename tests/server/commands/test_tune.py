@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny_models
+from tiny_adapters import make_adapter
 
 from rm_server import cli
 from rm_server.backends.device import device_kind, num_cores
@@ -89,6 +90,16 @@ def test_a_precision_that_loses_the_golden_scores_is_left_out(
     with pytest.raises(GoldenMismatch, match="m@2 could be measured in no precision: golden scores"):
         tune_version(catalog, artifacts, "m@2", actor="me", seconds=0.1, max_workers=1)
     assert list(catalog.snapshot().profiles) == [(("m", 1), device_kind("cpu"))]
+
+
+def test_an_adapter_is_measured_over_its_base(tmp_path: Path, opened: tuple[Catalog, ArtifactStore]) -> None:
+    home = str(tmp_path / "home")
+    adapter = make_adapter(tmp_path / "adapter", tiny_models.make_checkpoint(tmp_path / "base", "llama"))
+    assert cli.main(["register", "m", str(adapter), "--home", home, "--quiet"]) == 0
+    assert cli.main(["tune", "m@1", "--home", home, *ONE_PROCESS]) == 0
+    profile = profile_of(opened[0], "m", 1, device_kind("cpu"))
+    assert profile is not None
+    assert profile.tokens_per_s > 0
 
 
 def test_rules_have_nothing_to_choose(tmp_path: Path, opened: tuple[Catalog, ArtifactStore]) -> None:

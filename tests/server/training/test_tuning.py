@@ -55,6 +55,12 @@ def test_the_far_slower_are_not_looked_at_again_each_version_by_itself() -> None
     assert hopeful(ways) == [ways[0].arm, ways[1].arm, ways[3].arm]
 
 
+def test_one_slow_try_among_others_costs_nobody_his_turn() -> None:
+    arms = [Arm(("m", 1), "fp32", crew) for crew in ((1, 2), (2, 1), (1, 1))]
+    rates = ((100.0, 10.0, 90.0), (20.0, 150.0, 140.0), (70.0, 60.0, 50.0))
+    assert hopeful([Measured(arm, 512, own) for arm, own in zip(arms, rates, strict=True)]) == arms[:2]
+
+
 @pytest.mark.parametrize(
     ("ways", "expected"),
     [
