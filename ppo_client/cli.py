@@ -52,6 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (PPOError, RewardClientError) as error:
         print(f"ppo-client {args.command}: {error}", file=sys.stderr)
         return exit_status(error)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read us (`| head`) has enough
+        return ExitStatus.FAILED
+    except OSError as error:  # a full disk, a folder that is not ours
+        print(f"ppo-client {args.command}: {error}", file=sys.stderr)
+        return ExitStatus.FAILED
     except KeyboardInterrupt:
         return 130
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import Future
@@ -18,7 +21,7 @@ from tokenizers.processors import TemplateProcessing
 from ppo_client import cli
 from ppo_client.client.catalog import Lease
 from ppo_client.client.errors import InvalidFile, InvalidSelector, ModelNotFound, ServerUnreachable, VersionChanged
-from ppo_client.ppo import assembly
+from ppo_client.ppo import assembly, sft
 from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.config_file import load_config, to_toml
 from ppo_client.ppo.sequences import Prompts
@@ -207,3 +210,14 @@ def test_help_and_wrong_settings_wait_for_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert "did you mean ppo.gamma?" in done.stderr
+
+
+def test_a_file_that_cannot_be_written_is_one_line_and_status_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def runs_on_a_full_disk(args: argparse.Namespace) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "policy/model.safetensors")
+
+    monkeypatch.setattr(sft, "_run", runs_on_a_full_disk)
+    assert cli.main(["sft", "--model", "m", "--data", "d", "--output", "o"]) == 1
+    assert capsys.readouterr().err == "ppo-client sft: [Errno 28] No space left on device: 'policy/model.safetensors'\n"
