@@ -24,6 +24,8 @@ def load_config(cls: type[T], path: Path | None, overrides: Sequence[str] = ()) 
             settings = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ConfigError(f"no config file at {path}") from None
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not TOML: {error}") from error
     for override in overrides:

@@ -31,18 +31,25 @@ def read_rows(path: Path, where: str = "") -> Iterator[dict[str, Any]]:
     if not path.is_file():
         raise DataError(f"no file at {path}")
     name, _, wanted = where.partition("=")
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}: an object is expected, this is {type(row).__name__}")
-            if not where or str(row.get(name)) == wanted:
-                yield row
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: not JSON in UTF-8 ({error})") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: an object is expected, this is {type(row).__name__}")
+        if not where or str(row.get(name)) == wanted:
+            yield row
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            yield from file
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def load_prompts(
@@ -73,7 +80,8 @@ def load_prompts(
         prompts.append(prompt)
     if not prompts:
         chosen = f" with {data.where}" if data.where else ""
-        raise DataError(f"{path}: no prompts{chosen} that fit into {data.max_prompt_tokens} tokens")
+        fitting = f" that fit into {data.max_prompt_tokens} tokens" if data.overlong == "drop" else ""
+        raise DataError(f"{path}: no prompts{chosen}{fitting}")
     return prompts
 
 

@@ -7,12 +7,14 @@ import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from ppo_client.ppo.conditions import differences
 from ppo_client.ppo.errors import DataError
+from ppo_client.ppo.evaluation_facts import EvaluationFacts
 from ppo_client.ppo.prompts import read_rows
 from ppo_client.ppo.run_facts import evaluation_signs, run_facts, signs
 
@@ -62,19 +64,20 @@ def write_report(run: Path, page: Path, compared: Sequence[Path] = ()) -> None:
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
         files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
     )
-    page.write_text(
-        template.render(
-            name=run.name,
-            facts=facts,
-            curves=[_curve(rows, name, label, facts.switch_steps) for name, label in _CURVES],
-            evaluation_curves=_evaluation_curves(evaluations, facts.switch_steps),
-            signs=[*signs(samples), *evaluation_signs(evaluations)],
-            texts=_before_and_after(samples, evaluations),
-            compared=beside,
-            differences=differences(beside),
-        ),
-        encoding="utf-8",
+    text = template.render(
+        name=_name_of(run),
+        facts=facts,
+        curves=[_curve(rows, name, label, facts.switch_steps) for name, label in _CURVES],
+        evaluation_curves=_evaluation_curves(evaluations, facts.switch_steps),
+        signs=[*signs(samples), *evaluation_signs(evaluations)],
+        texts=_before_and_after(samples, evaluations),
+        compared=beside,
+        differences=differences(beside),
     )
+    try:
+        page.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{page} cannot be written: {error}") from error
 
 
 def read_logs(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -94,7 +97,13 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
 
 def comparison(places: Sequence[Path]) -> list[dict[str, Any]]:
     """One row for each run (its last evaluation) or file of `ppo-client evaluate --json`. Raises DataError."""
-    return [{"name": place.stem, **_evaluation_of(place)} for place in places]
+    names = [_name_of(place) for place in places]
+    named = [name if names.count(name) == 1 else str(place) for name, place in zip(names, places, strict=True)]
+    return [{"name": name, **_evaluation_of(place)} for name, place in zip(named, places, strict=True)]
+
+
+def _name_of(place: Path) -> str:
+    return place.resolve().name if place.is_dir() else place.stem
 
 
 def _evaluation_of(place: Path) -> dict[str, Any]:
@@ -109,7 +118,7 @@ def _evaluation_of(place: Path) -> dict[str, Any]:
         found: Any = json.loads(place.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{place} cannot be read: {error}") from error
-    if not isinstance(found, dict) or "win_rate" not in found:
+    if not isinstance(found, dict) or not {item.name for item in fields(EvaluationFacts)} <= found.keys():
         raise DataError(f"{place} is not what `ppo-client evaluate --json` writes")
     return found
 

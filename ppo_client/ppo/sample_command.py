@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ppo_client.client.client import RewardClient
 from ppo_client.client.scores import Content, Scores
 from ppo_client.ppo.choosing import Row, above, best_of_each
 from ppo_client.ppo.config import DataConfig, RewardConfig, RolloutConfig
-from ppo_client.ppo.errors import ConfigError
+from ppo_client.ppo.errors import ConfigError, DataError, VersionChanged
 from ppo_client.ppo.prompts import Prompt, load_prompts, make_prompt
 from ppo_client.ppo.reward_source import checked
 
@@ -75,8 +76,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    if min(args.completions, args.batch_size, args.best_of or 1) < 1 or args.temperature <= 0:
-        raise ConfigError("--completions, --batch-size and --best-of must be at least 1, and --temperature above 0")
+    counts = (args.completions, args.batch_size, args.best_of, args.limit)
+    if min(count for count in counts if count is not None) < 1 or args.temperature <= 0:
+        raise ConfigError(
+            "--completions, --batch-size, --best-of and --limit must be at least 1, and --temperature above 0"
+        )
+    if args.keep_above is not None and math.isnan(args.keep_above):
+        raise ConfigError("--keep-above must be a number")
     if not 0 <= args.min_response_tokens <= args.max_response_tokens:
         raise ConfigError("--min-response-tokens must lie between 0 and --max-response-tokens")
     if args.reward is None and (args.best_of is not None or args.keep_above is not None):
@@ -84,6 +90,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.best_of is not None and args.completions > 1:
         raise ConfigError("--best-of says how many completions are written: leave --completions out")
     with ExitStack() as stack:
+        file = stack.enter_context(_opened(args.output)) if args.output else sys.stdout
         rows: Iterable[Row] = (row for rows, _, _ in _batches(args) for row in rows)
         if args.reward is not None:
             rows = _scored(stack.enter_context(RewardClient(args.server)), args)
@@ -91,25 +98,44 @@ def _run(args: argparse.Namespace) -> int:
                 rows = best_of_each(rows)
             if args.keep_above is not None:
                 rows = above(rows, args.keep_above)
-        file = stack.enter_context(args.output.open("w", encoding="utf-8")) if args.output else sys.stdout
+        num_rows = 0
         for row in rows:
+            num_rows += 1
             score = f"[{row['score']:.3f}] " if "score" in row else ""
             text = f"{score}{row['prompt']} ▸ {row['completion']}\n"
             print(json.dumps(row, ensure_ascii=False) if args.json else text, file=file, flush=True)
+    if args.keep_above is not None:
+        print(f"{num_rows} completions have a score above {args.keep_above:g}", file=sys.stderr)
     return 0
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        return path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"--output: {path} cannot be written: {error}") from error
 
 
 def _scored(client: RewardClient, args: argparse.Namespace) -> Iterator[Row]:
     """The rows with their scores, in order; batches are scored while the next are written.
 
-    Rows without text cannot be scored; they are left out, and counted on standard error.
+    Rows without text cannot be scored; they are left out, and counted on standard error. Raises VersionChanged where
+    another version answers than did first: scores of two are not to be compared.
     """
     num_empty = 0
+    first: Scores | None = None
     under_way: deque[tuple[list[dict[str, Any]], Future[Scores]]] = deque()
 
     def first_done() -> Iterator[Row]:
         rows, future = under_way.popleft()
+        nonlocal first
         scores = checked(future.result(), num_expected=len(rows), calibrated=args.calibrated)
+        first = scores if first is None else first
+        if scores.digest != first.digest:
+            raise VersionChanged(
+                f"{args.reward} was {first.model}@{first.version} and is now {scores.model}@{scores.version}: name the "
+                f"version with --reward, and begin again"
+            )
         source = {"model": scores.model, "version": scores.version, "digest": scores.digest}
         for row, value in zip(rows, scores.values, strict=True):
             yield {**row, "score": value, **source}

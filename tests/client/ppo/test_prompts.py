@@ -125,3 +125,17 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     path.write_text("[1]\n", encoding="utf-8")
     with pytest.raises(DataError, match="line 1: an object is expected, this is list"):
         list(read_rows(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", b'{"prompt": "caf\xe9"}\n', "line 1: not JSON in UTF-8"),
+        ("a.jsonl.gz", b"plain", "cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 1000)[:-20], "cannot be read"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=says):
+        list(read_rows(tmp_path / name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from tiny_policies import FakeRewards, make_config, read_jsonl
 
 from ppo_client import cli
 from ppo_client.ppo import PPOTrainer
+from ppo_client.ppo.evaluation_facts import EvaluationFacts
+from ppo_client.ppo.report import comparison
 
 
 def test_a_page_about_a_real_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,3 +91,34 @@ def test_a_run_without_steps(tmp_path: Path, text: str | None, capsys: pytest.Ca
         (tmp_path / "metrics.jsonl").write_text(text)
     assert cli.main(["report", str(tmp_path)]) == 2
     assert ("no file at" if text is None else "has made no step yet") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("{", "cannot be read"), ("[1]", "is not what"), ('{"win_rate": 0.5}', "is not what"), (None, "cannot be read")],
+)
+def test_what_is_no_evaluation_is_not_compared(
+    tmp_path: Path, content: str | None, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = {"step": 1, "episodes": 8, "step_s": 1.0, "reward_wait_s": 0.0, "reward_model": "m", "reward_version": 1}
+    names = ("score_mean", "score_std", "kl", "entropy", "response_tokens_mean", "eos_rate")
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(step | dict.fromkeys(names, 0.0)) + "\n")
+    (tmp_path / "evaluations.jsonl").write_text(json.dumps({**facts_of_nothing(), "step": 1}) + "\n")
+    if content is not None:
+        (tmp_path / "other.json").write_text(content)
+    assert cli.main(["report", str(tmp_path), "--compare", str(tmp_path / "other.json")]) == 2
+    assert says in capsys.readouterr().err
+
+
+def facts_of_nothing() -> dict[str, object]:
+    return {item.name: 0.0 for item in fields(EvaluationFacts)} | {"versions": [], "judges": [], "texts": []}
+
+
+def test_places_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder / "run.1").mkdir(parents=True)
+        (tmp_path / folder / "run.1" / "evaluations.jsonl").write_text(json.dumps(facts_of_nothing()) + "\n")
+    (tmp_path / "dpo.json").write_text(json.dumps(facts_of_nothing()))
+    places = [tmp_path / "a" / "run.1", tmp_path / "b" / "run.1", tmp_path / "dpo.json"]
+    assert [row["name"] for row in comparison(places)] == [str(places[0]), str(places[1]), "dpo"]
+    assert [row["name"] for row in comparison(places[1:])] == ["run.1", "dpo"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from client.fake_server import FakeServer
+from client.fake_server import FakeServer, as_version, usual
 from tiny_policies import make_config, read_jsonl, save_policy
 
 from ppo_client import RewardClient, cli
@@ -58,6 +58,15 @@ def test_best_of_n_is_the_best_of_what_would_have_been_written(
     )
     assert kept == [row for row in every if float(str(row["score"])) > threshold]
     assert kept
+
+
+def test_scores_of_two_versions_are_not_compared(
+    server: FakeServer, policies: tuple[str, str], prompts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.will(usual, as_version(2))
+    arguments = ["sample", policies[0], "--prompts", prompts, "--server", server.address, "--reward", "length@stable"]
+    assert cli.main([*arguments, "--best-of", "2", "--batch-size", "2", "--max-response-tokens", "6"]) == 76
+    assert "length@stable was length@" in capsys.readouterr().err
 
 
 def test_evaluate_compares_policy_and_reference(
@@ -133,6 +142,9 @@ def test_evaluate_repeats_what_a_run_found(
     [
         (["evaluate", "--policy", "x", "--reference", "y", "--prompts", "z"], "--reward is missing"),
         (["evaluate", "--policy", "x", "--like", "nowhere"], "no config file at nowhere/config.toml"),
+        (["sample", "x", "--prompt", "a", "--limit", "0"], "--limit must be at least 1"),
+        (["sample", "x", "--prompt", "a", "--reward", "m", "--keep-above", "nan"], "--keep-above must be a number"),
+        (["sample", "x", "--prompt", "a", "--output", "no/where.jsonl"], "no/where.jsonl cannot be written"),
         (["sample", "x", "--prompt", "a", "--best-of", "4"], "name a reward model with --reward"),
         (["sample", "x", "--prompt", "a", "--best-of", "4", "--completions", "2", "--reward", "m"], "leave --compl"),
         (
