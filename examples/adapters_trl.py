@@ -1,6 +1,7 @@
-"""GRPO with TRL on the demo's small policy, with rewards from a running server.
+"""GRPO or RLOO with TRL on the demo's small policy, with rewards from a running server.
 
 python examples/adapters_trl.py --server localhost:50051 --model story@stable --steps 20
+python examples/adapters_trl.py --server localhost:50051 --model story@stable --steps 20 --trainer rloo --awaited
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ import argparse
 from pathlib import Path
 
 from datasets import load_dataset
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from ppo_client.adapters.trl import remote_reward
+from ppo_client.adapters.trl import async_remote_reward, remote_reward
 
 EXAMPLES = Path(__file__).parent
+TRAINERS = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}
 
 
 def main() -> None:
@@ -21,15 +23,19 @@ def main() -> None:
     parser.add_argument("--server", help="host:port; default: RM_TARGET")
     parser.add_argument("--model", default="story@stable", help="selector of the reward model")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--output", default="grpo_run")
+    parser.add_argument("--trainer", choices=TRAINERS, default="grpo")
+    parser.add_argument("--awaited", action="store_true", help="the reward function as a coroutine")
+    parser.add_argument("--output", default="trl_run")
     args = parser.parse_args()
 
     prompts = load_dataset("json", data_files=str(EXAMPLES / "data/story_openings.jsonl.gz"), split="train")
-    trainer = GRPOTrainer(
+    trainer_class, config_class = TRAINERS[args.trainer]
+    reward = async_remote_reward if args.awaited else remote_reward
+    trainer = trainer_class(
         model=str(EXAMPLES / "policy"),
-        reward_funcs=remote_reward(args.server, args.model, name="story"),
+        reward_funcs=reward(args.server, args.model, name="story"),
         train_dataset=prompts.select_columns(["prompt"]),
-        args=GRPOConfig(
+        args=config_class(
             output_dir=args.output,
             max_steps=args.steps,
             per_device_train_batch_size=16,

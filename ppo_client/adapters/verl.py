@@ -1,4 +1,4 @@
-"""verl's `compute_score` (0.10), for one answer, awaited, or for a batch.
+"""verl's `compute_score` (0.9), for one answer, awaited, or for a batch.
 
     reward.custom_reward_function.path=pkg://ppo_client.adapters.verl
     reward.custom_reward_function.name=compute_score_async          # or compute_score, compute_score_batch
@@ -9,6 +9,10 @@ verl hands over the answer and the row's `extra_info`, not the prompt. So `extra
 messages, under `prompt` or the name given as `prompt_key`; `prompt_key=null` scores the answer without a prompt.
 
 The score comes with `rm_version` and `rm_truncated`, which verl logs. Failures are RewardFailed.
+
+verl's rate-limited manager gives up a call after `reward.timeout` (300 s) and makes 0.0 of it. The awaited function
+turns that into RewardFailed, too; the others, which run in a thread, cannot, so there leave more time than the client's
+60 s for a call.
 """
 
 from __future__ import annotations
@@ -63,6 +67,9 @@ async def compute_score_async(
         prompt, completion = _contents(solution_str, extra_info, prompt_key)
         future = shared_client(targets).submit(model, prompts=[prompt], completions=[completion], calibrated=calibrated)
         scores = await asyncio.wrap_future(future)
+    except asyncio.CancelledError as error:
+        # verl's manager makes 0.0 of a call that it cancels because it took long.
+        raise RewardFailed("the call was given up (reward.timeout?) before its score came") from error
     except Exception as error:
         raise _failed(error) from error
     return _rows(scores)[0]

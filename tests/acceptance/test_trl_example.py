@@ -1,4 +1,4 @@
-"""TRL's GRPO trains the demo's policy with rewards that come over the wire."""
+"""TRL's GRPO and RLOO train the demo's policy with rewards that come over the wire."""
 
 from __future__ import annotations
 
@@ -21,8 +21,19 @@ def server() -> Iterator[FakeServer]:
     server.stop()
 
 
-def test_grpo_fetches_its_rewards(server: FakeServer, tmp_path: Path) -> None:
-    options = ["--server", server.address, "--model", "length", "--steps", "2", "--output", str(tmp_path / "run")]
+@pytest.mark.parametrize("chosen", [["--trainer", "grpo"], ["--trainer", "rloo", "--awaited"]])
+def test_it_fetches_its_rewards(server: FakeServer, tmp_path: Path, chosen: list[str]) -> None:
+    options = [
+        *chosen,
+        "--server",
+        server.address,
+        "--model",
+        "length",
+        "--steps",
+        "2",
+        "--output",
+        str(tmp_path / "run"),
+    ]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(tmp_path / "home")}
     done = subprocess.run(
         [sys.executable, str(EXAMPLE), *options],

@@ -1,4 +1,4 @@
-"""The functions are wrapped and called the way verl 0.10 does it (`verl/trainer/ppo/reward.py`, reward managers)."""
+"""The functions are wrapped and called the way verl 0.9 does it (`verl/trainer/ppo/reward.py`, reward managers)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ppo_client import errors
 from ppo_client.adapters import clients
 from ppo_client.adapters.failure import RewardFailed
 
-from .fake_server import FakeServer, fail
+from .fake_server import FakeServer, fail, wait_until_cancelled
 
 ROW = {"data_source": "stories", "ground_truth": "", "extra_info": {"prompt": "p", "index": 7}}
 
@@ -98,6 +98,21 @@ def test_a_failure_passes_through_nets_for_exceptions(server: FakeServer, name: 
     # verl's rate-limited manager makes 0.0 of whatever is an Exception.
     assert not isinstance(caught.value, Exception)
     assert isinstance(caught.value.__cause__, errors.ModelNotFound)
+
+
+def test_a_call_that_is_given_up_is_no_zero(server: FakeServer) -> None:
+    server.always = wait_until_cancelled
+    function = load("compute_score_async", server)
+
+    async def limited() -> Any:
+        """As verl's rate-limited manager does it."""
+        try:
+            return await asyncio.wait_for(function(solution_str="x", **ROW), 0.1)
+        except TimeoutError:
+            return 0.0
+
+    with pytest.raises(RewardFailed, match="was given up"):
+        asyncio.run(limited())
 
 
 def test_a_failed_batch(server: FakeServer) -> None:
