@@ -53,7 +53,7 @@ def corrupted(text: str, other: str, draw: random.Random) -> str:
         if len(words) < 4:
             break
         at = draw.randrange(len(words) - 1)
-        fault = draw.choice(("swap", "drop", "repeat", "replace", "form", "form", "splice", "cut"))
+        fault = draw.choice(("swap", "drop", "repeat", "replace", "form", "form", "splice", "cut", "blend", "dots"))
         if fault == "swap":
             words[at], words[at + 1] = words[at + 1], words[at]
         elif fault == "drop":
@@ -65,6 +65,11 @@ def corrupted(text: str, other: str, draw: random.Random) -> str:
             words[at] = draw.choice(strange)
         elif fault == "form":
             words = _with_other_form(words, draw)
+        elif fault == "blend":
+            words[at] = words[at][: draw.randint(1, 4)] + draw.choice(strange)[-draw.randint(2, 5) :]
+        elif fault == "dots":
+            at = draw.choice((at, len(words) - 1))
+            words[at] += draw.choice(".,!") * draw.randint(1, 2) + "." * draw.randint(1, 10)
         elif fault == "splice":
             words = words[: at + 1] + strange[draw.randrange(len(strange)) :]
         else:
