@@ -1,7 +1,7 @@
 """How much of a reward service's time a run waits for: 20 ms a call and 10 ms a text, 64 texts, generation ≥ 1 s.
 
-Printed are ratios to what one blocking call takes, and to generation and update alone; asserted is less, for the
-machine may be busy.
+The wait is held against what one blocking call takes, the step against generation and update of the same step (the
+reference's and the critic's passes are the rest), so that a busy machine weighs on both sides.
 """
 
 from __future__ import annotations
@@ -61,17 +61,21 @@ def client() -> Iterator[RewardClient]:
 
 
 def measured(folder: Path, client: RewardClient, name: str, **rollout: Any) -> dict[str, float]:
-    """Medians over the steps between the first and the last, in seconds."""
+    """Medians over the steps between the first and the last."""
     config = make_config(
         folder,
-        rollout={"max_response_tokens": 32, "min_response_tokens": 32, **rollout},
+        rollout={"max_response_tokens": 48, "min_response_tokens": 48, **rollout},
         reward={"model": "even@1"},
-        ppo={"batch_size": NUM_TEXTS, "num_epochs": 1, "num_minibatches": 2},
+        ppo={"batch_size": NUM_TEXTS, "num_epochs": 4, "num_minibatches": 2},
         train={"output": str(folder / name), "num_steps": NUM_STEPS, "checkpoint_every_steps": 0},
     )
     PPOTrainer(config, client).train()
     rows = read_jsonl(folder / name / "metrics.jsonl")[1:-1]
-    return {key: median(row[key] for row in rows) for key in ("generate_s", "reward_wait_s", "update_s", "step_s")}
+    for row in rows:
+        row["step_over_alone"] = row["step_s"] / (row["generate_s"] + row["update_s"])
+    return {
+        key: median(row[key] for row in rows) for key in ("generate_s", "reward_wait_s", "step_s", "step_over_alone")
+    }
 
 
 def test_the_reward_is_nearly_free(tmp_path: Path, client: RewardClient) -> None:
@@ -93,12 +97,12 @@ def test_the_reward_is_nearly_free(tmp_path: Path, client: RewardClient) -> None
     stale = measured(tmp_path, client, "stale", micro_batch_size=NUM_TEXTS, max_staleness=1)
     print(f"\none blocking call: {1000 * blocking_s:.0f} ms")
     for name, found in (("one micro-batch", whole), ("micro-batches of 16", chunks), ("one step stale", stale)):
-        alone_s = whole["generate_s"] + found["update_s"]
         print(
             f"{name}: generation {found['generate_s']:.2f} s, wait {1000 * found['reward_wait_s']:.0f} ms = "
             f"{found['reward_wait_s'] / blocking_s:.2f} of the blocking call; step {found['step_s']:.2f} s = "
-            f"{found['step_s'] / alone_s:.2f} of generation and update"
+            f"{found['step_over_alone']:.2f} of generation and update"
         )
     assert whole["generate_s"] >= 1.0
-    assert chunks["reward_wait_s"] <= 0.25 * blocking_s
-    assert stale["reward_wait_s"] <= 0.25 * blocking_s
+    assert chunks["reward_wait_s"] <= 0.1 * blocking_s
+    assert stale["reward_wait_s"] <= 0.1 * blocking_s
+    assert chunks["step_over_alone"] <= 1.15
