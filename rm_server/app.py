@@ -42,6 +42,7 @@ from rm_server.registry.home import Home, make_home, open_home
 from rm_server.scoring.composites import Composites
 from rm_server.scoring.explaining import Explainer
 from rm_server.scoring.routing import Route
+from rm_server.scoring.run_counting import keep_counting
 from rm_server.scoring.runs import Runs
 from rm_server.scoring.score_files import check_pyarrow
 from rm_server.scoring.score_log import ScoreLog
@@ -113,7 +114,7 @@ class App:
         versions = VersionManager(
             catalog, artifacts, engine, metrics, poll_s=settings.catalog.poll_s, policy=settings.catalog.policy
         )
-        runs = Runs(versions, catalog, settings.runs)
+        runs = Runs(versions, catalog, settings.runs, metrics)
         composites = Composites(engine, artifacts, lambda: versions.snapshot)
         versions.set_composite_trial(composites.trial)
         scorer = Scorer(engine, versions, runs, settings.limits, metrics, composites)
@@ -182,6 +183,7 @@ class App:
             pairs.run,
             lambda: _measure_lag(metrics),
             lambda: _measure_disk(settings.home, metrics),
+            lambda: keep_counting(catalog, metrics),
             lambda: watch(self._watched),
         ):
             stack.push_async_callback(_cancel, asyncio.create_task(watcher()))

@@ -11,6 +11,7 @@ from prometheus_client.exposition import choose_encoder
 from rm_server.metrics.engine import EngineMetrics
 from rm_server.metrics.families import OK, Families, VersionKey
 from rm_server.metrics.requests import RequestMetrics
+from rm_server.metrics.runs import RunMetrics
 from rm_server.metrics.scores import ScoreMetrics
 from rm_server.metrics.server import ServerMetrics
 from rm_server.metrics.versions import VersionMetrics
@@ -18,7 +19,7 @@ from rm_server.metrics.versions import VersionMetrics
 __all__ = ["OK", "Metrics", "VersionKey"]
 
 
-class Metrics(RequestMetrics, EngineMetrics, VersionMetrics, ScoreMetrics, ServerMetrics):
+class Metrics(RequestMetrics, EngineMetrics, VersionMetrics, RunMetrics, ScoreMetrics, ServerMetrics):
     """The server's metrics, in a registry of their own, so that two servers fit in one process.
 
     ``key`` is (model, version) everywhere. Only names of models in the catalog become labels: what a caller
@@ -34,6 +35,7 @@ class Metrics(RequestMetrics, EngineMetrics, VersionMetrics, ScoreMetrics, Serve
         RequestMetrics.__init__(self, families)
         EngineMetrics.__init__(self, families)
         VersionMetrics.__init__(self, families, clock)
+        RunMetrics.__init__(self, families)
         ScoreMetrics.__init__(self, families)
         ServerMetrics.__init__(self, families)
 

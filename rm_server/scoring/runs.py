@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 from rm_server.config import RunSettings
 from rm_server.engine.versions import VersionManager
 from rm_server.errors import CatalogUnavailable, Draining, InvalidRequest, RunNotFound, VersionChanged, VersionNotLoaded
+from rm_server.metrics import Metrics
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.records import VersionKey
 from rm_server.registry.run_records import Lease
@@ -44,12 +45,14 @@ class Runs:
         versions: VersionManager,
         catalog: Catalog,
         settings: RunSettings,
+        metrics: Metrics,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """``clock`` in seconds since the epoch."""
         self._versions = versions
         self._catalog = catalog
+        self._metrics = metrics
         self._lease_s = settings.lease_s
         self._clock = clock
         self._leases = Leases(settings.max_known_runs)
@@ -224,6 +227,8 @@ class Runs:
                 raise
             return self._leases.renew(lease.run, lease.model, self._clock()), True
         self._leases.put(lease, self._clock())
+        if is_given:
+            self._metrics.lease_given(lease.key, None if seen is None else seen.key)
         return lease, is_given
 
     async def _look_up(self, run: str, model: str) -> Lease | None:

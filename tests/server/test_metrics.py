@@ -40,6 +40,13 @@ def everything_happened(clock: Callable[[], float] = time.monotonic) -> Metrics:
     load(metrics)
     metrics.load_failed(("helpfulness", 4), "weights_mismatch")
     metrics.label_moved("helpfulness")
+    metrics.lease_given(KEY, None)
+    metrics.runs_counted(
+        leases={KEY: 2},
+        leases_over={("helpfulness", "expired"): 1},
+        active={KEY: 3},
+        largest_share={"helpfulness": 0.5},
+    )
     metrics.ready(True)
     metrics.home_free(1 << 30)
     metrics.draining(False)
@@ -123,6 +130,19 @@ def test_says_how_many_versions_are_missing_by_state() -> None:
     metrics.versions_missing({"LOADING": 1})
     assert value(metrics, "rm_versions_missing", state="FAILED") == 0
     assert value(metrics, "rm_versions_missing", state="LOADING") == 1
+
+
+def test_says_how_many_runs_there_are_and_forgets_those_that_are_gone() -> None:
+    metrics = everything_happened()
+    labels = {"model": "helpfulness", "version": "3"}
+    assert value(metrics, "rm_leases", **labels) == 2
+    assert value(metrics, "rm_runs_active", **labels) == 3
+    assert value(metrics, "rm_leases_over", model="helpfulness", outcome="expired") == 1
+    assert value(metrics, "rm_run_largest_token_share", model="helpfulness") == 0.5
+    metrics.runs_counted(leases={("helpfulness", 4): 2}, leases_over={}, active={}, largest_share={})
+    assert value(metrics, "rm_leases", model="helpfulness", version="4") == 2
+    gone = r'rm_(leases|runs_active){.*version="3"|rm_leases_over{|rm_run_largest_token_share{'
+    assert not re.search(gone, scrape(metrics))
 
 
 def test_two_servers_fit_in_one_process() -> None:

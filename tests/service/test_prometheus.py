@@ -14,7 +14,7 @@ import grpc
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from prometheus_server import RULES
+from prometheus_server import RULES, until
 from rm_api.v1 import experiments_pb2, models_pb2
 from running_server import RunningServer, make_rules_version, running, score_request
 
@@ -44,6 +44,7 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         server.experiments.SetShadow(experiments_pb2.SetShadowRequest(shadow=shadow))
         for number in range(5):
             server.score("m@stable", "one two three four", f"text {number}")
+        server.scoring.Score(score_request("m", "one two", run="exp-1"))
         for wrong in ("nobody", "not a selector@@", "m@9"):
             with pytest.raises(grpc.RpcError):
                 server.scoring.Score(score_request(wrong, "text"))
@@ -87,6 +88,19 @@ def test_a_version_that_is_deleted_is_no_label_any_more(busy: RunningServer, tmp
     busy.models.DeleteVersion(models_pb2.DeleteVersionRequest(model="nightly", version=1))
     assert not re.search('model="nightly".*version="1"', scrape(busy))
     assert re.search('model="nightly".*version="2"', scrape(busy))
+
+
+def test_a_server_that_starts_knows_the_runs_that_there_are(tmp_path: Path) -> None:
+    rule = {"type": "length", "unit": "words", "min": 0, "max": 3}
+    with running(tmp_path / "home") as server:
+        server.deploy("m", make_rules_version(tmp_path / "v", rule))
+        server.scoring.Score(score_request("m", "one two", run="exp-1"))
+    of_version = {"model": "m", "version": "1"}
+    with running(tmp_path / "home") as server:
+        value = server.app.metrics.registry.get_sample_value
+        until(lambda: value("rm_leases", of_version) == 1, "one lease on m@1", lambda: scrape(server))
+        assert value("rm_runs_active", of_version) == 1
+        assert value("rm_run_largest_token_share", {"model": "m"}) == 1
 
 
 def scrape(server: RunningServer) -> str:
@@ -171,7 +185,7 @@ def test_rules_and_dashboards_name_metrics_that_there_are() -> None:
     queries = dashboard_queries() + [
         (file, rule["expr"]) for file in ("alerts.yml", "recording.yml") for rule in rules_of(file)
     ]
-    assert len(queries) > 60
+    assert len(queries) > 80
     known = known_names()
     unknown = {(where, name) for where, query in queries for name in metric_names(query) if name not in known}
     assert not unknown

@@ -36,8 +36,9 @@ class Service:
         self.world, self.engine, self.versions = world, world.engine, world.versions
         composites = Composites(world.engine, world.artifacts, lambda: world.versions.snapshot)
         world.versions.set_composite_trial(composites.trial)
-        runs = Runs(world.versions, world.catalog, RunSettings())
-        self._scorer = Scorer(world.engine, world.versions, runs, LimitSettings(), Metrics(), composites)
+        metrics = Metrics()
+        runs = Runs(world.versions, world.catalog, RunSettings(), metrics)
+        self._scorer = Scorer(world.engine, world.versions, runs, LimitSettings(), metrics, composites)
 
     async def deploy(self, *components: dict[str, Any]) -> VersionKey:
         folder = self.world.folder / "composite"

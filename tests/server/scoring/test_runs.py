@@ -19,6 +19,7 @@ from rm_server.errors import (
     VersionInUse,
     VersionNotLoaded,
 )
+from rm_server.metrics import Metrics
 from rm_server.scoring.routing import Route
 from rm_server.scoring.runs import Runs
 from rm_server.scoring.selector import parse
@@ -37,7 +38,7 @@ async def running_runs(folder: Path) -> AsyncIterator[tuple[World, Runs, Clock]]
     """Versions 1 and 2 of m are loaded, and 1 is stable. Version 3 is not loaded."""
     clock = Clock()
     async with running_world(folder, clock=clock) as world:
-        runs = Runs(world.versions, world.catalog, RunSettings(lease_s=900.0), clock=clock)
+        runs = Runs(world.versions, world.catalog, RunSettings(lease_s=900.0), Metrics(), clock=clock)
         for number in (1, 2, 3):
             await world.register(float(number))
             if number < 3:
@@ -195,3 +196,20 @@ async def test_says_what_runs_there_are(tmp_path: Path) -> None:
         assert second.lease_expires_at == 1900.0
         assert [status.run for status in await runs.statuses("m")] == ["follower", "leased"]
         assert await runs.statuses("n") == []
+
+
+async def test_counts_whether_a_lease_is_new_kept_or_moved(tmp_path: Path) -> None:
+    async with running_runs(tmp_path) as (world, runs, _clock):
+
+        def given(version: int, change: str) -> float | None:
+            labels = {"model": "m", "version": str(version), "change": change}
+            return runs._metrics.registry.get_sample_value("rm_leases_given_total", labels)
+
+        await call(runs, "m", "r")
+        await runs.register("r", "m")
+        assert (given(1, "new"), given(1, "kept"), given(1, "moved")) == (1, 1, None)
+        await world.versions.set_label("m", "stable", 2, **BY)
+        await runs.register("r", "m", move=True)
+        await call(runs, "m", "other")
+        assert (given(2, "new"), given(2, "kept"), given(2, "moved")) == (1, None, 1)
+        assert (given(1, "new"), given(1, "kept")) == (1, 1)

@@ -46,7 +46,7 @@ class Service:
         self.engine, self.versions, self.catalog = world.engine, world.versions, world.catalog
         self._world = world
         self.metrics = Metrics()
-        self.runs = Runs(world.versions, world.catalog, RunSettings())
+        self.runs = Runs(world.versions, world.catalog, RunSettings(), self.metrics)
         limits = LimitSettings(max_items_per_request=50)
         composites = Composites(world.engine, world.artifacts, lambda: world.versions.snapshot)
         self._scorer = Scorer(world.engine, world.versions, self.runs, limits, self.metrics, composites)

@@ -18,6 +18,7 @@ from postgresql import has_postgresql, postgresql, postgresql_url  # noqa: F401 
 
 from rm_server.config import RunSettings
 from rm_server.errors import CatalogUnavailable, Draining, VersionChanged, VersionInUse, VersionNotFound
+from rm_server.metrics import Metrics
 from rm_server.registry.backup import back_up, restore
 from rm_server.registry.records import Arm, RampPoint, Split
 from rm_server.registry.runs import find_run
@@ -83,7 +84,8 @@ async def server(folder: Path, clock: Clock, url: str = "", **settings: Any) -> 
     async with AsyncExitStack() as stack:
         world = await stack.enter_async_context(running_world(folder, clock=clock, catalog_url=url))
         world.catalog._clock = lambda: datetime.fromtimestamp(clock.now, UTC)
-        runs = Runs(world.versions, world.catalog, RunSettings(**{"lease_s": 900.0} | settings), clock=clock)
+        run_settings = RunSettings(**{"lease_s": 900.0} | settings)
+        runs = Runs(world.versions, world.catalog, run_settings, Metrics(), clock=clock)
         yield Server(world=world, runs=runs)
 
 
