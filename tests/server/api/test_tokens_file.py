@@ -79,7 +79,7 @@ def test_a_second_one_of_a_name_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "tokens.toml"
     add_token(path, entry("a"))
     before = path.read_bytes()
-    with pytest.raises(ConfigError, match="the name of a twice"):
+    with pytest.raises(ConfigError, match="has a token 'a' already"):
         add_token(path, TokenEntry("a", Role.ADMIN, certificate="x"))
     with pytest.raises(ConfigError, match="name is 'a b'"):
         add_token(path, entry("a b"))
