@@ -69,8 +69,8 @@ class RewardClientError(Exception):
     """A failure with a message for people: what came, what was expected, what to do.
 
     ``retry_after_s``: when the server said that the call may work; None where it said nothing.
-    ``target``: the server that answered, or did not. ``num_attempts``: how often the call was sent. ``request_id``:
-    what the server's log calls it.
+    ``target``: the server that answered, or did not. ``num_attempts``: how often the call was sent. ``timeout_s``: the
+    limit that passed; None where another thing failed. ``request_id``: what the server's log calls it.
     """
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
@@ -79,14 +79,18 @@ class RewardClientError(Exception):
         self.retry_after_s = retry_after_s
         self.target: str | None = None
         self.num_attempts = 0
+        self.timeout_s: float | None = None
         self.request_id: str | None = None
 
     def __str__(self) -> str:
         notes = []
         if self.target:
             notes.append(f"from {self.target}")
-        if self.num_attempts > 1:
-            notes.append(f"after {self.num_attempts} attempts")
+        spent = [f"{self.num_attempts} attempts"] if self.num_attempts > 1 else []
+        if self.timeout_s is not None:
+            spent.append(f"{self.timeout_s:g} s")
+        if spent:
+            notes.append(f"after {' in '.join(spent)}")
         if self.request_id:
             notes.append(f"request {self.request_id}")
         return f"{self.message} [{', '.join(notes)}]" if notes else self.message

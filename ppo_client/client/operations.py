@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +28,7 @@ from ppo_client.client.catalog import (
 )
 from ppo_client.client.channels import error_of
 from ppo_client.client.content import Item
-from ppo_client.client.errors import RewardClientError, RunNotFound, ServerUnreachable
+from ppo_client.client.errors import DeadlineExceeded, RewardClientError, RunNotFound, ServerUnreachable
 from ppo_client.client.explanation import Explanation, read_explanation
 from ppo_client.client.known_versions import KnownVersions
 from ppo_client.client.score_call import ScoreCall
@@ -52,7 +53,8 @@ class Operations:
             calibrated=call.calibrated or known.are_recalibrated,
             expected_digest=call.expected_digest or known.expected_digest(call.model, call.run),
         )
-        scores = await self._scorer.score(items, asked, timeout_s)
+        with _says_the_limit(timeout_s):
+            scores = await self._scorer.score(items, asked, timeout_s)
         known.answered(call.model, call.run, scores)
         return scores
 
@@ -117,7 +119,8 @@ class Operations:
         self._caller.close()
 
     async def _call(self, method: Callable[..., Any], request: Any) -> Any:
-        return await self._caller.call(method, request, self._caller.clock() + self._timeout_s)
+        with _says_the_limit(self._timeout_s):
+            return await self._caller.call(method, request, self._caller.clock() + self._timeout_s)
 
     async def _changes(self, model: str, index: int) -> AsyncIterator[ModelChange]:
         """The changes that one connection brings. Raises the error that ends it."""
@@ -134,3 +137,13 @@ class Operations:
             call.cancel()
         # Orderly, as when the connection has reached its greatest age.
         raise ServerUnreachable("the server ended the watch")
+
+
+@contextmanager
+def _says_the_limit(timeout_s: float) -> Iterator[None]:
+    """A deadline's error names the limit of the whole call, not what the last attempt had left of it."""
+    try:
+        yield
+    except DeadlineExceeded as error:
+        error.timeout_s = timeout_s
+        raise

@@ -175,10 +175,19 @@ def test_the_last_failure_is_raised_when_its_hint_lies_beyond_the_deadline(
 
 def test_a_deadline_that_passes_is_an_error_and_reaches_the_server(server: FakeServer, connect: Connect) -> None:
     server.will(wait_until_cancelled)
-    with pytest.raises(errors.DeadlineExceeded, match="longer timeout_s"):
+    with pytest.raises(errors.DeadlineExceeded, match=r"longer timeout_s.*after 0\.2 s") as caught:
         score(connect(server.address), "x", timeout_s=0.2)
+    assert caught.value.timeout_s == 0.2
     assert server.cancelled.wait(20)
     assert len(server.requests) == 1
+
+
+def test_a_deadline_that_passes_in_a_later_attempt_names_the_limit_of_the_whole_call(
+    server: FakeServer, connect: Connect
+) -> None:
+    server.will(REFUSED, wait_until_cancelled)
+    with pytest.raises(errors.DeadlineExceeded, match=r"after 2 attempts in 0\.5 s"):
+        score(connect(server.address), "x", timeout_s=0.5)
 
 
 # Items
