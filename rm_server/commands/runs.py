@@ -170,7 +170,7 @@ def run_show(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(known)
         return 0
-    _print_splits(known["splits"])
+    _print_splits(known["splits"], arguments.model)
     if known["pins"]:
         print()
         columns = (
@@ -234,7 +234,7 @@ def parse_arms(texts: Sequence[str], ramps: Sequence[str]) -> list[Arm]:
     return arms
 
 
-def _print_splits(splits: Sequence[Row]) -> None:
+def _print_splits(splits: Sequence[Row], model: str | None = None) -> None:
     print_table(
         [{**split, **arm} for split in splits for arm in split["arms"]],
         (
@@ -248,7 +248,7 @@ def _print_splits(splits: Sequence[Row]) -> None:
             ("SALT", lambda row: row["salt"]),
             ("SET", lambda row: short_time(row["update_time"])),
         ),
-        empty="No model has a split; `rm-server split set` makes one.",
+        empty=f"{model or 'No model'} has {'no' if model else 'a'} split; `rm-server split set` makes one.",
     )
 
 

@@ -85,13 +85,15 @@ class _Summary:
     num_truncated: int = 0
 
     def row(self, model: str, version: int) -> Row:
-        """In figures. Those that need scores are left out where there are none."""
+        """In figures. Those that need a score, or two for a spread, are left out where there are fewer."""
         scores = np.concatenate(self.scores)
         figures: dict[str, Any] = {"model": model, "version": version, "scores": len(scores), "errors": self.num_errors,
                         "truncated": self.num_truncated}  # fmt: skip
         if len(scores):
             quantiles = dict(zip(map(str, QUANTILES), np.quantile(scores, QUANTILES).tolist(), strict=True))
-            figures |= {"mean": float(scores.mean()), "std": float(scores.std()), "quantiles": quantiles}
+            figures |= {"mean": float(scores.mean()), "quantiles": quantiles}
+        if len(scores) > 1:
+            figures["std"] = float(scores.std())
         return figures
 
 
@@ -175,7 +177,7 @@ def _print(rows: list[Row], summary: list[Row]) -> None:
                 ("ERRORS", lambda row: row["errors"]),
                 ("TRUNCATED", lambda row: row["truncated"]),
                 ("MEAN", lambda row: row.get("mean")),
-                ("STD", lambda row: row.get("std")),
+                ("STD", lambda row: row.get("std", "-")),
                 *((f"{q:.0%}", lambda row, q=q: row.get("quantiles", {}).get(str(q))) for q in QUANTILES),
             ),
             empty="",

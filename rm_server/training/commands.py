@@ -173,6 +173,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     from rm_server.training.registration import EVALUATION_FILE
     from rm_server.training.settings import TrainSettings
     from rm_server.training.trainer import train
+    from rm_server.training.wording import count
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -186,8 +187,9 @@ def run_train(arguments: argparse.Namespace) -> int:
     else:
         data = record["data"]
         print(
-            f"{arguments.out}: {record['num_steps']} steps on {data['num_pairs']} pairs ({data['num_texts']} different "
-            f"texts, {data['num_truncated']} truncated) of {data['num_prompts']} prompts in {record['seconds']:.0f} s."
+            f"{arguments.out}: {count(record['num_steps'], 'step')} on {count(data['num_pairs'], 'pair')} "
+            f"({count(data['num_texts'], 'different text')}, {data['num_truncated']} truncated) of "
+            f"{count(data['num_prompts'], 'prompt')} in {record['seconds']:.0f} s."
         )
     if trained.held_out:
         report = _assess_folder(arguments.out, trained.manifest, trained.held_out, arguments)

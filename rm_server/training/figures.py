@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from rm_server.training.evaluation import Evaluation, LengthBand, RatedScores
 from rm_server.training.statistics import Estimate, Interval
+from rm_server.training.wording import count
 
 CHOSEN, REJECTED, NEUTRAL, MODEL, INK = "#1b7f79", "#d1673a", "#8a93a3", "#2f5aa8", "#1f2733"
 MAX_POINTS = 2000
@@ -86,7 +87,7 @@ def accuracies(evaluation: Evaluation) -> str:
         for position, (_, value, interval, _, color) in enumerate(rows):
             if interval is not None:
                 axes.plot([100 * interval[0], 100 * interval[1]], [position] * 2, color=color, linewidth=3, alpha=0.35)
-            axes.plot(100 * value, position, "o", color=color, markersize=8)
+            axes.plot(100 * value, position, "o", color=color, markersize=8, clip_on=False, zorder=3)
             axes.annotate(
                 f"{100 * value:.1f}",
                 (100 * value, position),
@@ -95,7 +96,7 @@ def accuracies(evaluation: Evaluation) -> str:
                 ha="center",
                 fontsize=9,
             )
-        axes.set_yticks(range(len(rows)), [f"{name}\n{count} pairs" for name, _, _, count, _ in rows])
+        axes.set_yticks(range(len(rows)), [f"{name}\n{count(num_pairs, 'pair')}" for name, _, _, num_pairs, _ in rows])
         axes.set(xlim=(0, 100), ylim=(len(rows) - 0.5, -0.6), xlabel="agreement with people's choice, %")
         axes.grid(visible=False, axis="y")
 
@@ -137,6 +138,7 @@ def reliability(evaluation: Evaluation) -> str:
             [100 * b.observed for b in bins],
             s=[20 + 400 * b.count / evaluation.num_pairs for b in bins],
             color=MODEL,
+            clip_on=False,  # a dot at 100 % is whole
             zorder=3,
         )
         axes.set(
@@ -161,7 +163,9 @@ def length_bands(evaluation: Evaluation) -> str:
             axes.bar(position, 100 * estimate.value, width=0.62, color=MODEL, alpha=0.75)
             if estimate.interval is not None:
                 axes.plot([position] * 2, [100 * end for end in estimate.interval], color=INK, linewidth=1.4)
-        axes.set_xticks(range(len(bands)), [f"{band_name(band)}\n{band.accuracy.count} pairs" for band in bands])
+        axes.set_xticks(
+            range(len(bands)), [f"{band_name(band)}\n{count(band.accuracy.count, 'pair')}" for band in bands]
+        )
         axes.set(
             ylim=(0, 100), ylabel="agreement, %", xlabel="length of the chosen completion, times the rejected one's"
         )
@@ -201,7 +205,7 @@ def subsets(named: Sequence[tuple[str, Estimate]]) -> str:
         for position, (_, estimate) in enumerate(named):
             if estimate.interval is not None:
                 axes.plot([100 * e for e in estimate.interval], [position] * 2, color=MODEL, linewidth=3, alpha=0.35)
-            axes.plot(100 * estimate.value, position, "o", color=MODEL, markersize=7)
+            axes.plot(100 * estimate.value, position, "o", color=MODEL, markersize=7, clip_on=False, zorder=3)
         axes.set_yticks(range(len(named)), [f"{name} ({estimate.count})" for name, estimate in named])
         axes.set(xlim=(0, 100), ylim=(len(named) - 0.5, -0.5), xlabel="agreement with people's choice, %")
 

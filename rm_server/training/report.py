@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from rm_server.training import figures
 from rm_server.training.assessment import Report
 from rm_server.training.statistics import Estimate, Interval
+from rm_server.training.wording import count
 
 MAX_SUBSETS = 20
 
@@ -59,6 +60,7 @@ def to_html(report: Report) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8"))
     return template.render(
+        count=count,
         subject=report.subject,
         create_time=report.create_time,
         evaluation=report.evaluation,
@@ -76,7 +78,7 @@ def _rows(report: Report) -> Iterator[Row]:
         "length-matched accuracy",
         _percent(e.length_matched_accuracy),
         _percents(e.length_matched_interval),
-        f"the same on {e.num_length_matched} pairs of about equal length (ratio 0.8 to 1.25)",
+        f"the same on {count(e.num_length_matched, 'pair')} of about equal length (ratio 0.8 to 1.25)",
     )
     yield Row(
         "longer wins",
@@ -121,20 +123,22 @@ def _rows(report: Report) -> Iterator[Row]:
     yield Row("log loss", f"{r.log_loss:.3f}", "", "the Bradley–Terry loss on these pairs; 0.693 is knowing nothing")
     yield Row("slope", _number(r.slope), _numbers(r.slope_interval), "below 1: the scores are too sure of themselves")
     if (a := e.ratings) is not None:
-        yield Row("ratings, Pearson", _number(a.pearson), _numbers(a.pearson_interval), f"over {a.num_texts} texts")
+        yield Row(
+            "ratings, Pearson", _number(a.pearson), _numbers(a.pearson_interval), f"over {count(a.num_texts, 'text')}"
+        )
         yield Row("ratings, Spearman", _number(a.spearman), _numbers(a.spearman_interval), "of ranks")
         yield Row(
             "ratings, within prompts",
             _number(a.within_prompts),
             _numbers(a.within_prompts_interval),
-            f"Spearman's, averaged over {a.num_prompts} prompts: what a reward model is trained for",
+            f"Spearman's, averaged over {count(a.num_prompts, 'prompt')}: what a reward model is trained for",
         )
     for name, estimate in list(e.subsets.items())[:MAX_SUBSETS]:
         yield _share_row(f"accuracy, {name}", estimate)
 
 
 def _share_row(name: str, estimate: Estimate) -> Row:
-    return Row(name, _percent(estimate.value), _percents(estimate.interval), f"{estimate.count} pairs")
+    return Row(name, _percent(estimate.value), _percents(estimate.interval), count(estimate.count, "pair"))
 
 
 def _tiles(report: Report) -> Iterator[Tile]:
@@ -144,7 +148,7 @@ def _tiles(report: Report) -> Iterator[Tile]:
     yield Tile(
         "Accuracy at equal length",
         _percent(e.length_matched_accuracy),
-        f"{_percents(e.length_matched_interval)} {e.num_length_matched} pairs".strip(),
+        f"{_percents(e.length_matched_interval)} {count(e.num_length_matched, 'pair')}".strip(),
     )
     yield Tile("Score beyond length", _number(e.beyond_length.coefficient), _numbers(e.beyond_length.interval))
     if e.ratings is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rm_server.training.evaluation import BeyondLength, Evaluation
 from rm_server.training.statistics import CONFIDENCE, Interval
+from rm_server.training.wording import count
 
 FEW_PROMPTS = 30
 FEW_LENGTH_MATCHED = 100
@@ -42,7 +43,8 @@ def judge(evaluation: Evaluation, circumstances: Circumstances) -> Verdict:
     """Good: agrees with people more often than chance, and beyond length. Bad: the opposite of either is shown."""
     level, headline = _level(evaluation)
     text = (
-        f"On {evaluation.num_pairs} pairs of {evaluation.num_prompts} prompts the scores agree with people's choice in "
+        f"On {count(evaluation.num_pairs, 'pair')} of {count(evaluation.num_prompts, 'prompt')} the scores agree with "
+        "people's choice in "
         f"{_percent(evaluation.accuracy)}{_percent_interval(evaluation.accuracy_interval)}; always choosing the longer "
         f"completion would agree in {_percent(evaluation.longer_wins_accuracy)}. {_about_length(evaluation)}"
     )
@@ -95,7 +97,7 @@ def _cautions(evaluation: Evaluation, circumstances: Circumstances) -> Iterator[
         )
     if circumstances.num_unscored:
         yield (
-            f"{circumstances.num_unscored} pairs could not be scored (too long, for example) and are left out; "
+            f"{count(circumstances.num_unscored, 'pair')} could not be scored (too long, for example); "
             "the figures say nothing about such texts."
         )
     gain = evaluation.gain_interval
@@ -107,13 +109,14 @@ def _cautions(evaluation: Evaluation, circumstances: Circumstances) -> Iterator[
         )
     if evaluation.num_prompts < FEW_PROMPTS:
         yield (
-            f"Only {evaluation.num_prompts} prompts: intervals from so few are rough, and other prompts may behave "
-            "differently."
+            f"Only {count(evaluation.num_prompts, 'prompt')}: intervals from so few are rough, "
+            "and other prompts may behave differently."
         )
     if evaluation.num_length_matched < FEW_LENGTH_MATCHED:
         yield (
-            f"Only {evaluation.num_length_matched} pairs are of about equal length, so the length-matched accuracy is "
-            "uncertain."
+            f"Only {count(evaluation.num_length_matched, 'pair')} "
+            f"{'is' if evaluation.num_length_matched == 1 else 'are'} of about equal length, "
+            "so the length-matched accuracy is uncertain."
         )
     correlation = evaluation.length_correlation
     if correlation is not None and abs(correlation) > STRONG_LENGTH_CORRELATION:

@@ -96,3 +96,16 @@ def test_without_a_path_there_is_no_log(tmp_path: Path, versions: list[Path]) ->
         server.deploy("helpfulness", versions[0])
         server.score("helpfulness", "text")
     assert not list(tmp_path.rglob("scores*"))
+
+
+def test_a_single_score_has_no_spread(tmp_path: Path, versions: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    with running(tmp_path, score_log=ScoreLogSettings(path=Path("scores"))) as server:
+        server.deploy("helpfulness", versions[0])
+        server.score("helpfulness", "a text")
+    assert main(["scores", "--home", str(tmp_path)]) == 0
+    head, row = (line.split() for line in capsys.readouterr().out.splitlines()[-2:])
+    assert dict(zip(head, row, strict=True))["STD"] == "-"
+    assert main(["scores", "--home", str(tmp_path), "--json"]) == 0
+    (summary,) = json.loads(capsys.readouterr().out)["summary"]
+    assert "mean" in summary
+    assert "std" not in summary

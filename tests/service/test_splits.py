@@ -133,6 +133,9 @@ def test_the_commands_say_and_do_the_same(
 ) -> None:
     at = (datetime.now(UTC) + timedelta(days=2)).strftime("%Y-%m-%dT%H:%MZ")
     there, here = ["--server", server.app.grpc_address], ["--home", str(tmp_path / "home")]
+    for model, who in (["m"], "m has no"), ([], "No model has a"):
+        assert main(["split", "show", *model, *there]) == 0
+        assert capsys.readouterr().out == f"{who} split; `rm-server split set` makes one.\n"
     assert main(["split", "set", "m", "a=1:0.9", "b=2:0.1", "--ramp", f"b=0.5@{at}", "--reason", "try it", *there]) == 0
     assert "90.0%" in capsys.readouterr().out
     for run in RUNS[:5]:

@@ -93,3 +93,12 @@ def test_a_report_of_one_prompt_can_be_shown() -> None:
     assert report.evaluation.accuracy_interval is None
     assert parse(to_html(report)).open == []
     assert report.verdict.headline in to_text(report)
+
+
+def test_one_pair_is_no_plural() -> None:
+    report = make_report(num_pairs=1)
+    page, table = to_html(report), to_text(report)
+    assert "1 pair of 1 prompt" in page
+    assert "1 pair of 1 prompt" in table
+    assert not re.search(r"\b1 (pairs|prompts|texts)\b", page + table)
+    assert "60 pairs of 20 prompts" in to_html(make_report())
