@@ -26,9 +26,9 @@ def batch_budget_tokens(waiting_tokens: int, num_idle: int, max_batch_tokens: in
 class VersionQueue(Generic[W]):
     """What waits for one version, by run."""
 
-    def __init__(self, weight_of: Callable[[str], float]) -> None:
+    def __init__(self, weight_of: Callable[[str], float], max_batch_tokens: int) -> None:
         self.runs: dict[str, RunQueue[W]] = {}
-        self._turns: Turns[str] = Turns(RUN_QUANTUM_TOKENS, weight_of)
+        self._turns: Turns[str] = Turns(RUN_QUANTUM_TOKENS, weight_of, max_credit_tokens=max_batch_tokens)
         # Runs whose first item was too long for the rest of a batch. Each batch begins with one of them.
         self._passed_over: deque[str] = deque()
         self.num_items = 0

@@ -189,6 +189,11 @@ class Engine:
 
     # --- items ---
 
+    def check_room(self, key: VersionKey, run: str, num_items: int) -> None:
+        """Asked before items are encoded: raises QueueFull where `submit` would, however short they are."""
+        if self._entry(key).version.weightless is None:  # the others need not queue
+            self._pool.check_room(key, run, num_items)
+
     async def encode(
         self,
         key: VersionKey,

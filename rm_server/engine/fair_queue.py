@@ -40,6 +40,7 @@ class FairQueue(Generic[W]):
     ) -> None:
         self._max_items = max_items
         self._max_tokens = max_tokens
+        self._max_batch_tokens = max_batch_tokens
         self._max_yield_s = max_yield_s
         self._run_weights = run_weights
         self._versions: dict[VersionKey, VersionQueue[W]] = {}
@@ -61,7 +62,7 @@ class FairQueue(Generic[W]):
         when nothing waits.
         """
         num_tokens = sum(item.num_tokens for item in items)
-        self._check_room(key, run, len(items), num_tokens)
+        self.check_room(key, run, len(items), num_tokens)
         self._num_calls += 1
         call = Call[W](
             key=key,
@@ -78,7 +79,7 @@ class FairQueue(Generic[W]):
         if not items:
             return
         if (version := self._versions.get(key)) is None:
-            version = self._versions[key] = VersionQueue(self._weight_of)
+            version = self._versions[key] = VersionQueue(self._weight_of, self._max_batch_tokens)
             self._turns.join(key)
         version.push(call)
         self.num_items += len(items)
@@ -163,8 +164,10 @@ class FairQueue(Generic[W]):
         seconds = (self.num_tokens + num_tokens) / 2 / self.tokens_per_s
         return min(LONGEST_RETRY_S, max(SHORTEST_RETRY_S, seconds))
 
-    def _check_room(self, key: VersionKey, run: str, num_items: int, num_tokens: int) -> None:
-        items, tokens = self.num_items + num_items, self.num_tokens + num_tokens
+    def check_room(self, key: VersionKey, run: str, num_items: int, num_tokens: int | None = None) -> None:
+        """Raises QueueFull where a call of so much would be refused. ``num_tokens`` None: not known yet."""
+        least_tokens = num_items if num_tokens is None else num_tokens
+        items, tokens = self.num_items + num_items, self.num_tokens + least_tokens
         if (items <= self._max_items and tokens <= self._max_tokens) or self.num_items == 0:
             return
         if items <= 2 * self._max_items and tokens <= 2 * self._max_tokens:
@@ -172,12 +175,13 @@ class FairQueue(Generic[W]):
             own = [queue for name, queue in runs if name == run]
             share = 1 / len({run, *(name for name, _ in runs)})
             own_items = num_items + sum(queue.num_items for queue in own)
-            own_tokens = num_tokens + sum(queue.num_tokens for queue in own)
+            own_tokens = least_tokens + sum(queue.num_tokens for queue in own)
             if own_items <= share * self._max_items and own_tokens <= share * self._max_tokens:
                 return
-        hint_s = self.retry_after_s(num_tokens)
+        hint_s = self.retry_after_s(least_tokens)
+        came = f"{num_items}" if num_tokens is None else f"{num_items} with {num_tokens}"
         raise QueueFull(
-            f"{self.num_items} items with {self.num_tokens} tokens wait already, and {num_items} with {num_tokens} "
+            f"{self.num_items} items with {self.num_tokens} tokens wait already, and {came} "
             f"for {key[0]}@{key[1]} came; the queue holds {self._max_items} items and {self._max_tokens} tokens. "
             f"Try again in {hint_s:.1f} s, or send to another server.",
             retry_after_s=hint_s,

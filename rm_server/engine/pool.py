@@ -150,6 +150,10 @@ class Pool:
             work.cancel()
         self._dispatch_soon()
 
+    def check_room(self, key: VersionKey, run: str, num_items: int) -> None:
+        """Raises QueueFull where so many items would be refused however short they are."""
+        self._queue.check_room(key, run, num_items)
+
     @property
     def is_crowded(self) -> bool:
         """Whether callers have so much waiting that there is no background."""

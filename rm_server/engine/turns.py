@@ -10,6 +10,9 @@ K = TypeVar("K", bound=Hashable)
 
 SMALLEST_WEIGHT = 0.01
 
+MAX_REMEMBERED = 1000
+"""Of so many who left is it known when; the others come back without credit."""
+
 
 def _equal(_: object) -> float:
     return 1.0
@@ -21,13 +24,22 @@ class Turns(Generic[K]):
     The form with debts: a turn lasts while the balance is positive, so one long item may overdraw it, and the next
     turns pay that back. Over time everyone who always has work gets tokens in proportion to the weights, within one
     quantum and one longest item (Shreedhar and Varghese, "Efficient fair queuing using deficit round robin", 1995).
+
+    Whoever comes back may at once use the share that it would have had of what the others used meanwhile, up to
+    ``max_credit_tokens``: so one that asks for less than its share need not take turns with those who ask for more.
     """
 
-    def __init__(self, quantum_tokens: int, weight_of: Callable[[K], float] = _equal) -> None:
+    def __init__(
+        self, quantum_tokens: int, weight_of: Callable[[K], float] = _equal, max_credit_tokens: float = 0
+    ) -> None:
         self._quantum_tokens = quantum_tokens
         self._weight_of = weight_of
+        self._max_credit_tokens = max_credit_tokens
         self._ring: deque[K] = deque()
         self._balance: dict[K, float] = {}
+        self._used_tokens = 0
+        # Of those who left, the last to leave at the end: what all had used until then.
+        self._used_at_leaving: dict[K, int] = {}
 
     def __contains__(self, key: K) -> bool:
         return key in self._balance
@@ -40,12 +52,16 @@ class Turns(Generic[K]):
         """``key`` has work from now on; it comes last in the ring. Nothing changes where it is in already."""
         if key not in self._balance:
             self._ring.append(key)
-            self._balance[key] = self._grant(key)
+            self._balance[key] = self._grant(key) + self._credit(key)
 
     def leave(self, key: K) -> None:
-        """``key`` has no more work. What it saved or owes is forgotten: an idle time earns nothing."""
+        """``key`` has no more work. What it saved or owes is forgotten."""
         self._ring.remove(key)
         del self._balance[key]
+        if self._max_credit_tokens:
+            self._used_at_leaving[key] = self._used_tokens
+            if len(self._used_at_leaving) > MAX_REMEMBERED:
+                del self._used_at_leaving[next(iter(self._used_at_leaving))]
 
     def next(self, skip: Collection[K] = ()) -> K | None:
         """Whose turn it is, not counting ``skip``; None when nobody is left."""
@@ -62,6 +78,15 @@ class Turns(Generic[K]):
     def charge(self, key: K, tokens: int) -> None:
         """``key`` used so many tokens."""
         self._balance[key] -= tokens
+        self._used_tokens += tokens
+
+    def _credit(self, key: K) -> float:
+        used_tokens = self._used_tokens - self._used_at_leaving.pop(key, self._used_tokens)
+        share = self._weight(key) / sum(map(self._weight, self._ring))
+        return min(self._max_credit_tokens, share * used_tokens)
 
     def _grant(self, key: K) -> float:
-        return self._quantum_tokens * max(SMALLEST_WEIGHT, self._weight_of(key))
+        return self._quantum_tokens * self._weight(key)
+
+    def _weight(self, key: K) -> float:
+        return max(SMALLEST_WEIGHT, self._weight_of(key))

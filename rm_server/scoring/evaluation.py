@@ -71,6 +71,8 @@ async def evaluate(engine: Engine, version: LoadedVersion, pairs: Sequence[Pair]
     background the caller need not hold the version, and all is given up with the first item: BackgroundDropped.
     """
     started = time.perf_counter()
+    if not how.is_background:
+        engine.check_room(version.key, how.run, len(pairs))
     encoded = await engine.encode(version.key, pairs, how.truncation, run=how.run, deadline=how.deadline)
     tokenize_s = time.perf_counter() - started
     if how.deadline is not None and asyncio.get_running_loop().time() >= how.deadline:

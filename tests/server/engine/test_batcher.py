@@ -19,7 +19,7 @@ class Item(Waiting):
 
 def queue_of(*calls: tuple[str, Sequence[int]], weights: dict[str, float] | None = None) -> VersionQueue[Item]:
     """Calls (run, lengths of their items), in the order in which they came."""
-    queue: VersionQueue[Item] = VersionQueue(lambda run: (weights or {}).get(run, 1.0))
+    queue: VersionQueue[Item] = VersionQueue(lambda run: (weights or {}).get(run, 1.0), 100)
     for number, (run, lengths) in enumerate(calls):
         call: Call[Item] = Call(("m", 1), run, rank=number, number=number, deadline=None)
         for length in lengths:

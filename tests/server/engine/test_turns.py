@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_server.engine.turns import Turns
+from rm_server.engine.turns import MAX_REMEMBERED, Turns
 
 
 def spend(turns: Turns[str], costs: dict[str, int], num_items: int) -> list[str]:
@@ -66,7 +66,74 @@ def test_nobody_is_next_where_nobody_has_work() -> None:
     assert "a" not in turns
 
 
-def test_idle_time_earns_nothing() -> None:
+@pytest.mark.parametrize(
+    ("max_credit_tokens", "weights", "expected"),
+    [
+        (0, {}, "aabb"),
+        # Half of the 400 that "b" used meanwhile, and the quantum.
+        (1000, {}, "aaaaaabb"),
+        (100, {}, "aaaabb"),
+        # Three quarters of them, and three quanta.
+        (1000, {"a": 3.0}, "aaaaaaaaaaaabb"),
+    ],
+)
+def test_who_comes_back_may_use_its_share_of_what_the_others_used(
+    max_credit_tokens: int, weights: dict[str, float], expected: str
+) -> None:
+    turns: Turns[str] = Turns(100, lambda key: weights.get(key, 1.0), max_credit_tokens)
+    for key in "ab":
+        turns.join(key)
+    turns.leave("a")
+    spend(turns, {"b": 50}, 8)
+    turns.join("a")
+    spend(turns, {"b": 50}, 0 if turns.next() == "a" else 2)  # what is left of the turn of "b"
+    assert "".join(spend(turns, {"a": 50, "b": 50}, len(expected))) == expected
+
+
+def test_a_newcomer_and_who_left_an_idle_ring_have_no_credit() -> None:
+    turns: Turns[str] = Turns(100, max_credit_tokens=1000)
+    turns.join("a")
+    turns.leave("a")
+    turns.join("b")
+    turns.join("a")
+    turns.join("c")
+    assert "".join(spend(turns, {"a": 50, "b": 50, "c": 50}, 9)) == "bbaaccbba"
+
+
+@given(call=st.integers(1, 20), pause=st.integers(0, 40), rounds=st.integers(5, 30))
+def test_credit_gives_nobody_more_than_its_share(call: int, pause: int, rounds: int) -> None:
+    turns: Turns[str] = Turns(100, max_credit_tokens=1000)
+    tokens = {"a": 0, "b": 0}
+    turns.join("b")
+    for _ in range(rounds):
+        turns.join("a")
+        left = call
+        while left:
+            (key,) = spend(turns, {"a": 50, "b": 50}, 1)
+            tokens[key] += 50
+            left -= key == "a"
+        turns.leave("a")
+        # Its next call can come when this one is answered: a batch of the others' later, at the earliest.
+        tokens["b"] += 50 * len(spend(turns, {"b": 50}, call + pause))
+    assert tokens["a"] <= tokens["b"] + 1100
+
+
+def test_only_so_many_are_remembered() -> None:
+    turns: Turns[int] = Turns(100, max_credit_tokens=1000)
+    turns.join(-1)
+    for key in range(MAX_REMEMBERED + 1):
+        turns.join(key)
+        turns.leave(key)
+    turns.charge(-1, 400)
+    for key, expected in ((0, 100), (1, 300)):
+        turns.join(key)
+        assert turns.next(skip=[-1]) == key
+        turns.charge(key, expected - 1)
+        assert turns.next(skip=[-1]) == key
+        turns.leave(key)
+
+
+def test_idle_time_earns_nothing_without_credit() -> None:
     turns: Turns[str] = Turns(100)
     for key in "ab":
         turns.join(key)

@@ -207,8 +207,8 @@ async def test_a_call_to_a_full_queue_fails(tmp_path: Path) -> None:
         busy = service.engine.submit(("m", 1), items([fake.WAIT]))
         await asyncio.sleep(0)
         waiting = service.engine.submit(("m", 1), items([1], [2]))
-        with pytest.raises(QueueFull):
-            await service.score("m", ((), [(3,)]))
+        with pytest.raises(QueueFull, match="2 items with 2 tokens wait already, and 1 for m@1 came"):
+            await service.score("m", ((), [(0,)]))  # which the encoder would stumble over: it is not asked
         fake.open_gate(service.folder)
         await asyncio.gather(*busy, *waiting)
         assert values(await service.score("m", ((), [(3,)]))) == [1.5]
