@@ -127,9 +127,9 @@ def filled_up(layout: FlatLayout) -> FlatLayout:
 
 
 def filled_size(num_tokens: int) -> int:
-    """The next multiple of 8, from 256 on of 16, and from 512 on of 32: seldom more than one row in twenty for nothing.
+    """The next multiple of 8, above 256 of 32, above 512 of 64: 96 sizes up to 4096 tokens, and few rows for nothing.
 
-    So there are 48 sizes up to 512 tokens, and one for each 32 beyond.
+    In the mean one in thirty between 128 and 1024 tokens, and one in a hundred beyond.
     """
-    multiple = 8 if num_tokens <= 256 else 16 if num_tokens <= 512 else 32
+    multiple = 8 if num_tokens <= 256 else 32 if num_tokens <= 512 else 64
     return num_tokens + -num_tokens % multiple

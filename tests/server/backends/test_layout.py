@@ -10,10 +10,10 @@ from rm_server.backends.layout import filled_size, filled_up, lay_out
 
 def test_sizes_are_few_and_little_is_for_nothing() -> None:
     sizes = [filled_size(number) for number in range(1, 4097)]
-    assert all(number <= size < number + 32 for number, size in enumerate(sizes, 1))
+    assert all(number <= size < number + 64 for number, size in enumerate(sizes, 1))
     assert all(filled_size(size) == size for size in sizes)
-    assert len(set(sizes)) == 32 + 16 + (4096 - 512) // 32
-    assert all(size <= 1.07 * number for number, size in enumerate(sizes, 1) if number > 100)
+    assert len(set(sizes)) == 32 + 8 + (4096 - 512) // 64 == 96
+    assert all(size <= 1.13 * number for number, size in enumerate(sizes, 1) if number > 100)
 
 
 @pytest.mark.parametrize("has_types", [False, True])
