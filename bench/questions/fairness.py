@@ -18,6 +18,8 @@ from bench.workload import arrivals, in_calls, items
 
 PLANNED_S = 105
 ITEMS = 8
+LIGHT_ITEMS = 2
+"""In a call of the light run, so that it has enough calls for a p95"""
 LIGHT_SHARE = 0.15
 """Of the capacity, that the light run asks for; the heavy one asks for 10 times as much, more than there is."""
 HEAVY_FACTOR = 10
@@ -26,14 +28,14 @@ GREED = (4, 8, 16, 32)
 
 
 def run(bench: Bench) -> None:
-    """Calls of 8 items by the clock: the light run alone; beside a heavy run; as one run, which is served in order."""
+    """Calls by the clock: the light run alone; beside a heavy run; as one run, which is served in order."""
     model = models.encoder()
     with Service(workers=1, threads=bench.cores) as service:
         selector = service.deploy(model.name, model.folder, "fp32")
         calls = for_callers(model, selector, callers=bench.callers(16), items_per_call=ITEMS)
         capacity = speed(closed(service.address, calls, warm_up_s=bench.warm_up_s, seconds=bench.seconds(8)))
         bench.row(what="capacity", **capacity)
-        light_per_s = LIGHT_SHARE * capacity["items_per_s"] / ITEMS
+        light_per_s = LIGHT_SHARE * capacity["items_per_s"]
         p95_s = {}
         for what, heavy_run in (("alone", None), ("fair", "heavy"), ("first come, first served", "light")):
             answers = _light_answers(bench, model, service, selector, light_per_s, heavy_run)
@@ -51,17 +53,17 @@ def run(bench: Bench) -> None:
 def _light_answers(
     bench: Bench, model: Model, service: Service, selector: str, light_per_s: float, heavy_run: str | None
 ) -> Sequence[Answer]:
-    """Answers of the light run while, perhaps, a heavy one sends calls of the same size."""
+    """Answers of the light run, which asks for so many items a second, while a heavy one may send longer calls."""
     rng = np.random.default_rng(8)
     seconds = bench.seconds(16)
-    pool = in_calls(items(model.vocabulary, 64 * ITEMS, seed=9), ITEMS)
+    pool = items(model.vocabulary, 64 * ITEMS, seed=9)
     schedule: list[tuple[float, int, Call]] = []
-    light = make_calls(selector, pool, "light")
-    times = list(arrivals(rng, light_per_s, seconds)) or [seconds / 2]
+    light = make_calls(selector, in_calls(pool, LIGHT_ITEMS), "light")
+    times = list(arrivals(rng, light_per_s / LIGHT_ITEMS, seconds)) or [seconds / 2]
     schedule += [(at, 0, light[place % len(light)]) for place, at in enumerate(times)]
     if heavy_run is not None:
-        heavy = make_calls(selector, pool[::-1], heavy_run)
-        times = list(arrivals(rng, HEAVY_FACTOR * light_per_s, seconds))
+        heavy = make_calls(selector, in_calls(pool[::-1], ITEMS), heavy_run)
+        times = list(arrivals(rng, HEAVY_FACTOR * light_per_s / ITEMS, seconds))
         schedule += [(at, 1, heavy[place % len(heavy)]) for place, at in enumerate(times)]
     answers = opened(service.address, schedule)
     if failures := Counter(answer.failure for answer in answers if answer.failure):

@@ -17,11 +17,11 @@ MORE_VERSIONS = (2, 4, 8)
 
 
 def run(bench: Bench) -> None:
-    """Each cell once, the larger ones beside a grid: this shows shapes, and no figure is made of it."""
+    """Each cell once, in bf16, the larger ones beside a grid: this shows shapes, and no figure is made of it."""
     model = models.encoder()
     with Service(workers=1, threads=bench.cores) as service:
         # Of other models, though of one folder: versions of one content in one model would be the same version.
-        selectors = [service.deploy(f"m{number}", model.folder, "fp32") for number in range(2 if bench.quick else 8)]
+        selectors = [service.deploy(f"m{number}", model.folder, "bf16") for number in range(2 if bench.quick else 8)]
         cells = [("callers x items", callers, size, 1) for callers in CALLERS for size in SIZES]
         cells += [("callers", callers, 8, 1) for callers in MORE_CALLERS]
         cells += [("items", 1, size, 1) for size in MORE_ITEMS]
@@ -31,7 +31,7 @@ def run(bench: Bench) -> None:
         for what, callers, size, num_versions in cells:
             calls = _for_versions(model, selectors[:num_versions], callers, size)
             # A call of each caller on the way, however large the calls are.
-            seconds = bench.seconds(max(2.5, callers * size / 80))
+            seconds = bench.seconds(max(2.5, callers * size / 200))
             answers = closed(service.address, calls, warm_up_s=bench.warm_up_s, seconds=seconds)
             row = {"what": what, "callers": callers, "items": size, "versions": num_versions}
             bench.row(**row, **(speed(answers) if len(answers) > 1 else {"calls": len(answers)}))

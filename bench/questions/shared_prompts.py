@@ -20,7 +20,7 @@ def run(bench: Bench) -> None:
     model = models.llama()
     grouped = groups(model.vocabulary, 8 if bench.quick else 64, seed=5)
     apart = as_strangers(grouped)
-    seconds = bench.seconds(6)
+    seconds = bench.seconds(4.5)
     speeds: dict[str, list[float]] = {"groups": [], "strangers": []}
     with Service(workers=1, threads=bench.cores) as service:
         selector = service.deploy(model.name, model.folder, "fp32")

@@ -20,7 +20,7 @@ def run(bench: Bench) -> None:
     """The ceiling and the service take turns, with the same workers x threads, in fp32 and bf16."""
     model = models.encoder()
     pool = items(model.vocabulary, 600, seed=2)
-    seconds = bench.seconds(4.5)
+    seconds = bench.seconds(4)
     settings = [(1, bench.cores)] if bench.quick or bench.cores == 1 else [(1, bench.cores), (bench.cores, 1)]
     found: dict[tuple[str, int, str], list[float]] = {}
     with ExitStack() as stack:
