@@ -55,7 +55,7 @@ def _light_answers(
 ) -> Sequence[Answer]:
     """Answers of the light run, which asks for so many items a second, while a heavy one may send longer calls."""
     rng = np.random.default_rng(8)
-    seconds = bench.seconds(16)
+    seconds = bench.seconds(13)
     pool = items(model.vocabulary, 64 * ITEMS, seed=9)
     schedule: list[tuple[float, int, Call]] = []
     light = make_calls(selector, in_calls(pool, LIGHT_ITEMS), "light")
@@ -80,7 +80,7 @@ def _equal_turns(bench: Bench, model: Model, service: Service, selector: str) ->
         run = f"run-{number}"
         calls += for_callers(model, selector, callers=callers, items_per_call=ITEMS, seed=10 + number, run=run)
         run_of += [number] * callers
-    answers = closed(service.address, calls, warm_up_s=2 * bench.warm_up_s, seconds=bench.seconds(16))
+    answers = closed(service.address, calls, warm_up_s=2 * bench.warm_up_s, seconds=bench.seconds(13))
     tokens = [0] * len(GREED)
     for answer in answers:
         tokens[run_of[answer.caller]] += answer.call.num_tokens

@@ -11,9 +11,9 @@ from bench.service import Service
 PLANNED_S = 95
 SIZES = (1, 8, 64)
 CALLERS = (1, 4, 16)
-MORE_CALLERS = (2, 8, 32, 64)
-MORE_ITEMS = (256, 512)
-MORE_VERSIONS = (2, 4, 8)
+MORE_CALLERS = (32, 64)
+MORE_ITEMS = (512,)
+MORE_VERSIONS = (2, 8)
 
 
 def run(bench: Bench) -> None:

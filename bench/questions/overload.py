@@ -16,7 +16,7 @@ from bench.service import Service, scores_of
 from bench.statistics import percentile
 from bench.workload import arrivals, in_calls, items
 
-PLANNED_S = 100
+PLANNED_S = 95
 ITEMS = 8
 FACTOR = 4
 QUEUE_ITEMS = 256
