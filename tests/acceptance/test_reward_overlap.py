@@ -64,7 +64,7 @@ def measured(folder: Path, client: RewardClient, name: str, **rollout: Any) -> d
     """Medians over the steps between the first and the last."""
     config = make_config(
         folder,
-        rollout={"max_response_tokens": 48, "min_response_tokens": 48, **rollout},
+        rollout={"max_response_tokens": 80, "min_response_tokens": 80, **rollout},
         reward={"model": "even@1"},
         ppo={"batch_size": NUM_TEXTS, "num_epochs": 4, "num_minibatches": 2},
         train={"output": str(folder / name), "num_steps": NUM_STEPS, "checkpoint_every_steps": 0},
@@ -80,7 +80,7 @@ def measured(folder: Path, client: RewardClient, name: str, **rollout: Any) -> d
 
 def test_the_reward_is_nearly_free(tmp_path: Path, client: RewardClient) -> None:
     torch.manual_seed(0)
-    sizes = {"n_layer": 6, "n_embd": 384, "n_head": 6, "n_positions": 64}
+    sizes = {"n_layer": 6, "n_embd": 384, "n_head": 6, "n_positions": 96}
     model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB_SIZE, bos_token_id=None, eos_token_id=None, **sizes))
     model.save_pretrained(tmp_path / "policy")
     prompts = np.random.default_rng(0).integers(0, VOCAB_SIZE, (256, 8)).tolist()
