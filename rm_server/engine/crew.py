@@ -51,6 +51,12 @@ class SentBatch:
         """Of all items."""
         return sum(work.num_tokens for work in self.works)
 
+    def halves(self, num_deaths: int = 0) -> list[SentBatch]:
+        """To be computed one by one, where something is wrong with the whole."""
+        middle = len(self.works) // 2
+        parts = self.works[:middle], self.works[middle:]
+        return [SentBatch(self.key, works, num_deaths, is_mixed=self.is_mixed) for works in parts]
+
     @property
     def by_version(self) -> dict[VersionKey, list[Work]]:
         """The items of each version; they lie side by side in the batch, in this order."""

@@ -302,7 +302,7 @@ class Pool:
             _fail(sent.works, outcome)
         else:
             # Too large for the memory, or one item is bad: in halves, until the guilty one stands alone.
-            self._again += _halves(sent)
+            self._again += sent.halves()
             self._dispatch()
 
     def answer(self, sent: SentBatch, computed: Computed) -> None:
@@ -359,7 +359,7 @@ class Pool:
     def _suspect(self, sent: SentBatch, reason: str) -> None:
         """Halves a batch until the item that kills workers stands alone. Others need not wait for that."""
         if len(sent.works) > 1:
-            self._again += _halves(sent, num_deaths=MAX_DEATHS - 1)
+            self._again += sent.halves(num_deaths=MAX_DEATHS - 1)
             return
         error = WorkerFailed(
             f"The worker process died each time it computed this item; the last time, {reason}. "
@@ -388,12 +388,6 @@ class Pool:
         _fail(self._queue.take_all(key), reason)
         _fail(self._background.take_all(key), reason)
         self._on_lost(key, error)
-
-
-def _halves(sent: SentBatch, num_deaths: int = 0) -> list[SentBatch]:
-    middle = len(sent.works) // 2
-    parts = sent.works[:middle], sent.works[middle:]
-    return [SentBatch(sent.key, works, num_deaths, is_mixed=sent.is_mixed) for works in parts]
 
 
 def _fail(works: Iterable[Work], error: RmError) -> None:
