@@ -276,6 +276,8 @@ class _Models(models_pb2_grpc.ModelServiceServicer):
         if self._server.on_watch is not None:
             self._server.on_watch()
         elif self._server.watched.is_set():
+            # Noted before the change is sent: who leaves at once is never waited for below.
+            context.add_callback(self._server.cancelled.set)
             yield models_pb2.WatchModelsResponse(
                 change=models_pb2.WatchModelsResponse.CHANGE_LABELS, model=self._model()
             )

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from rm_api.v1 import scoring_pb2
 
 from ppo_client import RewardClient, errors
 from ppo_client.client import score_command
@@ -104,8 +105,11 @@ def test_another_job_does_not_go_on_with_this_ones_journal(
 
 
 def test_a_row_without_a_score_ends_the_run(server: FakeServer, client: RewardClient, job: ScoreJob) -> None:
-    server.will(fail_items(2, reason="ITEM_TOO_LONG"))
-    server.script.insert(0, usual)
+    def behave(server: FakeServer, request: Any, context: grpc.ServicerContext) -> scoring_pb2.ScoreResponse | None:
+        is_second = request.groups[0].completions[0].text == "x" * 5  # later ones may come before it
+        return fail_items(2, reason="ITEM_TOO_LONG")(server, request, context) if is_second else None
+
+    server.always = behave
     with pytest.raises(errors.ItemsFailed, match="no score for row 8, ItemTooLong: as told; correct it, or") as caught:
         score_file(client, job)
     assert set(caught.value.errors) == {8}
