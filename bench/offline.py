@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -12,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from bench.workload import Item
+from rm_server.backends.compute_environment import compute_environment, environment_for_children
 
 BATCH_TOKENS = 4096
 BATCH_ITEMS = 512
@@ -23,15 +23,16 @@ Steps = Callable[[], int]
 
 
 class Offline:
-    """``workers`` processes with ``threads`` threads each that compute the same, all at once; ends with its block."""
+    """``workers`` processes with ``threads`` threads each that compute the same, all at once; ends with its block.
 
-    def __init__(self, *, workers: int, threads: int) -> None:
+    ``as_served``: in the environment of the service's own workers; else in one that nobody has tuned.
+    """
+
+    def __init__(self, *, workers: int, threads: int, as_served: bool) -> None:
         context = multiprocessing.get_context("spawn")
         self._links: list[Connection] = []
         self._processes: list[Any] = []
-        before = os.environ.get("OMP_NUM_THREADS")
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported there
-        try:
+        with environment_for_children(compute_environment(threads) if as_served else {"OMP_NUM_THREADS": str(threads)}):
             for _ in range(workers):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_serve, args=(theirs, threads), daemon=True)
@@ -39,11 +40,6 @@ class Offline:
                 theirs.close()
                 self._links.append(ours)
                 self._processes.append(process)
-        finally:
-            if before is None:
-                del os.environ["OMP_NUM_THREADS"]
-            else:
-                os.environ["OMP_NUM_THREADS"] = before
 
     def __enter__(self) -> Self:
         return self

@@ -19,7 +19,10 @@ def run(bench: Bench) -> None:
     model = models.encoder()
     pool = items(model.vocabulary, 20 if bench.quick else ITEMS, seed=4)
     ratios = []
-    with Service(workers=1, threads=bench.cores) as service, Offline(workers=1, threads=bench.cores) as offline:
+    with (
+        Service(workers=1, threads=bench.cores) as service,
+        Offline(workers=1, threads=bench.cores, as_served=False) as offline,
+    ):
         calls = make_calls(service.deploy(model.name, model.folder, "fp32"), in_calls(pool, 1))
         offline.load("bare", model.folder, "bare", "fp32", pool)
         closed(service.address, [calls[:10]], warm_up_s=0, seconds=60, repeat=False)

@@ -86,7 +86,7 @@ def _speeds(bench: Bench, folder: Path, pool: Sequence[Item], precision: str, en
                 bench.row(precision=precision, server=peer.name, workers=workers, not_run=_reason(error))
             else:
                 arms.append(Arm(peer.name, workers, _theirs(bench, running, peer.calls(call_items), seconds)))
-        offline = stack.enter_context(Offline(workers=1, threads=bench.cores))
+        offline = stack.enter_context(Offline(workers=1, threads=bench.cores, as_served=False))
         offline.load("padded", folder, "padded", precision, pool)
         for number in range(bench.rounds):
             if number and time.monotonic() > end:

@@ -27,7 +27,7 @@ def run(bench: Bench) -> None:
         arms = []
         for workers, threads in settings:
             service = stack.enter_context(Service(workers=workers, threads=threads))
-            offline = stack.enter_context(Offline(workers=workers, threads=threads))
+            offline = stack.enter_context(Offline(workers=workers, threads=threads, as_served=True))
             for precision in ("fp32", "bf16"):
                 selector = service.deploy(f"{model.name}-{precision}", model.folder, precision)
                 offline.load(precision, model.folder, "packed", precision, pool)

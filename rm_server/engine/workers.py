@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Protocol
 
+from rm_server.backends.compute_environment import compute_environment
 from rm_server.backends.items import Batch
 from rm_server.engine.frames import FrameReader, frame
 from rm_server.engine.host import Computed, Host, LoadOrder, LoadReport
@@ -179,7 +180,6 @@ class ProcessWorker(asyncio.Protocol):
         return ours
 
     def _process_at(self, connection: socket.socket) -> subprocess.Popen[bytes]:
-        threads = str(self._threads)
         return subprocess.Popen(
             # -P: what may be imported is what this process may import, no more (PYTHONPATH below).
             [
@@ -192,12 +192,8 @@ class ProcessWorker(asyncio.Protocol):
             # way in one group does not give way to the other (sched_autogroup).
             process_group=0,
             env={
-                **os.environ,
+                **compute_environment(self._threads),
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-                # Before torch is imported, so that every thread of the process keeps to it.
-                "OMP_NUM_THREADS": threads,
-                "MKL_NUM_THREADS": threads,
-                "TOKENIZERS_PARALLELISM": "false",
             },
         )
 

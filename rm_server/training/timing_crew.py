@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from rm_server.backends.compute_environment import compute_environment, environment_for_children
 from rm_server.backends.interface import Backend, ComputeSettings
 from rm_server.backends.items import Batch, EncodedItem
 from rm_server.backends.json_file import read_json
@@ -55,7 +54,7 @@ class TimingCrew:
         context = multiprocessing.get_context("spawn")
         self._links: list[Connection] = []
         self._processes: list[Any] = []
-        with _threads_of_libraries(threads):
+        with environment_for_children(compute_environment(threads)):
             for _ in range(workers):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_serve, args=(theirs, device, threads), daemon=True)
@@ -107,20 +106,6 @@ class TimingCrew:
             if isinstance(answer, RmError):
                 raise answer
         return answers
-
-
-@contextmanager
-def _threads_of_libraries(threads: int) -> Iterator[None]:
-    """Read by OpenMP when a new process loads it."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
 
 
 def _serve(link: Connection, device: str, threads: int) -> None:
