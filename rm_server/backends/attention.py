@@ -17,7 +17,8 @@ import torch
 from transformers import AttentionInterface
 
 from rm_server.backends import attention_cuda, attention_loop
-from rm_server.backends.layout import FlatLayout
+from rm_server.backends.items import Int32Array
+from rm_server.backends.layout import FlatLayout, ReadPosition
 
 PACKED_ATTENTION = "rm_packed"
 
@@ -30,28 +31,62 @@ class NotPackable(Exception):
     """The architecture wants something of attention that the packed one does not do."""
 
 
+class KeysFound(Exception):
+    """No error: what ends a pass that was made for a layer's keys and values alone."""
+
+    def __init__(self, key: torch.Tensor, value: torch.Tensor) -> None:
+        super().__init__()
+        self.key = key
+        self.value = value
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the head reads of the last layer's tokens.
+
+    ``rows`` has shape (num_rows,): one of each item, in order, and then any others. ``owners``: as in `Batch`.
+    """
+
+    rows: torch.Tensor
+    position: ReadPosition
+    num_items: int
+    owners: Int32Array | None
+
+
 @dataclass(slots=True)
 class Attending:
-    """A forward under way: its layout, what its layers have in common, and how often they asked."""
+    """A forward under way: its layout, what its layers have in common, and how often they asked.
+
+    ``reading``: what of its last layer's tokens is computed; None: all. ``is_for_keys``: a layer's pass ends at its
+    attention, with KeysFound. ``kept``: keys and values found so, for the queries of the tokens that are read.
+    """
 
     layout: FlatLayout
+    reading: Reading | None = None
     memo: dict[Any, torch.Tensor] = field(default_factory=dict)
     num_calls: int = 0
     num_windowed: int = 0
+    is_for_keys: bool = False
+    kept: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
-_attending: ContextVar[Attending] = ContextVar("attending")
+_attending: ContextVar[Attending | None] = ContextVar("attending", default=None)
 
 
 @contextmanager
-def attending(layout: FlatLayout) -> Iterator[Attending]:
+def attending(layout: FlatLayout, reading: Reading | None = None) -> Iterator[Attending]:
     """Makes ``layout`` the one that attention follows, in this thread, while the block runs."""
-    state = Attending(layout)
+    state = Attending(layout, reading)
     token = _attending.set(state)
     try:
         yield state
     finally:
         _attending.reset(token)
+
+
+def attending_now() -> Attending | None:
+    """The flat forward under way in this thread, if there is one."""
+    return _attending.get()
 
 
 def packed_attention(
@@ -76,10 +111,16 @@ def packed_attention(
     if unsupported or attention_mask is not None:
         raise NotPackable(f"{type(module).__name__} asks for {', '.join(unsupported) or 'a mask of its own'}")
     state = _attending.get()
+    assert state is not None, "packed attention is for flat forwards"
+    if state.is_for_keys:
+        raise KeysFound(key, value)
     state.num_calls += 1
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     if sliding_window is not None:
         state.num_windowed += 1
+    if state.kept is not None and state.reading is not None:
+        keys = state.layout.read_keys(state.reading.position, sliding_window)
+        return attention_loop.attend_where_read(keys, query, *state.kept, scaling), None
     attend = attention_cuda.attend if attention_cuda.can_attend(query, state.layout) else attention_loop.attend
     return attend(state.layout, state.memo, query, key, value, causal, sliding_window, scaling), None
 

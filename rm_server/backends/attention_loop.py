@@ -7,6 +7,7 @@ heads, head_dim).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -62,6 +63,27 @@ def attend(
         part, part_weights = _on_cpu(memo, query, key, value, shared.queries, shared.keys, False, scale)
         share = torch.sigmoid(part_weights - weights[:, :, start:end]).transpose(1, 2).unsqueeze(-1)
         output[:, start:end].lerp_(part.transpose(1, 2), share.to(output.dtype))
+    return output
+
+
+def attend_where_read(
+    keys: Sequence[Sequence[Range]],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float | None,
+) -> torch.Tensor:
+    """One query an item, which sees the ranges ``keys`` of its item; to queries beyond these, zeros are given."""
+    output = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
+    for index, ranges in enumerate(keys):
+        k, v = (
+            torch.cat([states[:, :, start:end] for start, end in ranges], dim=2)
+            if len(ranges) > 1
+            else states[:, :, slice(*ranges[0])]
+            for states in (key, value)
+        )
+        part = scaled_dot_product_attention(query[:, :, index : index + 1], k, v, scale=scale, enable_gqa=True)
+        output[:, index : index + 1] = part.transpose(1, 2)
     return output
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rm_server.backends.attention import PACKED_ATTENTION, Attending, NotPackable, attending
+from rm_server.backends.attention import PACKED_ATTENTION, Attending, NotPackable, Reading, attending
 from rm_server.backends.checkpoint import Config, Model, position_offset
 from rm_server.backends.items import Batch, Int32Array
-from rm_server.backends.layout import filled_up, lay_out
+from rm_server.backends.last_layer import find_last_layer, read_all, read_only
+from rm_server.backends.layout import FlatLayout, filled_size, filled_up, lay_out
 from rm_server.backends.owned_rows import shared_out
 from rm_server.backends.pooling import SplitModel
 from rm_server.backends.rope import FreshFrequencies, shared_forward_limit
@@ -93,12 +94,13 @@ class Forward(ABC):
 class PackedForward(Forward):
     """All tokens of all items in one row, no padding; attention keeps the items apart (`attention`).
 
+    ``reads_only``: on a CPU the last layer is computed only where the head reads it, see `last_layer`.
     Raises NotPackable where the architecture lets neither its attention nor its positions be given.
     """
 
     name = "packed"
 
-    def __init__(self, model: Model, device: torch.device) -> None:
+    def __init__(self, model: Model, device: torch.device, *, reads_only: bool = True) -> None:
         super().__init__(model, device)
         if "position_ids" not in self._accepts:
             raise NotPackable(f"{type(self.backbone).__name__} takes no positions")
@@ -113,9 +115,20 @@ class PackedForward(Forward):
         self.fills_up = False
         """Whether a forward's tokens are filled up; see `filled_up`."""
         self.last: Attending | None = None
+        can_read = reads_only and device.type == "cpu" and self._split.position != "mean"
+        self._last_layer = find_last_layer(self.backbone, model.config) if can_read else None
+        if self._last_layer is not None:
+            read_only(self._last_layer)
+
+    @property
+    def reads_only(self) -> bool:
+        """Whether the last layer is computed only where it is read."""
+        return self._last_layer is not None
 
     def undo(self) -> None:
         """Gives the model back as it was."""
+        if self._last_layer is not None:
+            read_all(self._last_layer)
         self._split.rejoin()
         self.model.set_attn_implementation(self._own_attention)
 
@@ -139,7 +152,8 @@ class PackedForward(Forward):
         if self.fills_up:
             layout = filled_up(layout)
         ends = [end for _, end in layout.items]
-        with attending(layout) as self.last, shared_out(batch.owners, ends, layout.num_tokens):
+        reading = self._reading(batch, layout)
+        with attending(layout, reading) as self.last, shared_out(batch.owners, ends, layout.num_tokens):
             hidden = self._run_backbone(
                 input_ids=self.to_device(layout.ids)[None],
                 position_ids=self.to_device(layout.positions + self._offset)[None],
@@ -147,11 +161,22 @@ class PackedForward(Forward):
             )[0]
         if self._split.position == "mean":
             pooled = torch.stack([hidden[start:end].mean(dim=0, dtype=torch.float32) for start, end in layout.items])
+        elif reading is not None:
+            pooled = hidden[: batch.num_items]
         else:
-            read = [start if self._split.position == "first" else end - 1 for start, end in layout.items]
-            pooled = hidden[self.to_device(np.array(read))]
+            pooled = hidden[self.to_device(np.array(layout.read_tokens(self._split.position)))]
         with shared_out(batch.owners, range(1, batch.num_items + 1), batch.num_items):
             return self._split.head_logits(pooled.float())
+
+    def _reading(self, batch: Batch, layout: FlatLayout) -> Reading | None:
+        """What of the last layer is computed; None: all."""
+        position = self._split.position
+        if self._last_layer is None or position == "mean":
+            return None
+        tokens = np.array(layout.read_tokens(position))
+        if self.fills_up:
+            tokens = np.pad(tokens, (0, filled_size(len(tokens)) - len(tokens)), mode="edge")
+        return Reading(self.to_device(tokens), position, batch.num_items, batch.owners)
 
 
 class PaddedForward(Forward):

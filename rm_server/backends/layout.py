@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,8 @@ from rm_server.backends.items import Int32Array
 
 Range: TypeAlias = tuple[int, int]
 Int64Array: TypeAlias = npt.NDArray[np.int64]
+ReadPosition: TypeAlias = Literal["first", "last"]
+"""Which of an item's tokens its head reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,31 @@ class FlatLayout:
     def num_tokens(self) -> int:
         """Tokens that are computed."""
         return len(self.ids)
+
+    def read_tokens(self, position: ReadPosition) -> list[int]:
+        """Where each item's token is that its head reads."""
+        return [start if position == "first" else end - 1 for start, end in self.items]
+
+    def read_keys(self, position: ReadPosition, window: int | None) -> list[tuple[Range, ...]]:
+        """What these tokens see: the last one what is before it, its prefix too, the first one what is behind it.
+
+        Of a ``window`` of w tokens, w - 1 beside itself. No item is longer than that where prefixes are shared.
+        """
+        prefixes = iter([*self.shared, None])
+        shared = next(prefixes)
+        found: list[tuple[Range, ...]] = []
+        for start, end in self.items:
+            while shared is not None and start >= shared.queries[1]:
+                shared = next(prefixes)
+            if shared is not None and start >= shared.queries[0]:
+                found.append((shared.keys, (start, end)))
+            elif window is None:
+                found.append(((start, end),))
+            elif position == "first":
+                found.append(((start, min(end, start + window)),))
+            else:
+                found.append(((max(start, end - window), end),))
+        return found
 
 
 def lay_out(

@@ -7,6 +7,8 @@ fp32. So an architecture takes part in the packed forward because it was seen to
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,12 +27,17 @@ _NUM_SHARED = 48
 
 
 def choose_forward(model: Model, device: torch.device, check: Batch) -> Forward:
-    """The first of packed, padded and one by one that agrees with the model's own forward on ``check``.
+    """The first of packed (in two ways), padded and one by one that agrees with the model's own forward on ``check``.
 
     ``model`` is in fp32 on ``device``; the result owns it.
     """
     expected = OneByOneForward(model, device).logits(check)
-    for way in (PackedForward, PaddedForward):
+    ways: dict[str, Callable[[Model, torch.device], PackedForward | PaddedForward]] = {
+        "packed, its last layer only where it is read": PackedForward,
+        "packed": partial(PackedForward, reads_only=False),
+        "padded": PaddedForward,
+    }
+    for name, way in ways.items():
         forward: PackedForward | PaddedForward | None = None
         try:
             forward = way(model, device)
@@ -41,7 +48,8 @@ def choose_forward(model: Model, device: torch.device, check: Batch) -> Forward:
         if not reason:
             assert forward is not None
             return forward
-        logger.warning("%s is not served %s: %s", type(model).__name__, way.name, reason)
+        level = logging.INFO if way is PackedForward else logging.WARNING  # a little slower, no more
+        logger.log(level, "%s is not served %s: %s", type(model).__name__, name, reason)
         if forward is not None:
             forward.undo()
     return OneByOneForward(model, device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rm_server.backends.layout import filled_size, filled_up, lay_out
+from rm_server.backends.layout import SharedPrefix, filled_size, filled_up, lay_out
 
 
 def test_sizes_are_few_and_little_is_for_nothing() -> None:
@@ -27,3 +27,23 @@ def test_what_fills_up_is_the_last_token_and_belongs_to_nothing(has_types: bool)
     assert (filled.type_ids is not None) is has_types
     assert filled.type_ids is None or len(filled.type_ids) == 16
     assert filled_up(filled) is filled
+
+
+def test_what_the_tokens_see_that_are_read() -> None:
+    ids, lengths = np.arange(20, dtype=np.int32), np.array([4, 7, 9], np.int32)
+    plain = lay_out(ids, lengths)
+    assert (plain.read_tokens("first"), plain.read_tokens("last")) == ([0, 4, 11], [3, 10, 19])
+    assert plain.read_keys("first", None) == plain.read_keys("last", None) == [((0, 4),), ((4, 11),), ((11, 20),)]
+    assert plain.read_keys("first", 5) == [((0, 4),), ((4, 9),), ((11, 16),)]
+    assert plain.read_keys("last", 5) == [((0, 4),), ((6, 11),), ((15, 20),)]
+
+
+def test_what_they_see_of_shared_prefixes() -> None:
+    lengths = np.array([5, 6, 4, 5, 5], np.int32)
+    layout = lay_out(np.arange(25, dtype=np.int32), lengths, None, [SharedPrefix(0, 2, 3), SharedPrefix(3, 2, 4)])
+    first, second = (0, 3), (12, 16)
+    own = [(3, 5), (5, 8), (8, 12), (16, 17), (17, 18)]
+    assert layout.items == tuple(own)
+    assert layout.read_tokens("last") == [4, 7, 11, 16, 17]
+    expected = [(first, own[0]), (first, own[1]), (own[2],), (second, own[3]), (second, own[4])]
+    assert layout.read_keys("last", None) == layout.read_keys("last", 9) == expected

@@ -27,6 +27,8 @@ from rm_server.registry.manifest import Manifest
 
 MANIFEST = Manifest(kind="sequence_classification", max_tokens=120)
 PADDED = ("deberta_v2", "gemma2")
+# The head reads all tokens; the model wants as many hidden states out as came in.
+WHOLE_LAST_LAYER = ("modernbert_mean", "gpt2")
 LENGTHS = (1, 2, 3, 15, 16, 17, 31, 40, 49, 64, 77, 120)
 
 
@@ -79,6 +81,8 @@ def test_scores_are_transformers_own(tmp_path: Path, family: str, prepack: bool)
     folder = tiny_models.make_checkpoint(tmp_path, family, seed=3)
     backend = load(folder, prepack=prepack)
     assert backend.forward.name == ("padded" if family in PADDED else "packed")
+    if isinstance(backend.forward, PackedForward):
+        assert backend.forward.reads_only is (family not in WHOLE_LAST_LAYER)
     items = make_items(LENGTHS)
     expected = own_scores(folder, items)
     assert np.ptp(expected) > 0.3, "the families' scores must differ for the comparison to mean something"
@@ -102,6 +106,21 @@ def test_prepacked_layers_get_few_numbers_of_rows(tmp_path: Path) -> None:
     assert rows_computed(load(folder)) == [8, 32, 32, 40, 120]
     assert rows_computed(load(folder, prepack=False)) == [1, 31, 32, 33, 120]
     assert rows_computed(load(folder, deterministic=True)) == [1, 31, 32, 33, 120]
+
+
+@pytest.mark.parametrize(
+    ("family", "last", "inside"), [("bert", "encoder.layer.1", "output"), ("llama", "layers.1", "mlp")]
+)
+@pytest.mark.parametrize("prepack", [True, False])
+def test_the_last_layer_is_computed_where_it_is_read(
+    tmp_path: Path, family: str, last: str, inside: str, prepack: bool
+) -> None:
+    backend = load(tiny_models.make_checkpoint(tmp_path, family), prepack=prepack)
+    seen: list[int] = []
+    layer = backend.forward.backbone.get_submodule(f"{last}.{inside}")
+    layer.register_forward_hook(lambda module, arguments, output: seen.append(arguments[0].shape[1]))
+    backend.score(Batch.of(make_items((17, 40, 3))))
+    assert seen == [8 if prepack else 3]
 
 
 @pytest.mark.parametrize("family", ["bert", "electra"])
