@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -63,24 +64,38 @@ def footprint(folder: Path, manifest: Manifest, settings: ComputeSettings, max_b
     if manifest.kind != "lora":
         return Footprint(weights, None, peak - weights, working)
     own = parameters_of(folder / ADAPTER_WEIGHTS) * _TYPE_BYTES[settings.precision]
-    name = shared_name(checkpoint, settings)
+    name = shared_name(folder, checkpoint, settings)
     return Footprint(own, SharedMemory(name, weights), peak - weights, working)
 
 
-def shared_name(base: Path, settings: ComputeSettings) -> str:
-    """Of the memory that adapters over the same base share."""
-    return f"{base.resolve().name} {settings.precision}"
+def shared_name(adapter: Path, base: Path, settings: ComputeSettings) -> str:
+    """Of the memory that an adapter shares: with those over the same base that replace the same modules of it.
+
+    Raises ArtifactUnreadable.
+    """
+    entries = _header(adapter / ADAPTER_WEIGHTS).items()
+    whole = sorted(
+        f"{name.replace('.modules_to_save.', '.')} {entry['shape']}" for name, entry in entries if "lora_" not in name
+    )
+    own = hashlib.sha256("\n".join(whole).encode()).hexdigest()[:8] if whole else ""
+    return " ".join(filter(None, (base.resolve().name, settings.precision, own)))
 
 
 def parameters_of(path: Path) -> int:
     """How many numbers a safetensors file holds. Raises ArtifactUnreadable."""
+    return sum(math.prod(entry["shape"]) for entry in _header(path).values())
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """The tensors of a safetensors file by name, each with its ``shape``."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
             if length > _MAX_HEADER_BYTES:
                 raise ValueError(f"its header has {length} bytes")
             header = json.loads(file.read(length))
-        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        # An empty tensor is none; to ask shows, besides, whether the shapes are shapes.
+        return {name: entry for name, entry in header.items() if name != "__metadata__" and math.prod(entry["shape"])}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactUnreadable(f"{path} is no safetensors file: {error}") from error
 

@@ -98,11 +98,11 @@ class BaseKey:
 class SharedBase:
     """A loaded base. It lives as long as a backend refers to it."""
 
-    def __init__(self, key: BaseKey, config: Config) -> None:
+    def __init__(self, key: BaseKey, config: Config, name: str) -> None:
         """Raises what `load_model` and `checked_forward` raise."""
         model = load_model(key.folder, config, key.replaced)
         self.model = model
-        self.name = f"{shared_name(key.folder, key.settings)} {key.num_labels} {sorted(key.replaced)}"
+        self.name = name
         self.check = check_batch(model, _MAX_CHECK_TOKENS)
         self._fresh = {name: copy.deepcopy(model.get_submodule(name)) for name in _own_names(model)}
         self._places = {
@@ -113,7 +113,7 @@ class SharedBase:
         heads = {name: model.get_submodule(name) for name in self._fresh}
         self.forward: Forward = checked_forward(key.folder, model, 0, key.settings)
         self._places |= {name: self._place_of(module) or self._places[name] for name, module in heads.items()}
-        self.memory = SharedMemory(shared_name(key.folder, key.settings), memory_bytes(self.forward))
+        self.memory = SharedMemory(name, memory_bytes(self.forward))
         # A model whose frequencies follow the texts' lengths is changed by each forward.
         self.turn = Lock() if self.forward.changes_its_model else nullcontext()
         self._numbers = count(1)
@@ -271,7 +271,7 @@ def load_lora_backend(folder: Path, manifest: Manifest, settings: ComputeSetting
     with _loading:
         key = BaseKey(base.resolve(), config.num_labels, replaced, settings)
         if (shared := _bases.get(key)) is None:
-            shared = _bases[key] = SharedBase(key, config)
+            shared = _bases[key] = SharedBase(key, config, shared_name(folder, base, settings))
             logger.info("base %s: %s, %s", base.name, shared.forward.name, settings.precision)
     return LoraBackend(shared, folder, adapter, manifest, settings)
 

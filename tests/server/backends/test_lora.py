@@ -17,11 +17,13 @@ from safetensors.torch import load_file, save_file
 from tiny_adapters import make_adapter, peft_scores
 
 from rm_server.backends import lora
+from rm_server.backends.footprint import footprint
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, EncodedItem
 from rm_server.backends.loading import infer_manifest, load_backend, load_encoder
 from rm_server.backends.lora import LoraBackend
 from rm_server.errors import ArtifactUnreadable, UnsupportedArtifact, WeightsMismatch
+from rm_server.registry.layout import ADAPTER_WEIGHTS
 from rm_server.registry.manifest import Manifest
 
 ITEMS = [[40, 41, 42], [50] * 7, [60, 61, 62, 63, 64, 65, 66, 67], [44, 99, 100, 101, 102, 103] * 4, [7]]
@@ -96,6 +98,20 @@ def test_adapters_share_one_base_and_do_not_touch_each_other(tmp_path: Path) -> 
     del one, layers
     gc.collect()
     assert not lora._bases
+
+
+def test_bases_that_are_loaded_apart_are_counted_apart(tmp_path: Path) -> None:
+    """With a head of its own an adapter replaces a module of its base; without, it wants the base's."""
+    base = tiny_models.make_checkpoint(tmp_path / "base", "llama")
+    own_head, no_head = adapters_of(tmp_path, base, 2)
+    weights = {name: weight for name, weight in load_file(no_head / ADAPTER_WEIGHTS).items() if "lora_" in name}
+    save_file(weights, no_head / ADAPTER_WEIGHTS)
+    backends = [load(own_head), load(no_head)]
+    assert backends[0].forward is not backends[1].forward
+    expected = [footprint(folder, MANIFEST, ComputeSettings(), 4096).shared for folder in (own_head, no_head)]
+    names = [shared.name for shared in expected if shared is not None]
+    assert names == [backend.shared_memory.name for backend in backends]
+    assert len(set(names)) == 2
 
 
 def adapters_of(tmp_path: Path, base: Path, number: int, **config: Any) -> list[Path]:
