@@ -4,7 +4,7 @@ Prompt and completion are joined by the version's template first and tokenised i
 transformers user who tokenises the joined text gets the same ids (two pieces could not merge at the seam).
 The completion's first token is then found by characters: it is the first token with a character of the completion
 (`Encoding.char_to_token`), so a token that spans the seam belongs to the completion.
-Nothing here is changed after construction: one encoder serves all threads.
+Nothing that a result depends on is changed after construction: one encoder serves all threads.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from rm_server.backends.truncation import BoolArray, kept_tokens
 from rm_server.errors import EmptyItem, RmError, UnsupportedContent
 from rm_server.registry.manifest import CHAT_TEMPLATE, PAIR_TEMPLATE, Manifest, TruncationRule
 
-_USUAL_CHARACTERS_PER_TOKEN = 4
-"""A text with more than the limit at this rate is expected to be cut. One way or the other the ids are the same."""
+_FIRST_CHARACTERS_PER_TOKEN = 4.0
+_RATE_SHARE = 0.1
+"""Of the characters per token: what is expected before any text came, and how much each new text says of the next."""
 
 Span: TypeAlias = tuple[int, int]
 Int64Array: TypeAlias = npt.NDArray[np.int64]
@@ -79,6 +80,8 @@ class TextEncoder:
         self._rust = tokenizer.backend_tokenizer
         self._rust.no_truncation()
         self._rust.no_padding()
+        # By this a text is expected to be cut or not. One way or the other its ids are the same.
+        self._characters_per_token = _FIRST_CHARACTERS_PER_TOKEN
 
     @property
     def parts(self) -> tuple[tuple[str, float], ...]:
@@ -135,7 +138,8 @@ class TextEncoder:
         for adds_special_tokens, members in places.items():
             texts = [found.text for place in members if (found := joined[place]) is not None]
             encodings = self._rust.encode_batch_fast(texts, add_special_tokens=adds_special_tokens)
-            for place, encoding in zip(members, encodings, strict=True):
+            for place, text, encoding in zip(members, texts, encodings, strict=True):
+                self._saw(text, encoding)
                 ids, type_ids = self._with_eos(encoding)
                 if 0 < len(ids) <= (self.max_tokens or len(ids)):
                     items[place] = EncodedItem(ids, len(ids), type_ids=type_ids if _has_any(type_ids) else None)
@@ -145,7 +149,7 @@ class TextEncoder:
         """None: no texts, or something is wrong with them, or they will probably be cut."""
         if not completion or not isinstance(prompt, str) or not isinstance(completion, str):
             return None
-        if self.max_tokens and len(prompt) + len(completion) > _USUAL_CHARACTERS_PER_TOKEN * self.max_tokens:
+        if self.max_tokens and len(prompt) + len(completion) > self._characters_per_token * self.max_tokens:
             return None
         try:
             joined = self._joined(prompt, completion)
@@ -236,7 +240,15 @@ class TextEncoder:
     def _tokenized(self, joined: _Joined) -> Any:
         check_unicode("".join(joined.texts))
         # `encode` holds the GIL, so that a long text would stop the whole server; `encode_batch` lets go of it.
-        return self._rust.encode_batch([joined.text], add_special_tokens=joined.adds_special_tokens)[0]
+        encoding = self._rust.encode_batch([joined.text], add_special_tokens=joined.adds_special_tokens)[0]
+        self._saw(joined.text, encoding)
+        return encoding
+
+    def _saw(self, text: str | tuple[str, str], encoding: Any) -> None:
+        """Learns from a text how many characters a token stands for."""
+        if num_tokens := len(encoding):
+            rate = (len(text) if isinstance(text, str) else sum(map(len, text))) / num_tokens
+            self._characters_per_token += _RATE_SHARE * (rate - self._characters_per_token)
 
     def _with_eos(self, encoding: Any) -> tuple[Int32Array, Int32Array | None]:
         """Ids, and type ids where the version uses them; EOS appended where it has to be and is not there."""

@@ -299,6 +299,17 @@ def test_what_is_encoded_at_once_has_the_ids_that_it_has_alone(
             assert types[0] == types[1]
 
 
+def test_what_is_expected_to_be_cut_is_learned_from_the_texts_before(bert: Path) -> None:
+    reader, pair = encoder(bert, JOINED, max_tokens=16), ("", "the       " * 10)
+    assert reader.encode_usual([pair]) == [None]
+    for _ in range(20):
+        item = reader.encode(*pair)
+    (usual,) = reader.encode_usual([pair])
+    assert usual is not None
+    assert usual.ids.tolist() == item.ids.tolist()
+    assert not item.truncated
+
+
 def test_what_only_just_fits_is_encoded_at_once_and_what_does_not_is_cut(bert: Path) -> None:
     fits = encoder(bert, JOINED).encode("", "the " * 20)
     for max_tokens, is_usual in ((fits.num_tokens, True), (fits.num_tokens - 1, False)):
