@@ -12,8 +12,8 @@ from bench.service import Service
 from bench.statistics import median, median_ratio
 from bench.workload import items
 
-PLANNED_S = 175
-ROUNDS = 5
+PLANNED_S = 150
+ROUNDS = 4
 CALLERS, ITEMS = 16, 8
 
 
