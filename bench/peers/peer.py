@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sysconfig
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -55,7 +57,10 @@ class Peer:
 
 
 class RunningPeer:
-    """A peer's processes; end with the block. Scripts of ours read BENCH_FOLDER and the like."""
+    """A peer's processes; end with the block. Scripts of ours read BENCH_FOLDER and the like.
+
+    They stand still but for `awake`: some look for work a thousand times a second, and take it from who is measured.
+    """
 
     def __init__(self, peer: Peer, folder: Path, *, precision: str, workers: int, threads: int) -> None:
         self.peer = peer
@@ -97,7 +102,17 @@ class RunningPeer:
         except BaseException:
             self._end()
             raise
+        self._send(signal.SIGSTOP)
         return self
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Surrounds whatever asks the peer something."""
+        self._send(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self._send(signal.SIGSTOP)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -121,16 +136,23 @@ class RunningPeer:
         self._log.seek(0)
         return self._log.read()[-1500:]
 
-    def _end(self) -> None:
+    def _processes(self) -> list[psutil.Process]:
         try:
-            processes = [psutil.Process(self._process.pid), *psutil.Process(self._process.pid).children(recursive=True)]
+            return [psutil.Process(self._process.pid), *psutil.Process(self._process.pid).children(recursive=True)]
         except psutil.NoSuchProcess:
-            processes = []
+            return []
+
+    def _send(self, number: signal.Signals) -> None:
+        for process in self._processes():
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    def _end(self) -> None:
+        self._send(signal.SIGCONT)
+        processes = self._processes()
         for process in processes:
-            try:
+            with suppress(psutil.NoSuchProcess):
                 process.terminate()
-            except psutil.NoSuchProcess:
-                continue
         _, alive = psutil.wait_procs(processes, timeout=10)
         for process in alive:
             process.kill()

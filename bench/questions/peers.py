@@ -40,7 +40,7 @@ class Arm:
 
 
 def run(bench: Bench) -> None:
-    """16 callers with 8 items each. All servers of one precision are up, and take turns; idle ones cost nothing.
+    """16 callers with 8 items each. All servers of one precision are up, and take turns; the others stand still.
 
     A peer that cannot be installed, started or asked, or gives other scores, gets a row that says so, and no other
     peer is touched.
@@ -123,7 +123,8 @@ def _check_scores(peer: Peer, running: RunningPeer, folder: Path, part: Sequence
         async with HttpCalls(running) as send:
             return await send(peer.calls([part])[0].request)
 
-    came = asyncio.run(ask())
+    with running.awake():
+        came = asyncio.run(ask())
     expected = transformers_scorer(folder, "fp32")([item.text for item in part], peer.pairs_with)
     off = max(abs(a - b) for a, b in zip(came, expected, strict=True))
     if not off <= TOLERANCE[precision]:
@@ -140,7 +141,11 @@ def _theirs(bench: Bench, running: RunningPeer, calls: list[Call], seconds: floa
         async with HttpCalls(running) as send:
             return await closed_loop(send, _dealt(bench, calls), warm_up_s=2 * bench.warm_up_s, seconds=3 * seconds)
 
-    return lambda: asyncio.run(ask())
+    def measure() -> list[Answer]:
+        with running.awake():
+            return asyncio.run(ask())
+
+    return measure
 
 
 def _dealt(bench: Bench, calls: list[Call]) -> list[list[Call]]:

@@ -144,26 +144,33 @@ class World:
         await server.start()
         calls.open()
         try:
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", LOCAL_ONLY) as channel:
-                yield channel
+            with grpc.insecure_channel(f"127.0.0.1:{port}", LOCAL_ONLY) as self.waiting_channel:
+                async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", LOCAL_ONLY) as channel:
+                    yield channel
         finally:
             await server.stop(0)
 
 
-async def outcome(channel: grpc.aio.Channel, name: str, caller: str, request: bytes = b"") -> tuple[Any, str]:
-    """Status and details of a call with one request."""
-    method = METHODS[name]
-    try:
+async def outcome(world: World, name: str, caller: str, request: bytes = b"") -> tuple[Any, str]:
+    """Status and details of a call with one request.
+
+    By the client that waits: to the other one it is an error of its own if a stream is refused before it has written.
+    """
+    method, channel = METHODS[name], world.waiting_channel
+
+    def ask() -> None:
         if method.client_streaming:
-            stream = channel.stream_stream(name)(iter([request]), metadata=headers(caller), timeout=30)
-            assert await stream.read() is not grpc.aio.EOF
-            stream.cancel()
+            answers = channel.stream_stream(name)(iter([request]), metadata=headers(caller), timeout=30)
+            next(answers)
+            answers.cancel()
         elif method.server_streaming:
-            answers = channel.unary_stream(name)(request, metadata=headers(caller), timeout=30)
-            assert await answers.read() is not grpc.aio.EOF
+            next(channel.unary_stream(name)(request, metadata=headers(caller), timeout=30))
         else:
-            await channel.unary_unary(name)(request, metadata=headers(caller), timeout=30)
-    except grpc.aio.AioRpcError as error:
+            channel.unary_unary(name)(request, metadata=headers(caller), timeout=30)
+
+    try:
+        await asyncio.to_thread(ask)
+    except grpc.RpcError as error:
         return error.code(), error.details() or ""
     return grpc.StatusCode.OK, ""
 
@@ -183,11 +190,11 @@ def test_this_file_knows_every_method() -> None:
 async def test_every_method_and_every_caller() -> None:
     world = World()
     wrong, messages, num_refused = [], set(), 0
-    async with world.channel() as channel:
+    async with world.channel():
         for name, method in METHODS.items():
             for caller, role in CALLERS.items():
                 world.recorder.reached.clear()
-                code, details = await outcome(channel, name, caller)
+                code, details = await outcome(world, name, caller)
                 right = expected(NEEDS[method.name], role)
                 is_permitted = bool(world.recorder.reached)
                 if code is not right or is_permitted != (right is grpc.StatusCode.OK):
@@ -204,13 +211,13 @@ async def test_every_method_and_every_caller() -> None:
 
 async def test_force_is_for_admins() -> None:
     world = World()
-    async with world.channel() as channel:
+    async with world.channel():
         for name, request in (
             ("/rm_api.v1.ModelService/UnloadVersion", models_pb2.UnloadVersionRequest(selector="m@1", force=True)),
             ("/rm_api.v1.ModelService/PromoteVersion", models_pb2.PromoteVersionRequest(model="m", force=True)),
         ):
             raw = request.SerializeToString()
-            assert [(await outcome(channel, name, caller, raw))[0] for caller in ("score", "deploy", "admin")] == [
+            assert [(await outcome(world, name, caller, raw))[0] for caller in ("score", "deploy", "admin")] == [
                 grpc.StatusCode.PERMISSION_DENIED,
                 grpc.StatusCode.PERMISSION_DENIED,
                 grpc.StatusCode.OK,
@@ -233,7 +240,7 @@ async def test_a_token_for_some_models_touches_no_others() -> None:
         "/inference.GRPCInferenceService/ModelReady": lambda m: inference_pb2.ModelReadyRequest(name=m),
         "/inference.GRPCInferenceService/ModelStreamInfer": lambda m: inference_pb2.ModelInferRequest(model_name=m),
     }
-    async with world.channel() as channel:
+    async with world.channel():
         for name, request in with_model.items():
             for model, right in (
                 ("mine", grpc.StatusCode.OK),
@@ -244,9 +251,9 @@ async def test_a_token_for_some_models_touches_no_others() -> None:
                 ("", grpc.StatusCode.PERMISSION_DENIED),
             ):
                 raw = request(model).SerializeToString()
-                assert (await outcome(channel, name, "some-models", raw))[0] is right, (name, model)
-        assert (await outcome(channel, "/rm_api.v1.ModelService/GetServerStatus", "some-models"))[0] is _OK
-        all_names = await outcome(channel, "/grpc.health.v1.Health/List", "some-models")
+                assert (await outcome(world, name, "some-models", raw))[0] is right, (name, model)
+        assert (await outcome(world, "/rm_api.v1.ModelService/GetServerStatus", "some-models"))[0] is _OK
+        all_names = await outcome(world, "/grpc.health.v1.Health/List", "some-models")
     assert all_names[0] is grpc.StatusCode.PERMISSION_DENIED
 
 
@@ -278,8 +285,8 @@ async def test_limits_are_refused_with_a_hint_and_given_back() -> None:
         for _ in range(10_000):
             group.completions.add()
         raw = request.SerializeToString()
-        assert (await outcome(channel, SCORE_METHOD, "ten-items", raw))[0] is _OK
-        assert (await outcome(channel, SCORE_METHOD, "ten-items", raw))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (await outcome(world, SCORE_METHOD, "ten-items", raw))[0] is _OK
+        assert (await outcome(world, SCORE_METHOD, "ten-items", raw))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert world.refusals("rate_limited") == 2
 
 
