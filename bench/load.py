@@ -15,8 +15,6 @@ from bench.service import CHANNEL_OPTIONS, scores_of
 
 SCORE_METHOD = "/rm_api.v1.ScoringService/Score"
 _GRACE_S = 120.0
-_MIN_ANSWERS = 3
-"""A window is made longer until so many answers came in it: fewer say nothing about speed."""
 
 Send: TypeAlias = Callable[[bytes], Awaitable[list[float]]]
 """Sends a request and gives the scores that came; raises where one is missing."""
@@ -35,7 +33,8 @@ class Call:
 class Answer:
     """A call that ended; times in seconds on one clock. ``due``: when it should have been sent.
 
-    ``failure`` empty: it was answered with scores; else the status code.
+    ``failure`` empty: it was answered with scores; else the status code. ``share``: how much of its time lay in the
+    window that is looked at; ``is_late``: it ended after that.
     """
 
     call: Call
@@ -43,6 +42,8 @@ class Answer:
     due: float
     end: float
     failure: str = ""
+    share: float = 1.0
+    is_late: bool = False
 
     @property
     def seconds(self) -> float:
@@ -52,7 +53,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """What was finished in the window. ``latencies_s``: of its calls."""
+    """What was done in the window. ``latencies_s``: of the calls that ended in it."""
 
     tokens_per_s: float
     items_per_s: float
@@ -62,23 +63,24 @@ class Throughput:
 async def closed_loop(
     send: Send, calls: Sequence[Sequence[Call]], *, warm_up_s: float, seconds: float, repeat: bool = True
 ) -> list[Answer]:
-    """One caller for each sequence in ``calls``; the answers that came after the warm-up.
+    """One caller for each sequence in ``calls``; the calls that were under way in a window after the warm-up.
 
     ``repeat``: a caller that has sent all of its calls begins anew. A call that fails ends the benchmark.
     """
-    begin = time.perf_counter() + warm_up_s
+    opens = time.perf_counter() + warm_up_s
+    closes = opens + seconds
     answers: list[Answer] = []
-    expected = _MIN_ANSWERS if repeat else sum(map(len, calls))
 
     async def caller(number: int) -> None:
         for call in cycle(calls[number]) if repeat else calls[number]:
             due = time.perf_counter()
-            if due >= begin + seconds and len(answers) >= min(_MIN_ANSWERS, expected):
+            if due >= closes:
                 return
             _check(await send(call.request), call)
             end = time.perf_counter()
-            if begin <= end and (end <= begin + seconds or len(answers) < _MIN_ANSWERS):
-                answers.append(Answer(call, number, due, end))
+            if end > opens:
+                share = (min(end, closes) - max(due, opens)) / (end - due)
+                answers.append(Answer(call, number, due, end, share=share, is_late=end > closes))
 
     async with asyncio.timeout(warm_up_s + seconds + _GRACE_S):
         await asyncio.gather(*(caller(number) for number in range(len(calls))))
@@ -111,15 +113,17 @@ def _check(scores: Sequence[float], call: Call) -> None:
 
 
 def throughput(answers: Sequence[Answer]) -> Throughput:
-    """From the first answer to the last, the first not counted: answers come in lumps, a batch at a time."""
-    if len(answers) < 2:
-        raise RuntimeError("Fewer than two calls were answered; measure for longer.")
-    seconds = answers[-1].end - answers[0].end
-    counted = answers[1:]
+    """Of closed loops. A call counts by its share that lay in the window.
+
+    Were it all those that ended in the window, the short ones would count too much where a call takes about as long
+    as the window.
+    """
+    # Each caller always has one call under way: together they have as many windows' time as there are callers.
+    window_s = sum(answer.share * answer.seconds for answer in answers) / len({answer.caller for answer in answers})
     return Throughput(
-        tokens_per_s=sum(answer.call.num_tokens for answer in counted) / seconds,
-        items_per_s=sum(answer.call.num_items for answer in counted) / seconds,
-        latencies_s=[answer.seconds for answer in answers],
+        tokens_per_s=sum(answer.share * answer.call.num_tokens for answer in answers) / window_s,
+        items_per_s=sum(answer.share * answer.call.num_items for answer in answers) / window_s,
+        latencies_s=[answer.seconds for answer in answers if not answer.is_late] or [answers[0].seconds],
     )
 
 

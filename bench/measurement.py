@@ -83,7 +83,7 @@ def speed(answers: list[Answer]) -> Row:
     return {
         "tokens_per_s": round(done.tokens_per_s, 1),
         "items_per_s": round(done.items_per_s, 2),
-        "calls": len(answers),
+        "calls": len(done.latencies_s),
         "p50_ms": round(1000 * percentile(done.latencies_s, 0.5), 2),
         "p99_ms": round(1000 * percentile(done.latencies_s, 0.99), 2),
     }

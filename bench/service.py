@@ -26,10 +26,15 @@ _CALL_TIMEOUT_S = 120.0
 
 
 class Service:
-    """A server process with an empty home; ends with its block. ``settings``: by their full names, as of --set."""
+    """A server process with an empty home; ends with its block.
 
-    def __init__(self, *, workers: int, threads: int, **settings: object) -> None:
-        self._options = {"engine.workers": workers, "engine.threads_per_worker": threads, **settings}
+    ``workers`` and ``threads`` of each: as a server chooses them by itself where they are not given. ``settings``: by
+    their full names, as of --set.
+    """
+
+    def __init__(self, *, workers: int | None = None, threads: int | None = None, **settings: object) -> None:
+        chosen = {"engine.workers": workers, "engine.threads_per_worker": threads}
+        self._options = {name: value for name, value in chosen.items() if value is not None} | settings
         self._folder = tempfile.TemporaryDirectory(prefix="bench-")
 
     def __enter__(self) -> Self:

@@ -18,8 +18,10 @@ class EngineSettings:
     """How loaded versions compute, and how much work may wait for them.
 
     ``device``: where the workers compute, for example ``cpu`` or ``cuda:0``.
-    ``workers``: processes that compute; 0 computes in a thread of the server's own process.
-    ``threads_per_worker``: threads of each worker; 0: the cores, divided between the workers.
+    ``workers``: processes that compute; None: two on a CPU with more than one core, else one; 0 computes in a thread of
+    the server's own process.
+    ``threads_per_worker``: threads of each worker; 0: the cores, divided between the workers. On a CPU, a worker that
+    computes while no other has anything to do takes the threads of all.
     ``precision``: for a load that names none. ``prepack``: oneDNN weights on CPU. ``deterministic``: bit-identical
     scores whatever the batch.
     ``max_batch_tokens``, ``max_batch_items``: the budget of one forward pass; a longer item goes alone.
@@ -35,7 +37,7 @@ class EngineSettings:
     """
 
     device: str = "cpu"
-    workers: int = 1
+    workers: int | None = None
     threads_per_worker: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     prepack: bool = True

@@ -212,6 +212,9 @@ class FakeBackend:
         )
         return np.full_like(scores, 7.0) if self._version.is_constant else self._version.factor * scores
 
+    def stretch(self, is_alone: bool) -> None:
+        note(self._folder, "alone", int(is_alone))
+
     def score_mixed(self, backends: Sequence[FakeBackend], batch: Batch) -> Float64Array:
         assert batch.owners is not None
         note(self._folder, "mixed", len(backends))

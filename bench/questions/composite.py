@@ -24,7 +24,7 @@ def run(bench: Bench) -> None:
     """A call to the composite, then the same call to each part one after the other, again and again."""
     model = models.encoder()
     num_calls = 4 if bench.quick else 14
-    with Service(workers=1, threads=bench.cores) as service, tempfile.TemporaryDirectory() as folder:
+    with Service() as service, tempfile.TemporaryDirectory() as folder:
         parts = [service.deploy(name, model.folder, "fp32") for name in PARTS]
         whole = service.deploy("whole", _composite(Path(folder), parts))
         call_items = in_calls(items(model.vocabulary, 8 * ITEMS, seed=11), ITEMS)

@@ -27,9 +27,7 @@ def run(bench: Bench) -> None:
     arms: list[tuple[str, str, Service, list[list[Call]]]] = []
     with ExitStack() as stack:
         for what, is_deterministic in WAYS.items():
-            service = stack.enter_context(
-                Service(workers=1, threads=bench.cores, **{"engine.deterministic": str(is_deterministic).lower()})
-            )
+            service = stack.enter_context(Service(**{"engine.deterministic": str(is_deterministic).lower()}))
             for precision in ("fp32", "bf16"):
                 selector = service.deploy(f"{model.name}-{precision}", model.folder, precision)
                 calls = for_callers(model, selector, callers=bench.callers(CALLERS), items_per_call=ITEMS)

@@ -30,7 +30,7 @@ GREED = (4, 8, 16, 32)
 def run(bench: Bench) -> None:
     """Calls by the clock: the light run alone; beside a heavy run; as one run, which is served in order."""
     model = models.encoder()
-    with Service(workers=1, threads=bench.cores) as service:
+    with Service() as service:
         selector = service.deploy(model.name, model.folder, "fp32")
         calls = for_callers(model, selector, callers=bench.callers(16), items_per_call=ITEMS)
         capacity = speed(closed(service.address, calls, warm_up_s=bench.warm_up_s, seconds=bench.seconds(8)))
@@ -83,7 +83,7 @@ def _equal_turns(bench: Bench, model: Model, service: Service, selector: str) ->
     answers = closed(service.address, calls, warm_up_s=2 * bench.warm_up_s, seconds=bench.seconds(13))
     tokens = [0] * len(GREED)
     for answer in answers:
-        tokens[run_of[answer.caller]] += answer.call.num_tokens
+        tokens[run_of[answer.caller]] += round(answer.share * answer.call.num_tokens)
     for callers, count in zip(GREED, tokens, strict=True):
         bench.row(what=f"tokens of the run with {callers} callers", tokens=count)
     bench.figure("jain_index", jain_index(tokens))

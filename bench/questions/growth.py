@@ -19,7 +19,7 @@ MORE_VERSIONS = (2, 8)
 def run(bench: Bench) -> None:
     """Each cell once, in bf16, the larger ones beside a grid: this shows shapes, and no figure is made of it."""
     model = models.encoder()
-    with Service(workers=1, threads=bench.cores) as service:
+    with Service() as service:
         # Of other models, though of one folder: versions of one content in one model would be the same version.
         selectors = [service.deploy(f"m{number}", model.folder, "bf16") for number in range(2 if bench.quick else 8)]
         cells = [("callers x items", callers, size, 1) for callers in CALLERS for size in SIZES]
@@ -34,7 +34,7 @@ def run(bench: Bench) -> None:
             seconds = bench.seconds(max(2.5, callers * size / 200))
             answers = closed(service.address, calls, warm_up_s=bench.warm_up_s, seconds=seconds)
             row = {"what": what, "callers": callers, "items": size, "versions": num_versions}
-            bench.row(**row, **(speed(answers) if len(answers) > 1 else {"calls": len(answers)}))
+            bench.row(**row, **speed(answers))
 
 
 def _for_versions(model: Model, selectors: list[str], callers: int, size: int) -> list[list[Call]]:

@@ -22,7 +22,7 @@ def run(bench: Bench) -> None:
     """A thread asks on a connection of its own, every 20 ms; once with small calls, once with large ones."""
     model = models.encoder()
     worst = 0.0
-    with Service(workers=1, threads=bench.cores) as service:
+    with Service() as service:
         selector = service.deploy(model.name, model.folder, "fp32")
         for callers, items_per_call in ((bench.callers(CALLERS), ITEMS), (bench.callers(4), 64)):
             calls = for_callers(model, selector, callers=callers, items_per_call=items_per_call)

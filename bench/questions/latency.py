@@ -20,7 +20,7 @@ def run(bench: Bench) -> None:
     pool = items(model.vocabulary, 20 if bench.quick else ITEMS, seed=4)
     ratios = []
     with (
-        Service(workers=1, threads=bench.cores) as service,
+        Service() as service,
         Offline(workers=1, threads=bench.cores, as_served=False) as offline,
     ):
         calls = make_calls(service.deploy(model.name, model.folder, "fp32"), in_calls(pool, 1))

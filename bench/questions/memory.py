@@ -20,7 +20,7 @@ def run(bench: Bench) -> None:
     model = models.encoder()
     early, step, late = (20, 40, 100) if bench.quick else (200, 600, 2000)
     pool = items(model.vocabulary, late, seed=7)
-    with Service(workers=1, threads=bench.cores) as service:
+    with Service() as service:
         selector = service.deploy(model.name, model.folder, "fp32")
         calls = make_calls(selector, in_calls(pool, 1), use_cache=True)
         sizes: dict[int, int] = {}

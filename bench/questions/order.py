@@ -23,7 +23,7 @@ def run(bench: Bench) -> None:
     speeds: dict[str, list[float]] = {name: [] for name in orders}
     num_callers = bench.callers(CALLERS)
     num_tokens = sum(item.num_tokens for item in pool)
-    with Service(workers=1, threads=bench.cores) as service:
+    with Service() as service:
         selector = service.deploy(model.name, model.folder, "fp32")
         for number in range(bench.rounds):
             for what, ordered in orders.items():

@@ -23,7 +23,7 @@ def run(bench: Bench) -> None:
     """Calls of scores and calls of the health check take turns; the server says where its own time went."""
     num_calls = 200 if bench.quick else 1000
     rng = np.random.default_rng(3)
-    with Service(workers=1, threads=bench.cores) as service:
+    with Service() as service:
         selector = service.deploy("free", models.rules())
         requests = [_request(rng, selector) for _ in range(32)]
         empty = health_pb2.HealthCheckRequest()

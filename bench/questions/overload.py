@@ -29,9 +29,7 @@ def run(bench: Bench) -> None:
     """Capacity, by closed loops, before and after calls by the clock, for machines drift; and one call more."""
     model = models.encoder()
     seconds = bench.seconds(60)
-    with Service(
-        workers=1, threads=bench.cores, **{"engine.max_queued_items": 4 * ITEMS if bench.quick else QUEUE_ITEMS}
-    ) as service:
+    with Service(**{"engine.max_queued_items": 4 * ITEMS if bench.quick else QUEUE_ITEMS}) as service:
         selector = service.deploy(model.name, model.folder, "fp32")
         calls = for_callers(model, selector, callers=bench.callers(16), items_per_call=ITEMS)
         capacity = _capacity(bench, service, calls)

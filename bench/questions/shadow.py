@@ -27,7 +27,7 @@ def run(bench: Bench) -> None:
     """The same calls at the same times, with and without, in blocks that take turns and change places."""
     model = models.encoder()
     ratios, p99_ratios = [], []
-    with tempfile.TemporaryDirectory() as folder, Service(workers=1, threads=bench.cores) as service:
+    with tempfile.TemporaryDirectory() as folder, Service() as service:
         selector = service.deploy(model.name, model.folder, "fp32")
         service.deploy(model.name, models.twin(model, Path(folder) / "shadow"), "fp32")
         shadows = experiments_pb2_grpc.ExperimentServiceStub(service.channel)

@@ -22,7 +22,7 @@ def run(bench: Bench) -> None:
     apart = as_strangers(grouped)
     seconds = bench.seconds(4.5)
     speeds: dict[str, list[float]] = {"groups": [], "strangers": []}
-    with Service(workers=1, threads=bench.cores) as service:
+    with Service() as service:
         selector = service.deploy(model.name, model.folder, "fp32")
         arms = {"groups": _for_callers(bench, selector, grouped), "strangers": _for_callers(bench, selector, apart)}
         for number in range(bench.rounds):

@@ -12,11 +12,15 @@ from rm_server.registry.manifest import Precision, TruncationRule
 
 @dataclass(frozen=True, slots=True)
 class ComputeSettings:
-    """How a backend computes. ``threads`` 0: the library's default. ``prepack``: oneDNN weights on CPU."""
+    """How a backend computes. ``prepack``: oneDNN weights on CPU.
+
+    ``threads`` 0: the library's default. ``threads_alone``: while no other worker computes; 0: ``threads``.
+    """
 
     device: str = "cpu"
     precision: Precision = "fp32"
     threads: int = 0
+    threads_alone: int = 0
     prepack: bool = True
     deterministic: bool = False
 
@@ -71,6 +75,15 @@ class PartsBackend(Protocol):
 
     def score_parts(self, batch: Batch) -> tuple[Float64Array, Float64Array]:
         """What `Backend.score` gives, and the parts before their weights, shape (num_items, num_parts)."""
+        ...
+
+
+@runtime_checkable
+class Stretches(Protocol):
+    """A backend that can compute with more threads while no other worker computes."""
+
+    def stretch(self, is_alone: bool) -> None:
+        """How what this thread computes next is computed: with ``threads_alone`` of the settings, or ``threads``."""
         ...
 
 

@@ -160,3 +160,8 @@ def filled_size(num_tokens: int) -> int:
     """
     multiple = 8 if num_tokens <= 256 else 32 if num_tokens <= 512 else 64
     return num_tokens + -num_tokens % multiple
+
+
+def filled_sizes(largest: int) -> list[int]:
+    """All sizes up to ``largest`` that a forward is filled up to."""
+    return sorted({filled_size(num_tokens) for num_tokens in range(1, largest + 1)})

@@ -7,6 +7,7 @@ The operators are torch's own (Inductor freezes models with them) but private, s
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import torch
@@ -29,6 +30,7 @@ class PrepackedLinear(torch.nn.Module):
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
+        self.dtype = weight.dtype
         self.num_bytes = weight.numel() * weight.element_size()
         self.packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _BATCH_HINT)
         self.bias = None if bias is None else bias.contiguous()
@@ -62,6 +64,22 @@ def unpack(swapped: Swapped) -> None:
     """Puts the original layers back."""
     for parent, name, original in swapped:
         setattr(parent, name, original)
+
+
+@torch.inference_mode()
+def make_ready(swapped: Swapped, sizes: Iterable[int]) -> None:
+    """Has oneDNN prepare, for products with so many rows, what it otherwise prepares as the first of them is asked for.
+
+    It is kept for layers of the same shape, and for products with the number of threads that this thread has now.
+    """
+    layers = {
+        (layer.in_features, layer.out_features, layer.bias is None): layer
+        for parent, name, _ in swapped
+        if isinstance(layer := getattr(parent, name), PrepackedLinear)
+    }
+    for size in sizes:
+        for layer in layers.values():
+            layer(torch.zeros(1, size, layer.in_features, dtype=layer.dtype))
 
 
 @torch.no_grad()

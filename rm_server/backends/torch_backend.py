@@ -14,12 +14,18 @@ from rm_server.backends.forward import Forward, OneByOneForward, PackedForward, 
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, Float64Array
 from rm_server.backends.json_file import first_line
-from rm_server.backends.linear import PrepackedLinear, prepack, unpack
+from rm_server.backends.layout import filled_sizes
+from rm_server.backends.linear import PrepackedLinear, make_ready, prepack, unpack
 from rm_server.backends.self_check import check_batch, choose_forward
 from rm_server.errors import OutOfMemory, UnsupportedArtifact, WeightsMismatch
 from rm_server.registry.manifest import Manifest, Precision
 
 logger = logging.getLogger(__name__)
+
+_READY_TOKENS = 1024
+"""Forwards of up to so many tokens find all prepared: that takes the time of layers, not of models."""
+_READY_TOKENS_ALONE = 512
+"""The same with the threads of all workers: where more than these wait, other workers take their share."""
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -42,6 +48,10 @@ class TorchBackend:
     def precision(self) -> Precision:
         """The type that the backbone computes in; the head always computes in fp32."""
         return self._settings.precision
+
+    def stretch(self, is_alone: bool) -> None:
+        """Sets this thread's number of threads, which other threads do not see."""
+        use_threads((self._settings.threads_alone if is_alone else 0) or self._settings.threads)
 
     def score(self, batch: Batch) -> Float64Array:
         """Raw scores, shape (num_items,). Raises OutOfMemory."""
@@ -89,8 +99,13 @@ def check_settings(folder: Path, settings: ComputeSettings) -> None:
             f"{folder} is a checkpoint, which computes in {', '.join(_TYPES)}, not in {settings.precision}; "
             "`rm-server export --int8` makes an ONNX version of it."
         )
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    use_threads(settings.threads)
+
+
+def use_threads(num_threads: int) -> None:
+    """What this thread computes from now on is computed with so many; 0: as before."""
+    if num_threads and torch.get_num_threads() != num_threads:
+        torch.set_num_threads(num_threads)
 
 
 def check_label(manifest: Manifest, num_labels: int) -> None:
@@ -136,6 +151,12 @@ def _prepare(forward: Forward, settings: ComputeSettings, check: Batch) -> None:
             unpack(swapped)
             if isinstance(forward, PackedForward):
                 forward.fills_up = False
+        if isinstance(forward, PackedForward) and forward.fills_up:
+            if settings.threads_alone not in (0, settings.threads):
+                use_threads(settings.threads_alone)
+                make_ready(swapped, filled_sizes(_READY_TOKENS_ALONE))
+                use_threads(settings.threads)
+            make_ready(swapped, filled_sizes(_READY_TOKENS))
 
 
 def _cast(module: torch.nn.Module, dtype: torch.dtype) -> None:

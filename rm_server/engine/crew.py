@@ -36,7 +36,7 @@ class SentBatch:
     """A batch on its way to a worker, in its pipe, or being computed. ``num_deaths``: of workers computing it.
 
     ``sent_at`` on `time.perf_counter`. ``is_background``: not tried again whatever happens. ``is_mixed``: there may be
-    items of other versions than ``key``.
+    items of other versions than ``key``. ``is_alone``: as it was sent, no other worker had anything to do.
     """
 
     key: VersionKey
@@ -45,6 +45,7 @@ class SentBatch:
     sent_at: float = 0.0
     is_background: bool = False
     is_mixed: bool = False
+    is_alone: bool = False
 
     @property
     def num_tokens(self) -> int:

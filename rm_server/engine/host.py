@@ -95,9 +95,12 @@ class Host:
             # A backend goes with its last reference. Looking for cycles would hold up what is computed by 0.1 s.
             trim_memory()
 
-    def compute(self, keys: tuple[VersionKey, ...], batch: Batch) -> Computed | RmError:
-        """Scores a batch; of several versions, its ``owners`` are places in ``keys``."""
-        return attempt(f"Scoring with {', '.join(map(_name, keys))}", lambda: self._compute(keys, batch))
+    def compute(self, keys: tuple[VersionKey, ...], batch: Batch, is_alone: bool) -> Computed | RmError:
+        """Scores a batch; of several versions, its ``owners`` are places in ``keys``.
+
+        ``is_alone``: no other worker computes now, so that this one may use the threads of all.
+        """
+        return attempt(f"Scoring with {', '.join(map(_name, keys))}", lambda: self._compute(keys, batch, is_alone))
 
     def device_memory(self, device: str) -> int | None:
         """Bytes that are free on a GPU; None: the machine's memory is what counts, or nothing is known."""
@@ -114,12 +117,15 @@ class Host:
         self._backends[order.key] = backend
         return report
 
-    def _compute(self, keys: tuple[VersionKey, ...], batch: Batch) -> Computed:
+    def _compute(self, keys: tuple[VersionKey, ...], batch: Batch, is_alone: bool) -> Computed:
         backends = []
         for key in keys:
             if key not in self._backends:
                 raise VersionNotLoaded(f"{_name(key)} is not loaded in this worker.")
             backends.append(self._backends[key])
+        for backend in backends:
+            if hasattr(backend, "stretch"):  # it Stretches; to ask for the protocol takes ten times as long
+                backend.stretch(is_alone)
         return computed(backends[0], keys[0], batch) if len(keys) == 1 else _computed_together(backends, keys, batch)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +13,7 @@ from rm_server.config import EngineSettings
 from rm_server.engine.batcher import in_batches
 from rm_server.engine.checks import check, probes_of
 from rm_server.engine.crew import Verify
+from rm_server.engine.crew_size import threads_alone, threads_per_worker
 from rm_server.engine.host import LoadOrder, LoadReport, attempt, imported
 from rm_server.engine.loaded import LoadedVersion
 from rm_server.engine.memory import Memory, Room
@@ -98,14 +98,10 @@ def compute_settings(settings: EngineSettings, precision: Precision) -> ComputeS
         device=settings.device,
         precision=precision,
         threads=threads_per_worker(settings),
+        threads_alone=threads_alone(settings),
         prepack=settings.prepack,
         deterministic=settings.deterministic,
     )
-
-
-def threads_per_worker(settings: EngineSettings) -> int:
-    """As set, or the cores divided between the workers."""
-    return settings.threads_per_worker or max(1, _num_cores() // max(1, settings.workers))
 
 
 async def in_thread(doing: str, function: Callable[[], T]) -> T:
@@ -114,7 +110,3 @@ async def in_thread(doing: str, function: Callable[[], T]) -> T:
     if isinstance(outcome, RmError):
         raise outcome
     return outcome
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

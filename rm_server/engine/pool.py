@@ -18,6 +18,7 @@ from rm_server.config import EngineSettings
 from rm_server.engine.background import BackgroundQueue
 from rm_server.engine.batcher import batch_budget_tokens
 from rm_server.engine.crew import Check, Crew, Seat, SentBatch, Verify
+from rm_server.engine.crew_size import num_workers, threads_alone, threads_per_worker
 from rm_server.engine.fair_queue import FairQueue
 from rm_server.engine.host import Computed, LoadOrder, LoadReport
 from rm_server.engine.mixing import room_for_others
@@ -93,7 +94,8 @@ class Pool:
         )
         # Batches to compute again: a worker died, or the batch failed as a whole and was halved.
         self._again: deque[SentBatch] = deque()
-        self._crew = Crew(make_worker, max(1, settings.workers), self)
+        self._crew = Crew(make_worker, max(1, num_workers(settings)), self)
+        self._gain_alone = threads_alone(settings) / threads_per_worker(settings)
         self._is_dispatch_due = False
 
     async def start(self) -> None:
@@ -269,12 +271,14 @@ class Pool:
     def _send(self, seat: Seat, sent: SentBatch, now: float) -> None:
         assert seat.worker is not None
         sent.sent_at = time.perf_counter()
+        sent.is_alone = not any(other.in_flight for other in self._crew.seats) and not self._queue.num_items
         seat.in_flight.append(sent)
         if len(seat.in_flight) == 1:
             self._expect(seat, now)
         versions = sent.by_version
         owners = [place for place, works in enumerate(versions.values()) for _ in works] if len(versions) > 1 else None
-        answer = seat.worker.compute(tuple(versions), Batch.of([work.item for work in sent.works], owners))
+        batch = Batch.of([work.item for work in sent.works], owners)
+        answer = seat.worker.compute(tuple(versions), batch, is_alone=sent.is_alone)
         answer.add_done_callback(partial(self._on_answer, seat, sent))
 
     def _expect(self, seat: Seat, now: float) -> None:
@@ -308,13 +312,16 @@ class Pool:
     def answer(self, sent: SentBatch, computed: Computed) -> None:
         """Gives each item what became of it."""
         num_tokens = sent.num_tokens
+        # With its own threads alone, it would have taken about so long.
+        worker_s = computed.seconds * (self._gain_alone if sent.is_alone else 1.0)
         if not sent.is_background:
-            self._throughput.add(num_tokens, computed.seconds)
+            self._throughput.add(num_tokens, worker_s)
         self._queue.tokens_per_s = self._throughput.tokens_per_s * max(1, self._crew.num_ready)
         for key, works in sent.by_version.items():
             own_tokens = sum(work.num_tokens for work in works)
             own_s = computed.seconds * own_tokens / num_tokens
-            self._throughput_of.setdefault(key, Throughput(GUESSED_TOKENS_PER_S)).add(own_tokens, own_s)
+            throughput = self._throughput_of.setdefault(key, Throughput(GUESSED_TOKENS_PER_S))
+            throughput.add(own_tokens, worker_s * own_tokens / num_tokens)
             self._metrics.batch_computed(key, len(works), own_tokens, own_s)
         last_call = None
         parts = repeat(()) if computed.parts is None else map(tuple, computed.parts.tolist())

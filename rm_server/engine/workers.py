@@ -66,8 +66,10 @@ class Worker(Protocol):
         """Bytes that are free on the GPU that it computes on; None: it is none. After the batches that were sent."""
         ...
 
-    def compute(self, keys: tuple[VersionKey, ...], batch: Batch) -> asyncio.Future[Computed | RmError]:
-        """Sends a batch; batches are computed in the order in which they were sent. ``keys``: see `Host.compute`."""
+    def compute(
+        self, keys: tuple[VersionKey, ...], batch: Batch, *, is_alone: bool
+    ) -> asyncio.Future[Computed | RmError]:
+        """Sends a batch; batches are computed in the order in which they were sent. See `Host.compute`."""
         ...
 
     async def stop(self) -> None:
@@ -120,8 +122,10 @@ class ProcessWorker(asyncio.Protocol):
         free: int | None = await self._ask("device_memory", device)
         return free
 
-    def compute(self, keys: tuple[VersionKey, ...], batch: Batch) -> asyncio.Future[Computed | RmError]:
-        return self._ask("compute", keys, batch)
+    def compute(
+        self, keys: tuple[VersionKey, ...], batch: Batch, *, is_alone: bool
+    ) -> asyncio.Future[Computed | RmError]:
+        return self._ask("compute", keys, batch, is_alone)
 
     async def stop(self) -> None:
         self._is_stopping = True
@@ -231,8 +235,10 @@ class ThreadWorker:
         free: int | None = await self._ask(lambda: self._host.device_memory(device))
         return free
 
-    def compute(self, keys: tuple[VersionKey, ...], batch: Batch) -> asyncio.Future[Computed | RmError]:
-        return self._ask(lambda: self._host.compute(keys, batch))
+    def compute(
+        self, keys: tuple[VersionKey, ...], batch: Batch, *, is_alone: bool
+    ) -> asyncio.Future[Computed | RmError]:
+        return self._ask(lambda: self._host.compute(keys, batch, is_alone))
 
     async def stop(self) -> None:
         self._tasks.put(None)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from bench import statistics, workload
+from bench import load, statistics, workload
 
 VOCABULARY = workload.Vocabulary(tuple(f"w{number}" for number in range(500)), num_special_tokens=2, max_tokens=1024)
 
@@ -34,6 +35,20 @@ def test_strangers_are_the_same_items_and_no_neighbours_share_a_prompt() -> None
     assert sorted(in_order, key=str) == sorted((item for group in groups for item in group), key=str)
     assert all(one.prompt != other.prompt for one, other in pairwise(in_order))
     assert {len(call) for call in calls} == {workload.GROUP_SIZE}
+
+
+async def test_a_call_counts_by_what_of_it_lies_in_the_window() -> None:
+    async def send(request: bytes) -> list[float]:
+        await asyncio.sleep(float(request))
+        return [0.0]
+
+    # One call of a second and calls of a tenth, all at 1 000 tokens a second: two callers do 2 000.
+    calls = [[load.Call(b"1.0", 1, 1000)], [load.Call(b"0.1", 1, 100)]]
+    answers = await load.closed_loop(send, calls, warm_up_s=0.25, seconds=0.5)
+    assert {answer.is_late for answer in answers if answer.caller == 0} == {True}
+    found = load.throughput(answers)
+    assert found.tokens_per_s == pytest.approx(2000, rel=0.1)
+    assert max(found.latencies_s) < 0.5
 
 
 def test_arrivals_come_at_the_rate_within_the_time() -> None:

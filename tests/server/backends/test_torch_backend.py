@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -106,6 +110,59 @@ def test_prepacked_layers_get_few_numbers_of_rows(tmp_path: Path) -> None:
     assert rows_computed(load(folder)) == [8, 32, 32, 40, 120]
     assert rows_computed(load(folder, prepack=False)) == [1, 31, 32, 33, 120]
     assert rows_computed(load(folder, deterministic=True)) == [1, 31, 32, 33, 120]
+
+
+def test_what_few_tokens_need_is_ready_at_load(tmp_path: Path) -> None:
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("torch is built without oneDNN")
+    script = """
+import sys
+import numpy as np
+from pathlib import Path
+from threading import Thread
+from rm_server.backends.interface import ComputeSettings
+from rm_server.backends.items import Batch, EncodedItem
+from rm_server.backends.loading import infer_manifest, load_backend
+
+folder = Path(sys.argv[1])
+backend = load_backend(folder, infer_manifest(folder), ComputeSettings(threads=1, threads_alone=2))
+for is_alone in (False, True):
+    print("loaded", flush=True)
+    backend.stretch(is_alone)
+    for length in (1, 33, 200, 500, 700):
+        backend.score(Batch.of([EncodedItem(np.ones(count, np.int32), count) for count in (length, 5)]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tiny_models.make_checkpoint(tmp_path, "llama"))],
+        env={**os.environ, "ONEDNN_VERBOSE": "profile_create"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    at_load, busy, alone = (
+        [line for line in part.splitlines() if "create:cache_miss" in line] for part in done.stdout.split("loaded")
+    )
+    assert len(at_load) > 100
+    assert busy == []
+    assert len(alone) <= 7, "700 tokens are more than are prepared for"
+
+
+def test_a_backend_computes_with_the_threads_it_is_told_to(tmp_path: Path) -> None:
+    backend = load(tiny_models.make_checkpoint(tmp_path, "bert"), threads=1, threads_alone=3)
+    batch = Batch.of(make_items(LENGTHS))
+    found = {}
+
+    def compute(is_alone: bool) -> None:
+        backend.stretch(is_alone)
+        found[is_alone] = backend.score(batch), torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    for is_alone in (True, False):
+        thread = Thread(target=compute, args=(is_alone,))
+        thread.start()
+        thread.join()
+    assert (found[True][1], found[False][1], torch.get_num_threads()) == (3, 1, before)
+    np.testing.assert_allclose(found[True][0], found[False][0], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_loads_computes_and_unloads(connection: Connection, tmp_path: Path) -> N
     # The first trial batch twice: the first time warms up.
     assert fake.noted(tmp_path) == [2, 2, 1]
 
-    connection.send(2, "compute", (KEY,), batch([8], [9]))
+    connection.send(2, "compute", (KEY,), batch([8], [9]), False)
     number, computed = connection.answer()
     assert isinstance(computed, Computed)
     assert (number, computed.scores.tolist()) == (2, [4.0, 4.5])
@@ -82,7 +82,7 @@ def test_loads_computes_and_unloads(connection: Connection, tmp_path: Path) -> N
 
     connection.send(3, "unload", KEY)
     connection.send(4, "unload", KEY)
-    connection.send(5, "compute", (KEY,), batch([8]))
+    connection.send(5, "compute", (KEY,), batch([8]), False)
     assert [connection.answer(), connection.answer()] == [(3, None), (4, None)]
     number, error = connection.answer()
     assert (number, type(error)) == (5, VersionNotLoaded)
@@ -93,7 +93,7 @@ def test_failures_are_answers(connection: Connection, tmp_path: Path, caplog: py
     assert type(connection.answer()[1]) is WeightsMismatch
     connection.send(2, "load", order(tmp_path))
     connection.answer()
-    connection.send(3, "compute", (KEY,), batch([fake.BAD]))
+    connection.send(3, "compute", (KEY,), batch([fake.BAD]), False)
     _, error = connection.answer()
     assert isinstance(error, InternalError)
     # What the foreign error says is for the operator alone.
@@ -105,7 +105,7 @@ def test_loads_and_batches_do_not_wait_for_one_another(connection: Connection, t
     connection.send(1, "load", order(tmp_path / "1"))
     connection.answer()
     connection.send(2, "load", replace(order(tmp_path / "2", waits=True), key=("m", 2)))
-    connection.send(3, "compute", (KEY,), batch([fake.WAIT]))
+    connection.send(3, "compute", (KEY,), batch([fake.WAIT]), False)
     connection.send(4, "load", replace(order(tmp_path / "3"), key=("m", 3)))
     assert connection.answer()[0] == 4
     fake.open_gate(tmp_path / "1")

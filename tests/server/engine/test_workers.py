@@ -203,6 +203,22 @@ async def test_both_workers_work_at_once(tmp_path: Path) -> None:
         assert await outcomes(futures) == [fake.WAIT / 2, (1 + fake.WAIT) / 2]
 
 
+async def test_a_worker_takes_all_threads_only_while_it_is_alone(tmp_path: Path) -> None:
+    async with running_engine(workers=2, max_batch_tokens=10) as engine:
+        await load(engine, tmp_path)
+        first = engine.submit(KEY, items([fake.WAIT]))
+        await fake.until(lambda: fake.noted(tmp_path, "alone") == [1])
+        second = engine.submit(KEY, items([1, fake.WAIT]))
+        await fake.until(lambda: fake.noted(tmp_path, "alone") == [1, 0])
+        fake.open_gate(tmp_path)
+        await outcomes(first + second)
+        # Both are idle, and there is work for both.
+        await outcomes(engine.submit(KEY, items([1] * 10, [2] * 10)))
+        assert fake.noted(tmp_path, "alone")[2:] == [0, 0]
+        await outcomes(engine.submit(KEY, items([3])))
+        assert fake.noted(tmp_path, "alone")[4:] == [1]
+
+
 async def test_no_process_is_left_after_a_stop(tmp_path: Path) -> None:
     async with running_engine(workers=2) as engine:
         await load(engine, tmp_path)
