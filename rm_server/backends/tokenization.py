@@ -23,6 +23,7 @@ from rm_server.backends.explanation import Reading, ReadToken
 from rm_server.backends.items import ChatMessage, Content, EncodedItem, Int32Array, RenderedText
 from rm_server.backends.json_file import first_line
 from rm_server.backends.plain_ids import plain_ids
+from rm_server.backends.plain_text import PlainText
 from rm_server.backends.truncation import BoolArray, kept_tokens
 from rm_server.errors import EmptyItem, RmError, UnsupportedContent
 from rm_server.registry.manifest import CHAT_TEMPLATE, PAIR_TEMPLATE, Manifest, TruncationRule
@@ -80,6 +81,7 @@ class TextEncoder:
         self._rust = tokenizer.backend_tokenizer
         self._rust.no_truncation()
         self._rust.no_padding()
+        self._plain = PlainText.of(self._rust)
         # By this a text is expected to be cut or not. One way or the other its ids are the same.
         self._characters_per_token = _FIRST_CHARACTERS_PER_TOKEN
 
@@ -129,16 +131,17 @@ class TextEncoder:
     def _whole_texts(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem | None]:
         """Without the characters that each token stands for, which only cutting asks for: a fifth less time."""
         items: list[EncodedItem | None] = [None] * len(pairs)
-        places: dict[bool, list[int]] = {}
-        joined: list[_Joined | None] = []
+        alike: dict[tuple[bool, bool], list[tuple[int, str | tuple[str, str]]]] = {}
         for place, pair in enumerate(pairs):
-            joined.append(found := self._joined_text(*pair))
-            if found is not None:
-                places.setdefault(found.adds_special_tokens, []).append(place)
-        for adds_special_tokens, members in places.items():
-            texts = [found.text for place in members if (found := joined[place]) is not None]
-            encodings = self._rust.encode_batch_fast(texts, add_special_tokens=adds_special_tokens)
-            for place, text, encoding in zip(members, texts, encodings, strict=True):
+            if (joined := self._joined_text(*pair)) is not None:
+                normalized = None if self._plain is None else self._plain.normalized_all(joined.text)
+                members = alike.setdefault((joined.adds_special_tokens, normalized is not None), [])
+                members.append((place, joined.text if normalized is None else normalized))
+        for (adds_special_tokens, is_normalized), members in alike.items():
+            tokenizer = self._plain.tokenizer if self._plain is not None and is_normalized else self._rust
+            texts = [text for _, text in members]
+            encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=adds_special_tokens)
+            for (place, text), encoding in zip(members, encodings, strict=True):
                 self._saw(text, encoding)
                 ids, type_ids = self._with_eos(encoding)
                 if 0 < len(ids) <= (self.max_tokens or len(ids)):
