@@ -18,8 +18,7 @@ class EngineSettings:
     """How loaded versions compute, and how much work may wait for them.
 
     ``device``: where the workers compute, for example ``cpu`` or ``cuda:0``.
-    ``workers``: processes that compute; None: two on a CPU with more than one core, else one; 0 computes in a thread of
-    the server's own process.
+    ``workers``: processes that compute; 0 computes in a thread of the server's own process.
     ``threads_per_worker``: threads of each worker; 0: the cores, divided between the workers. On a CPU, a worker that
     computes while no other has anything to do takes the threads of all.
     ``precision``: for a load that names none. ``prepack``: oneDNN weights on CPU. ``deterministic``: bit-identical
@@ -37,7 +36,7 @@ class EngineSettings:
     """
 
     device: str = "cpu"
-    workers: int | None = None
+    workers: int = 1
     threads_per_worker: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     prepack: bool = True

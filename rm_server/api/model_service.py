@@ -139,7 +139,7 @@ class ModelService:
             server_version=package_version("rm-service"),
             device=settings.device,
             start_time=timestamp(start) if start is not None else None,
-            workers=self._engine.num_workers,
+            workers=settings.workers,
             threads_per_worker=self._engine.threads_per_worker,
             queued_items=queue.items,
             queued_tokens=queue.tokens,

@@ -22,7 +22,7 @@ from rm_server.registry.manifest import Manifest, Precision
 
 logger = logging.getLogger(__name__)
 
-_READY_TOKENS = 1024
+_READY_TOKENS = 1536
 """Forwards of up to so many tokens find all prepared: that takes the time of layers, not of models."""
 _READY_TOKENS_ALONE = 512
 """The same with the threads of all workers: where more than these wait, other workers take their share."""

@@ -14,7 +14,6 @@ from rm_server.backends.footprint import footprint
 from rm_server.backends.items import Batch, EncodedItem
 from rm_server.config import EngineSettings
 from rm_server.engine.crew import SentBatch, Verify
-from rm_server.engine.crew_size import num_workers, threads_per_worker
 from rm_server.engine.encoding import Encoding, Pair
 from rm_server.engine.host import Computed, attempt, computed
 from rm_server.engine.loaded import Entry, Hold, LoadedVersion
@@ -24,6 +23,7 @@ from rm_server.engine.memory import Estimate, Memory
 from rm_server.engine.pool import Pool, PoolMetrics, QueueStats
 from rm_server.engine.result_cache import ResultCache, cache_key
 from rm_server.engine.tasks import Tasks
+from rm_server.engine.threads import threads_per_worker
 from rm_server.engine.work import ItemScore, Work
 from rm_server.engine.workers import ProcessWorker, ThreadWorker, Worker
 from rm_server.errors import Draining, RmError, VersionInUse, VersionNotLoaded
@@ -71,7 +71,7 @@ class Engine:
         self._pool = Pool(settings, self._make_worker, metrics, self._lost)
         self.memory = Memory(
             settings.memory_limit_bytes,
-            num_workers(settings),
+            settings.workers,
             estimate,
             available,
             partial(self._pool.device_memory, settings.device),
@@ -100,11 +100,6 @@ class Engine:
     def loaded(self) -> Mapping[VersionKey, LoadedVersion]:
         """The versions that take work; those that drain are not among them."""
         return MappingProxyType(self._loaded)
-
-    @property
-    def num_workers(self) -> int:
-        """Processes that compute when all are up; 0: this one does."""
-        return num_workers(self.settings)
 
     @property
     def threads_per_worker(self) -> int:
@@ -397,7 +392,7 @@ class Engine:
         return entry
 
     def _make_worker(self) -> Worker:
-        if self.num_workers == 0:
+        if self.settings.workers == 0:
             return ThreadWorker(self._load_backend)
         return ProcessWorker(self._load_backend, self.threads_per_worker)
 

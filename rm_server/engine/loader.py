@@ -13,11 +13,11 @@ from rm_server.config import EngineSettings
 from rm_server.engine.batcher import in_batches
 from rm_server.engine.checks import check, probes_of
 from rm_server.engine.crew import Verify
-from rm_server.engine.crew_size import threads_alone, threads_per_worker
 from rm_server.engine.host import LoadOrder, LoadReport, attempt, imported
 from rm_server.engine.loaded import LoadedVersion
 from rm_server.engine.memory import Memory, Room
 from rm_server.engine.pool import Pool
+from rm_server.engine.threads import threads_alone, threads_per_worker
 from rm_server.errors import RmError
 from rm_server.registry.manifest import Manifest, Precision
 from rm_server.registry.records import VersionKey

@@ -18,10 +18,10 @@ from rm_server.config import EngineSettings
 from rm_server.engine.background import BackgroundQueue
 from rm_server.engine.batcher import batch_budget_tokens
 from rm_server.engine.crew import Check, Crew, Seat, SentBatch, Verify
-from rm_server.engine.crew_size import num_workers, threads_alone, threads_per_worker
 from rm_server.engine.fair_queue import FairQueue
 from rm_server.engine.host import Computed, LoadOrder, LoadReport
 from rm_server.engine.mixing import room_for_others
+from rm_server.engine.threads import threads_alone, threads_per_worker
 from rm_server.engine.throughput import Throughput
 from rm_server.engine.work import ItemScore, Work
 from rm_server.engine.workers import Worker, WorkerDied
@@ -94,7 +94,7 @@ class Pool:
         )
         # Batches to compute again: a worker died, or the batch failed as a whole and was halved.
         self._again: deque[SentBatch] = deque()
-        self._crew = Crew(make_worker, max(1, num_workers(settings)), self)
+        self._crew = Crew(make_worker, max(1, settings.workers), self)
         self._gain_alone = threads_alone(settings) / threads_per_worker(settings)
         self._is_dispatch_due = False
 

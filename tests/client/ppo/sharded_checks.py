@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +24,6 @@ def make_inputs(folder: Path, kind: str) -> Path:
     save_policy(folder / "policy", SHARDED[kind][0])
     save_id_prompts(folder / "prompts.jsonl")
     return folder
-
-
-def run_in_two(script: str, *arguments: str, environment: Mapping[str, str]) -> str:
-    """What two processes of a script in this directory print."""
-    path = Path(__file__).with_name(script)
-    paths = [str(path.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = subprocess.run(
-        [*torchrun, str(path), *arguments],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(paths),
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-            **environment,
-        },
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def printed_shares(output: str, kind: str) -> list[float]:

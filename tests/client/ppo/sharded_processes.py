@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from client.ppo.in_two import leave
 from client.ppo.sharded_settings import SHARDED, settings
 from tiny_policies import FakeRewards
 
@@ -49,4 +50,4 @@ if __name__ == "__main__":
             share = sum(p.numel() for p in shards) / sum(p.numel() for p in whole)
             sys.stdout.write(f"\n{kind} {share}\n")  # in one piece: two processes write
             trainer.train()
-    torch.distributed.destroy_process_group()
+    leave()

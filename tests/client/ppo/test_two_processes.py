@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from client.ppo.in_two import run_in_two
 from client.ppo.two_processes import settings
 from safetensors.torch import load_file
 from tiny_policies import KINDS, FakeRewards, read_jsonl, save_id_prompts, save_policy, without_times
@@ -19,25 +17,8 @@ from ppo_client.ppo import PPOTrainer
 FIRST_STEP = ("policy_loss", "value_loss", "kl", "entropy", "approx_kl", "explained_variance", "score_mean")
 
 
-def run_in_two(folder: Path, *arguments: str) -> None:
-    script = Path(__file__).with_name("two_processes.py")
-    paths = [str(script.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = subprocess.run(
-        [*torchrun, str(script), str(folder), *arguments],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(paths),
-            "ACCELERATE_USE_CPU": "true",
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+def run(folder: Path, *arguments: str) -> None:
+    run_in_two("two_processes.py", str(folder), *arguments, environment={"ACCELERATE_USE_CPU": "true"})
 
 
 def make_inputs(folder: Path, kind: str) -> Path:
@@ -60,7 +41,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     for kind in KINDS:
         make_inputs(folder / kind, kind)
-    run_in_two(folder)
+    run(folder)
     return folder
 
 
@@ -87,7 +68,7 @@ def test_resumed_in_two_processes_a_run_is_the_same_bit_by_bit(two: Path) -> Non
     for kind in KINDS:
         shutil.rmtree(two / kind / "run" / "checkpoints" / "step-000003")
         shutil.rmtree(two / kind / "run" / "policy")
-    run_in_two(two, "resume")
+    run(two, "resume")
     for kind, (expected, rows) in before.items():
         found = tensors(two / kind)
         assert found.keys() == expected.keys()

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState
+from client.ppo.in_two import run_in_two
 from client.ppo.sharded_checks import (
     check_ended_the_same,
     check_goes_on_alone,
     check_same_as_alone,
     make_inputs,
     printed_shares,
-    run_in_two,
     undo_last_step,
 )
 from client.ppo.sharded_settings import SHARDED, settings

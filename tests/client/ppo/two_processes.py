@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from client.ppo.in_two import leave
 from tiny_policies import KINDS, FakeRewards, make_config
 
 from ppo_client.ppo import PPOConfig, PPOTrainer
@@ -34,4 +35,4 @@ if __name__ == "__main__":
             PPOTrainer.resume(folder / "run", FakeRewards()).train()
         else:
             PPOTrainer(settings(folder, kind), FakeRewards()).train()
-    torch.distributed.destroy_process_group()
+    leave()

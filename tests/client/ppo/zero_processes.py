@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from client.ppo.in_two import leave
 from client.ppo.sharded_settings import settings
 from client.ppo.test_update import make_batch
 from tiny_policies import FakeRewards
@@ -47,4 +48,4 @@ if __name__ == "__main__":
         shares = [state["exp_avg"].numel() for state in engine.optimizer.optimizer.state.values()]
         num_trained = sum(p.numel() for p in trainer.run.actor_critic.parameters() if p.requires_grad)
         sys.stdout.write(f"\n{kind} {sum(shares) / num_trained}\n")  # in one piece: two processes write
-    torch.distributed.destroy_process_group()
+    leave()
