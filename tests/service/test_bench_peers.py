@@ -23,7 +23,7 @@ POOL = workload.items(workload.Vocabulary(("a", "b", "c"), 2, 512), 64, seed=0)
 
 def answers(tokens_per_s: int) -> list[Answer]:
     call = Call(b"", 8, tokens_per_s)
-    return [Answer(call, 0, due=0.0, end=float(second)) for second in range(4)]
+    return [Answer(call, 0, due=float(second), end=second + 1.0) for second in range(4)]
 
 
 @pytest.fixture
