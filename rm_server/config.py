@@ -23,7 +23,8 @@ class EngineSettings:
     computes while no other has anything to do takes the threads of all.
     ``precision``: for a load that names none. ``prepack``: oneDNN weights on CPU. ``deterministic``: bit-identical
     scores whatever the batch.
-    ``max_batch_tokens``, ``max_batch_items``: the budget of one forward pass; a longer item goes alone.
+    ``max_batch_tokens``, ``max_batch_items``: the budget of one forward pass, where a prompt that is computed once for
+    its completions counts once; a longer item goes alone.
     ``batches_in_flight``: per worker; the second one lies in its pipe while the first computes.
     ``max_queued_items``, ``max_queued_tokens``: beyond them a call is refused at once.
     ``max_yield_s``: for how long a large call lets later, smaller ones of its run go first, at most.

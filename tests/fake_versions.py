@@ -67,6 +67,8 @@ class FakeVersion:
     """Its load takes until the gate is open."""
     family: str = ""
     """Versions of one family can share a batch."""
+    shares_up_to: int = 0
+    """It says that it computes once what neighbours up to so long begin with."""
 
 
 def make_version(folder: Path, manifest: Manifest | None = None, **options: object) -> Manifest:
@@ -188,6 +190,7 @@ class FakeBackend:
         self.memory_bytes = 1000
         self.precision = settings.precision
         self.mixes_with = version.family
+        self.shares_up_to = version.shares_up_to
 
     def score(self, batch: Batch) -> Float64Array:
         note(self._folder, "batches", batch.num_items)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,13 +14,13 @@ import torch
 
 from rm_server.backends.attention import PACKED_ATTENTION, Attending, NotPackable, Reading, attending
 from rm_server.backends.checkpoint import Config, Model, position_offset
-from rm_server.backends.items import Batch, Int32Array
+from rm_server.backends.items import Batch
 from rm_server.backends.last_layer import find_last_layer, read_all, read_only
 from rm_server.backends.layout import FlatLayout, filled_size, filled_up, lay_out
 from rm_server.backends.owned_rows import shared_out
 from rm_server.backends.pooling import SplitModel
 from rm_server.backends.rope import FreshFrequencies, shared_forward_limit
-from rm_server.backends.shared_prefix import find_shared_prefixes
+from rm_server.backends.shared_prefix import find_shared_prefixes, tokens_to_compute
 
 # More tokens than this gain nothing in one forward, and its intermediate results take memory.
 MAX_FORWARD_TOKENS = 8192
@@ -51,7 +52,7 @@ class Forward(ABC):
         """Logits in fp32 on the CPU, shape (num_items, num_labels)."""
         parts: list[torch.Tensor] = []
         order: list[int] = []
-        for members in self._partition(batch.lengths):
+        for members in self._partition(batch):
             if self._fresh is not None:
                 self._fresh.restore()
             parts.append(self.forward(take(batch, members)).float())
@@ -61,17 +62,23 @@ class Forward(ABC):
         result[order] = found
         return result
 
-    def _partition(self, lengths: Int32Array) -> Iterator[Sequence[int]]:
+    def _partition(self, batch: Batch) -> Iterator[Sequence[int]]:
         """The items of each forward. Those that a length-dependent model must see alone are alone."""
+        lengths = batch.lengths
         limit = 0 if self.one_at_a_time else self._alone_above
         if limit is None:
-            yield from self.group(range(len(lengths)), lengths)
+            yield from self.group(range(len(lengths)), batch)
             return
         yield from ([index] for index in range(len(lengths)) if lengths[index] > limit)
-        yield from self.group([index for index in range(len(lengths)) if lengths[index] <= limit], lengths)
+        yield from self.group([index for index in range(len(lengths)) if lengths[index] <= limit], batch)
+
+    @property
+    def shares_up_to(self) -> int:
+        """Neighbours that begin alike have their beginning computed once where neither has more tokens; 0: never."""
+        return 0
 
     @abstractmethod
-    def group(self, members: Sequence[int], lengths: Int32Array) -> Iterator[Sequence[int]]:
+    def group(self, members: Sequence[int], batch: Batch) -> Iterator[Sequence[int]]:
         """Cuts items that may share a forward into forwards that are not too large."""
 
     @abstractmethod
@@ -109,8 +116,8 @@ class PackedForward(Forward):
         if model.config._attn_implementation != PACKED_ATTENTION:
             raise NotPackable(f"{type(model).__name__} does not let its attention be replaced")
         self._split = SplitModel(model)
-        self.shares_prefixes = self._split.position == "last" and device.type == "cpu"
-        self._window = smallest_window(model.config)
+        can_share = self._split.position == "last" and device.type == "cpu"
+        self._shares_up_to = (smallest_window(model.config) or sys.maxsize) if can_share else 0
         self._offset = position_offset(self.backbone)
         self.fills_up = False
         """Whether a forward's tokens are filled up; see `filled_up`."""
@@ -119,6 +126,10 @@ class PackedForward(Forward):
         self._last_layer = find_last_layer(self.backbone, model.config) if can_read else None
         if self._last_layer is not None:
             read_only(self._last_layer)
+
+    @property
+    def shares_up_to(self) -> int:
+        return 0 if self.one_at_a_time else self._shares_up_to
 
     @property
     def reads_only(self) -> bool:
@@ -132,21 +143,26 @@ class PackedForward(Forward):
         self._split.rejoin()
         self.model.set_attn_implementation(self._own_attention)
 
-    def group(self, members: Sequence[int], lengths: Int32Array) -> Iterator[Sequence[int]]:
+    def group(self, members: Sequence[int], batch: Batch) -> Iterator[Sequence[int]]:
+        together = take(batch, members)
+        costs = together.lengths.tolist()
+        if self.shares_up_to and sum(costs) > MAX_FORWARD_TOKENS:
+            costs = tokens_to_compute(together.ids, together.lengths, self.shares_up_to, together.owners)
         part: list[int] = []
         num_tokens = 0
-        for index in members:
-            if part and num_tokens + lengths[index] > MAX_FORWARD_TOKENS:
+        for index, cost in zip(members, costs, strict=True):
+            if part and num_tokens + cost > MAX_FORWARD_TOKENS:
                 yield part
                 part, num_tokens = [], 0
+            # The first of a forward finds nothing computed before it.
+            num_tokens += cost if part else int(batch.lengths[index])
             part.append(index)
-            num_tokens += int(lengths[index])
         if part:
             yield part
 
     def forward(self, batch: Batch) -> torch.Tensor:
         prefixes = (
-            find_shared_prefixes(batch.ids, batch.lengths, self._window, batch.owners) if self.shares_prefixes else []
+            find_shared_prefixes(batch.ids, batch.lengths, self.shares_up_to, batch.owners) if self.shares_up_to else []
         )
         layout = lay_out(batch.ids, batch.lengths, batch.type_ids, prefixes)
         if self.fills_up:
@@ -193,7 +209,8 @@ class PaddedForward(Forward):
         """Gives the model back as it was."""
         self._split.rejoin()
 
-    def group(self, members: Sequence[int], lengths: Int32Array) -> Iterator[Sequence[int]]:
+    def group(self, members: Sequence[int], batch: Batch) -> Iterator[Sequence[int]]:
+        lengths = batch.lengths
         part: list[int] = []
         for index in sorted(members, key=lambda index: -int(lengths[index])):
             if part and int(lengths[part[0]]) * (len(part) + 1) > MAX_PADDED_TOKENS:
@@ -231,7 +248,7 @@ class OneByOneForward(Forward):
 
     name = "one by one"
 
-    def group(self, members: Sequence[int], lengths: Int32Array) -> Iterator[Sequence[int]]:
+    def group(self, members: Sequence[int], batch: Batch) -> Iterator[Sequence[int]]:
         yield from ([index] for index in members)
 
     def forward(self, batch: Batch) -> torch.Tensor:

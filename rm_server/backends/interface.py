@@ -88,6 +88,16 @@ class Stretches(Protocol):
 
 
 @runtime_checkable
+class SharesPrefixes(Protocol):
+    """A backend that computes once what neighbours in a batch begin with."""
+
+    @property
+    def shares_up_to(self) -> int:
+        """It does so where neither of the two has more tokens; 0: never."""
+        ...
+
+
+@runtime_checkable
 class MixesVersions(Protocol):
     """A backend that can compute one batch together with others."""
 

@@ -28,9 +28,7 @@ def find_shared_prefixes(
     looks back only as far as items go on sharing, so a batch of strangers costs one comparison an item, and over no
     more than ``MAX_GROUP_ITEMS``.
     """
-    common = _common_with_previous(ids, lengths, max_tokens)
-    for index in () if owners is None else np.flatnonzero(np.diff(owners)).tolist():
-        common[index + 1] = 0
+    common = _common_with_previous(ids, lengths, max_tokens, owners)
     best = [0] * (len(lengths) + 1)  # tokens saved among the first i items
     last_group: list[SharedPrefix | None] = [None] * (len(lengths) + 1)
     for end in range(1, len(lengths) + 1):
@@ -56,7 +54,26 @@ def find_shared_prefixes(
     return groups[::-1]
 
 
-def _common_with_previous(ids: Int32Array, lengths: Int32Array, max_tokens: int | None) -> list[int]:
+def tokens_to_compute(
+    ids: Int32Array, lengths: Int32Array, max_tokens: int | None = None, owners: Int32Array | None = None
+) -> list[int]:
+    """For each item, how many of its tokens are computed where the one before it is computed along with it.
+
+    Arguments as `find_shared_prefixes`, which looks at whole groups: this is what it comes to for the usual ones, of
+    completions to one prompt.
+    """
+    sizes = lengths.tolist()
+    return [
+        size - shared if shared >= max(MIN_PREFIX_TOKENS, MIN_SAVED_SHARE * (before + size)) else size
+        for shared, before, size in zip(
+            _common_with_previous(ids, lengths, max_tokens, owners), [0, *sizes], sizes, strict=False
+        )
+    ]
+
+
+def _common_with_previous(
+    ids: Int32Array, lengths: Int32Array, max_tokens: int | None, owners: Int32Array | None
+) -> list[int]:
     """For each item, how many tokens it has in common with the one before it; 0 for the first."""
     ends = np.cumsum(lengths, dtype=np.int64).tolist()
     sizes = lengths.tolist()
@@ -68,4 +85,6 @@ def _common_with_previous(ids: Int32Array, lengths: Int32Array, max_tokens: int 
         before, after = ends[index - 1] - sizes[index - 1], ends[index - 1]
         different = ids[before : before + limit] != ids[after : after + limit]
         common[index] = int(different.argmax()) if different.any() else max(limit, 0)
+    for index in () if owners is None else np.flatnonzero(np.diff(owners)).tolist():
+        common[index + 1] = 0
     return common

@@ -49,6 +49,11 @@ class TorchBackend:
         """The type that the backbone computes in; the head always computes in fp32."""
         return self._settings.precision
 
+    @property
+    def shares_up_to(self) -> int:
+        """Neighbours that begin alike have their beginning computed once where neither has more tokens; 0: never."""
+        return self.forward.shares_up_to
+
     def stretch(self, is_alone: bool) -> None:
         """Sets this thread's number of threads, which other threads do not see."""
         use_threads((self._settings.threads_alone if is_alone else 0) or self._settings.threads)

@@ -23,6 +23,7 @@ from rm_server.backends.interface import (
     MixesVersions,
     SharedMemory,
     SharesMemory,
+    SharesPrefixes,
 )
 from rm_server.backends.items import Batch, Float64Array
 from rm_server.errors import InternalError, OutOfMemory, RmError, VersionNotLoaded
@@ -49,7 +50,7 @@ class LoadOrder:
 class LoadReport:
     """What a worker says of a version it has loaded. ``memory_bytes``: beside what it ``shared``.
 
-    ``probe_scores``: of all probes, in order. ``mixes_with``: as `MixesVersions`.
+    ``probe_scores``: of all probes, in order. ``mixes_with`` as `MixesVersions`, ``shares_up_to`` as `SharesPrefixes`.
     """
 
     memory_bytes: int
@@ -57,6 +58,7 @@ class LoadReport:
     probe_scores: Float64Array
     shared: SharedMemory | None = None
     mixes_with: str = ""
+    shares_up_to: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,8 @@ class Host:
         shared = backend.shared_memory if isinstance(backend, SharesMemory) else None
         mixes_with = backend.mixes_with if isinstance(backend, MixesVersions) else ""
         probe_scores = np.concatenate([np.empty(0), *scores])
-        report = LoadReport(backend.memory_bytes, backend.precision, probe_scores, shared, mixes_with)
+        shares_up_to = backend.shares_up_to if isinstance(backend, SharesPrefixes) else 0
+        report = LoadReport(backend.memory_bytes, backend.precision, probe_scores, shared, mixes_with, shares_up_to)
         self._backends[order.key] = backend
         return report
 

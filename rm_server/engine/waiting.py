@@ -15,7 +15,10 @@ LOOK_AHEAD_ITEMS = 16
 
 
 class Waiting:
-    """One item in the queue. Those who use the queue derive from it and add what they need to answer."""
+    """One item in the queue. Those who use the queue derive from it and add what they need to answer.
+
+    ``num_tokens``: what it takes to compute it.
+    """
 
     __slots__ = ("call", "is_waiting", "num_tokens")
 

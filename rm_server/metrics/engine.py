@@ -18,9 +18,9 @@ class EngineMetrics:
         queue_wait_seconds = families.histogram("rm_queue_wait_seconds", "An item's wait for its turn.", VERSION)
         compute_seconds = families.histogram("rm_compute_seconds", "One batch's forward pass.", VERSION)
         batch_items = families.histogram("rm_batch_items", "Items of one batch.", VERSION, ITEM_BUCKETS)
-        batch_tokens = families.histogram("rm_batch_tokens", "Tokens of one batch.", VERSION, TOKEN_BUCKETS)
+        batch_tokens = families.histogram("rm_batch_tokens", "Tokens computed in one batch.", VERSION, TOKEN_BUCKETS)
         self._queue_items = families.gauge("rm_queue_items", "Items that wait for a turn.")
-        self._queue_tokens = families.gauge("rm_queue_tokens", "Tokens of the items that wait for a turn.")
+        self._queue_tokens = families.gauge("rm_queue_tokens", "Tokens to compute of the items that wait for a turn.")
         self._dropped = families.counter(
             "rm_dropped_items_total",
             "Items dropped before they were computed: the deadline had passed, or the caller was gone.",

@@ -15,7 +15,7 @@ from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, EncodedItem
 from rm_server.backends.layout import SharedAttention, SharedPrefix, lay_out
 from rm_server.backends.loading import load_backend
-from rm_server.backends.shared_prefix import find_shared_prefixes
+from rm_server.backends.shared_prefix import find_shared_prefixes, tokens_to_compute
 from rm_server.backends.torch_backend import TorchBackend
 from rm_server.registry.manifest import Manifest
 
@@ -138,6 +138,48 @@ def test_scores_with_a_shared_prompt_are_those_of_strangers(tmp_path: Path, fami
     strangers = np.concatenate([backend.score(batch_of(item)) for item in items])
     assert np.ptp(strangers) > 0.3
     np.testing.assert_allclose(together, strangers, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("items", "max_tokens", "expected"),
+    [
+        ([[*A, 1], [*A, 2, 3], [*A, 4]], None, [51, 2, 1]),
+        # Groups beside each other, and a stranger.
+        ([[*A, 1], [*A, 2], [*B, 1], C, [*B, 2]], None, [51, 1, 51, 50, 51]),
+        # Too long to take part.
+        ([[*A, 1], [*A, 2], [*A, 2, 3]], 51, [51, 1, 52]),
+        # A common BOS is no prompt; nor is a short one before long completions.
+        ([[1, *A], [1, *B]], None, [51, 51]),
+        ([[*A[:10], *B], [*A[:10], *C]], None, [60, 60]),
+        # The same twice: the second keeps a token of its own.
+        ([A, A], None, [50, 1]),
+        ([], None, []),
+    ],
+)
+def test_what_is_left_to_compute(items: list[list[int]], max_tokens: int | None, expected: list[int]) -> None:
+    batch = batch_of(*items)
+    assert tokens_to_compute(batch.ids, batch.lengths, max_tokens) == expected
+
+
+def test_nothing_is_left_out_beside_another_owner() -> None:
+    batch = batch_of([*A, 1], [*A, 2], [*A, 3])
+    assert tokens_to_compute(batch.ids, batch.lengths, None, np.array([4, 4, 1], np.int32)) == [51, 1, 51]
+
+
+def test_a_forward_is_as_large_as_what_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "llama")
+    manifest = Manifest(kind="sequence_classification", max_tokens=120)
+    backend = load_backend(folder, manifest, ComputeSettings())
+    alone = load_backend(folder, manifest, ComputeSettings(deterministic=True))
+    assert isinstance(backend, TorchBackend)
+    assert isinstance(alone, TorchBackend)
+    batch = batch_of(*([*range(5, 55), number] for number in range(60, 72)), *([number] * 51 for number in range(3)))
+    strangers = alone.score(batch)
+    monkeypatch.setattr("rm_server.backends.forward.MAX_FORWARD_TOKENS", 120)
+    # 51 + 11 and a stranger; the others in twos.
+    assert [len(part) for part in backend.forward.group(range(15), batch)] == [13, 2]
+    assert (backend.shares_up_to > 120, alone.shares_up_to) == (True, 0)
+    np.testing.assert_allclose(backend.score(batch), strangers, atol=1e-5, rtol=0)
 
 
 def test_encoders_share_nothing(tmp_path: Path) -> None:

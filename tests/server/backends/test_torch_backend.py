@@ -312,7 +312,7 @@ def test_large_batches_are_cut_into_forwards(tmp_path: Path, monkeypatch: pytest
     batch = Batch.of(make_items([50] * 12))
     expected = backend.score(batch)
     monkeypatch.setattr("rm_server.backends.forward.MAX_FORWARD_TOKENS", 120)
-    assert [len(part) for part in backend.forward.group(range(12), batch.lengths)] == [2] * 6
+    assert [len(part) for part in backend.forward.group(range(12), batch)] == [2] * 6
     np.testing.assert_allclose(backend.score(batch), expected, atol=1e-6, rtol=0)
 
 

@@ -128,6 +128,32 @@ async def test_calls_that_come_together_share_a_batch(tmp_path: Path) -> None:
         assert fake.noted(tmp_path)[loaded:] == [8]
 
 
+@pytest.mark.parametrize(
+    ("shares_up_to", "expected"),
+    [
+        # A group costs 10 + 3 * 3 tokens: a batch of 38 holds two.
+        (100, [6, 6]),
+        # Its items take no part in sharing, or there is none: 26 tokens of 38 are two items.
+        (12, [2] * 6),
+        (0, [2] * 6),
+    ],
+)
+async def test_a_prompt_that_is_computed_once_takes_its_part_of_a_batch_once(
+    tmp_path: Path, shares_up_to: int, expected: list[int]
+) -> None:
+    async with running_engine(max_batch_tokens=38) as engine:
+        fake.make_version(tmp_path, shares_up_to=shares_up_to, factor=1.0)
+        await engine.load(KEY, tmp_path, Manifest("sequence_classification"), "fp32")
+        loaded = len(fake.noted(tmp_path))
+        first = engine.submit(KEY, items([fake.WAIT]))
+        await fake.until(lambda: len(fake.noted(tmp_path)) > loaded)
+        groups = [[[prompt] * 10 + [number] * 3 for number in (1, 2, 3)] for prompt in range(100, 104)]
+        later = [future for group in groups for future in engine.submit(KEY, items(*group))]
+        fake.open_gate(tmp_path)
+        assert (await outcomes(first + later))[1:] == [sum(item) for group in groups for item in group]
+        assert fake.noted(tmp_path)[loaded + 1 :] == expected
+
+
 async def test_a_full_batch_waits_in_the_pipe_of_a_busy_worker(tmp_path: Path) -> None:
     async with running_engine(max_batch_tokens=10) as engine:
         await load(engine, tmp_path)
