@@ -23,7 +23,7 @@ from rm_server.backends.explanation import Reading, ReadToken
 from rm_server.backends.items import ChatMessage, Content, EncodedItem, Int32Array, RenderedText
 from rm_server.backends.json_file import first_line
 from rm_server.backends.plain_ids import plain_ids
-from rm_server.backends.plain_text import PlainText
+from rm_server.backends.plain_text import PlainText, Text
 from rm_server.backends.truncation import BoolArray, kept_tokens
 from rm_server.errors import EmptyItem, RmError, UnsupportedContent
 from rm_server.registry.manifest import CHAT_TEMPLATE, PAIR_TEMPLATE, Manifest, TruncationRule
@@ -43,7 +43,7 @@ class _Joined:
     Of a pair, ``text`` is the two, and each span is in its own.
     """
 
-    text: str | tuple[str, str]
+    text: Text
     prompt: Span
     completion: Span
     adds_special_tokens: bool
@@ -108,7 +108,7 @@ class TextEncoder:
             return Reading((), tokens, len(prompt) + len(completion), rule)
         joined = self._joined(prompt, completion)
         encoding = self._tokenized(joined)
-        ids, _ = self._with_eos(encoding)
+        ids, _ = self._with_eos(*self._arrays(encoding))
         in_prompt, in_completion = self._cuttable(encoding, ids, joined)
         kept = kept_tokens(in_prompt, in_completion, self.max_tokens or len(ids), rule)
         if isinstance(joined.text, str) and (spans := _message_spans(joined.text, prompt, completion)):
@@ -131,22 +131,30 @@ class TextEncoder:
     def _whole_texts(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem | None]:
         """Without the characters that each token stands for, which only cutting asks for: a fifth less time."""
         items: list[EncodedItem | None] = [None] * len(pairs)
-        alike: dict[tuple[bool, bool], list[tuple[int, str | tuple[str, str]]]] = {}
+        alike: dict[bool, list[tuple[int, Text]]] = {}
         for place, pair in enumerate(pairs):
-            if (joined := self._joined_text(*pair)) is not None:
-                normalized = None if self._plain is None else self._plain.normalized_all(joined.text)
-                members = alike.setdefault((joined.adds_special_tokens, normalized is not None), [])
-                members.append((place, joined.text if normalized is None else normalized))
-        for (adds_special_tokens, is_normalized), members in alike.items():
-            tokenizer = self._plain.tokenizer if self._plain is not None and is_normalized else self._rust
+            if (joined := self._joined_text(*pair)) is None:
+                continue
+            adds_special_tokens = joined.adds_special_tokens
+            found = self._plain and self._plain.encode(joined.text, add_special_tokens=adds_special_tokens)
+            if found:
+                items[place] = self._whole(joined.text, *found)
+            else:
+                alike.setdefault(adds_special_tokens, []).append((place, joined.text))
+        for adds_special_tokens, members in alike.items():
             texts = [text for _, text in members]
-            encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=adds_special_tokens)
+            encodings = self._rust.encode_batch_fast(texts, add_special_tokens=adds_special_tokens)
             for (place, text), encoding in zip(members, encodings, strict=True):
-                self._saw(text, encoding)
-                ids, type_ids = self._with_eos(encoding)
-                if 0 < len(ids) <= (self.max_tokens or len(ids)):
-                    items[place] = EncodedItem(ids, len(ids), type_ids=type_ids if _has_any(type_ids) else None)
+                items[place] = self._whole(text, *self._arrays(encoding))
         return items
+
+    def _whole(self, text: Text, ids: Int32Array, type_ids: Int32Array | None) -> EncodedItem | None:
+        """None: it has to be cut, or has no tokens."""
+        self._saw(text, len(ids))
+        ids, type_ids = self._with_eos(ids, type_ids if self._uses_type_ids else None)
+        if not 0 < len(ids) <= (self.max_tokens or len(ids)):
+            return None
+        return EncodedItem(ids, len(ids), type_ids=type_ids if _has_any(type_ids) else None)
 
     def _joined_text(self, prompt: Content, completion: Content) -> _Joined | None:
         """None: no texts, or something is wrong with them, or they will probably be cut."""
@@ -244,19 +252,22 @@ class TextEncoder:
         check_unicode("".join(joined.texts))
         # `encode` holds the GIL, so that a long text would stop the whole server; `encode_batch` lets go of it.
         encoding = self._rust.encode_batch([joined.text], add_special_tokens=joined.adds_special_tokens)[0]
-        self._saw(joined.text, encoding)
+        self._saw(joined.text, len(encoding))
         return encoding
 
-    def _saw(self, text: str | tuple[str, str], encoding: Any) -> None:
+    def _saw(self, text: Text, num_tokens: int) -> None:
         """Learns from a text how many characters a token stands for."""
-        if num_tokens := len(encoding):
+        if num_tokens:
             rate = (len(text) if isinstance(text, str) else sum(map(len, text))) / num_tokens
             self._characters_per_token += _RATE_SHARE * (rate - self._characters_per_token)
 
-    def _with_eos(self, encoding: Any) -> tuple[Int32Array, Int32Array | None]:
-        """Ids, and type ids where the version uses them; EOS appended where it has to be and is not there."""
-        ids = np.array(encoding.ids, np.int32)
+    def _arrays(self, encoding: Any) -> tuple[Int32Array, Int32Array | None]:
+        """Ids, and type ids where the version uses them."""
         type_ids = np.array(encoding.type_ids, np.int32) if self._uses_type_ids else None
+        return np.array(encoding.ids, np.int32), type_ids
+
+    def _with_eos(self, ids: Int32Array, type_ids: Int32Array | None) -> tuple[Int32Array, Int32Array | None]:
+        """EOS appended where it has to be and is not there."""
         if self._eos_id is not None and (not len(ids) or ids[-1] != self._eos_id):
             ids = np.append(ids, np.int32(self._eos_id))
             type_ids = (
@@ -266,7 +277,7 @@ class TextEncoder:
 
     def _finish(self, encoding: Any, joined: _Joined, rule: TruncationRule) -> EncodedItem:
         """Appends EOS and cuts."""
-        ids, type_ids = self._with_eos(encoding)
+        ids, type_ids = self._with_eos(*self._arrays(encoding))
         if not len(ids):
             raise EmptyItem("The item has no tokens: its text is nothing but what the tokenizer drops (white space).")
         completion_start = _first_token(encoding, joined.completion, joined.completion_segment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from rm_server.backends.plain_text import PlainText
+from rm_server.backends.plain_text import PlainText, Text
 
 WORDS = [
     "[PAD]",
@@ -43,33 +44,88 @@ def make_tokenizer(normalizer: Any = None, **added: bool) -> Tokenizer:
     return tokenizer
 
 
+def changed(**parts: Any) -> Tokenizer:
+    tokenizer = make_tokenizer()
+    for name, part in parts.items():
+        setattr(tokenizer, name, part)
+    return tokenizer
+
+
 LOWERING = make_tokenizer(), make_tokenizer(normalizers.BertNormalizer(lowercase=False))
+TEXTS = st.one_of(st.text(CHARACTERS), st.text(st.characters(max_codepoint=200)))
 
 
-@pytest.mark.parametrize("tokenizer", LOWERING, ids=["lower case", "as it is"])
-@given(text=st.one_of(st.text(CHARACTERS), st.text(st.characters(max_codepoint=200))))
-def test_the_ids_are_the_tokenizers_own(tokenizer: Tokenizer, text: str) -> None:
+def plain_text(tokenizer: Tokenizer) -> PlainText:
     plain = PlainText.of(tokenizer)
     assert plain is not None
-    normalized = plain.normalized(text)
-    if normalized is not None:
-        assert plain.tokenizer.encode(normalized).ids == tokenizer.encode(text).ids
+    return plain
 
 
-@pytest.mark.parametrize("text", ["A fox.", "", "\tA\r\nfox's [b]!"])
-def test_plain_text_goes_the_shorter_way(text: str) -> None:
-    plain = PlainText.of(LOWERING[0])
-    assert plain is not None
-    assert plain.normalized(text) == text.lower()
-    assert plain.normalized_all((text, "B")) == (text.lower(), "b")
+PLAIN = tuple(map(plain_text, LOWERING))
 
 
-@pytest.mark.parametrize("text", ["é", "汉", "a\x00b", "a\x7fb", "a\x0bb", "a [SEP] b", "\u200b"])
+def own(tokenizer: Tokenizer, text: Text, adds: bool) -> tuple[list[int], list[int]]:
+    (encoding,) = tokenizer.encode_batch([text], add_special_tokens=adds)
+    return encoding.ids, encoding.type_ids
+
+
+def by_words(plain: PlainText, text: Text, adds: bool) -> tuple[list[int], list[int]] | None:
+    found = plain.encode(text, add_special_tokens=adds)
+    if found is None:
+        return None
+    ids, type_ids = found
+    return ids.tolist(), [0] * len(ids) if type_ids is None else type_ids.tolist()
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["lower case", "as it is"])
+@given(text=st.one_of(TEXTS, st.tuples(TEXTS, TEXTS)), adds=st.booleans())
+def test_the_ids_are_the_tokenizers_own(which: int, text: Text, adds: bool) -> None:
+    found = by_words(PLAIN[which], text, adds)
+    assert found is None or found == own(LOWERING[which], text, adds)
+
+
+@pytest.mark.parametrize("text", ["A fox.", "", " \n", "\tA\r\nfox's [b]!", ("A fox?", "aB"), ("", "a")])
+def test_plain_text_goes_the_shorter_way(text: Text) -> None:
+    assert by_words(PLAIN[0], text, True) == own(LOWERING[0], text, True)
+    assert by_words(PLAIN[0], text, False) == own(LOWERING[0], text, False)
+
+
+@pytest.mark.parametrize(
+    "text", ["é", "汉", "a\x00b", "a\x7fb", "a\x0bb", "a [SEP] b", "\u200b", "a" * 101, "a " * 50_001]
+)
 def test_other_text_does_not(text: str) -> None:
-    plain = PlainText.of(LOWERING[0])
-    assert plain is not None
-    assert plain.normalized(text) is None
-    assert plain.normalized_all(("a", text)) is None
+    assert by_words(PLAIN[0], text, True) is None
+    assert by_words(PLAIN[0], ("a", text), True) is None
+
+
+def test_a_word_goes_through_the_tokenizer_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, learnt = plain_text(LOWERING[0]), []
+    learn = plain._learnt
+    monkeypatch.setattr(plain, "_learnt", lambda words: learnt.append(sorted(words)) or learn(words))
+    for text in ("fox ab", "Fox ba.", ("AB", "fox bb fox")):
+        assert by_words(plain, text, True) == own(LOWERING[0], text, True)
+    assert learnt == [["ab", "fox"], ["ba"], ["bb"]]
+
+
+def test_words_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rm_server.backends.plain_text.MAX_WORDS", 40)
+    plain = plain_text(LOWERING[0])
+    for number in range(30):
+        text = " ".join(["a" * (1 + number), "b" * (1 + number), "fox ab."])
+        assert by_words(plain, text, True) == own(LOWERING[0], text, True)
+        assert len(plain._known) <= 40
+
+
+def test_threads_learn_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rm_server.backends.plain_text.MAX_WORDS", 60)
+    plain = plain_text(LOWERING[0])
+    texts = [
+        " ".join("ab" * (number % 7) + "a" * (number % 11) + "." for number in range(start, start + 9))
+        for start in range(400)
+    ]
+    expected = [own(LOWERING[0], text, True) for text in texts]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda text: by_words(plain, text, True), texts)) == expected
 
 
 @pytest.mark.parametrize(
@@ -77,9 +133,17 @@ def test_other_text_does_not(text: str) -> None:
     [
         make_tokenizer(normalizers.NFKC()),
         make_tokenizer(normalizers.Sequence([normalizers.BertNormalizer(), normalizers.Replace("a", "b")])),
+        changed(pre_tokenizer=pre_tokenizers.Whitespace()),
+        changed(model=models.WordLevel({"[UNK]": 0, "a": 1, "[SEP]": 2, "[CLS]": 3}, unk_token="[UNK]")),
         make_tokenizer(normalized=True),
     ],
-    ids=["another normaliser", "more than one", "an added token that is looked for in normalised text"],
+    ids=[
+        "another normaliser",
+        "more than one",
+        "another cut into words",
+        "another model",
+        "an added token that is looked for in normalised text",
+    ],
 )
 def test_a_tokenizer_of_another_kind_has_no_shorter_way(tokenizer: Tokenizer) -> None:
     assert PlainText.of(tokenizer) is None
