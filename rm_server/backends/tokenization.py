@@ -1,62 +1,34 @@
 """Text, chat messages or token ids become exactly the ids that the model sees.
 
-Prompt and completion are joined by the version's template first and tokenised in one piece, so that a plain
-transformers user who tokenises the joined text gets the same ids (two pieces could not merge at the seam).
-The completion's first token is then found by characters: it is the first token with a character of the completion
-(`Encoding.char_to_token`), so a token that spans the seam belongs to the completion.
+Prompt and completion are tokenised in one piece (`joining`). The completion's first token is then found by characters:
+it is the first token with a character of the completion (`Encoding.char_to_token`), so a token that spans the seam
+belongs to the completion.
 Nothing that a result depends on is changed after construction: one encoder serves all threads.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 
 from rm_server.backends.content_checks import check_unicode, checked_ids
 from rm_server.backends.explanation import Reading, ReadToken
-from rm_server.backends.items import ChatMessage, Content, EncodedItem, Int32Array, RenderedText
-from rm_server.backends.json_file import first_line
+from rm_server.backends.items import ChatMessage, Content, EncodedItem, Int32Array
+from rm_server.backends.joining import JoinedText, Joiner, Span, message_spans
 from rm_server.backends.plain_ids import plain_ids
 from rm_server.backends.plain_text import PlainText, Text
 from rm_server.backends.truncation import BoolArray, kept_tokens
 from rm_server.errors import EmptyItem, RmError, UnsupportedContent
-from rm_server.registry.manifest import CHAT_TEMPLATE, PAIR_TEMPLATE, Manifest, TruncationRule
+from rm_server.registry.manifest import Manifest, TruncationRule
 
 _FIRST_CHARACTERS_PER_TOKEN = 4.0
 _RATE_SHARE = 0.1
 """Of the characters per token: what is expected before any text came, and how much each new text says of the next."""
 
-Span: TypeAlias = tuple[int, int]
 Int64Array: TypeAlias = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class _Joined:
-    """A text to tokenise, the spans of prompt and completion in it, and whether [CLS], BOS… are added.
-
-    Of a pair, ``text`` is the two, and each span is in its own.
-    """
-
-    text: Text
-    prompt: Span
-    completion: Span
-    adds_special_tokens: bool
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """One, or two."""
-        return (self.text,) if isinstance(self.text, str) else self.text
-
-    @property
-    def completion_segment(self) -> int:
-        """The segment in which the completion's characters count; the prompt's is 0."""
-        return len(self.texts) - 1
 
 
 class TextEncoder:
@@ -75,8 +47,7 @@ class TextEncoder:
         self._uses_type_ids = uses_type_ids
         self._special_ids = np.array(sorted(set(tokenizer.all_special_ids)), np.int32)
         self._eos_id: int | None = tokenizer.eos_token_id if manifest.append_eos else None
-        self._begin_token: str = tokenizer.bos_token or tokenizer.cls_token or ""
-        self._chat_begins_with = self._begin_token if self._is_chat_begun_by(self._begin_token) else ""
+        self._joiner = Joiner(tokenizer, manifest)
         # The Rust tokenizer itself: transformers' wrapper changes its truncation and padding on every call.
         self._rust = tokenizer.backend_tokenizer
         self._rust.no_truncation()
@@ -95,7 +66,7 @@ class TextEncoder:
         rule = truncation or self.manifest.truncation
         if _are_ids(prompt, completion):
             return self._of_ids(cast(tuple[int, ...], tuple(prompt)), cast(tuple[int, ...], completion), rule)
-        joined = self._joined(prompt, completion)
+        joined = self._joiner.join(prompt, completion)
         return self._finish(self._tokenized(joined), joined, rule)
 
     def explain(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> Reading:
@@ -106,12 +77,12 @@ class TextEncoder:
             in_completion = np.arange(item.num_tokens) >= item.completion_start
             tokens = self._read_tokens(item.ids, ~in_completion, in_completion)
             return Reading((), tokens, len(prompt) + len(completion), rule)
-        joined = self._joined(prompt, completion)
+        joined = self._joiner.join(prompt, completion)
         encoding = self._tokenized(joined)
         ids, _ = self._with_eos(*self._arrays(encoding))
         in_prompt, in_completion = self._cuttable(encoding, ids, joined)
         kept = kept_tokens(in_prompt, in_completion, self.max_tokens or len(ids), rule)
-        if isinstance(joined.text, str) and (spans := _message_spans(joined.text, prompt, completion)):
+        if isinstance(joined.text, str) and (spans := message_spans(joined.text, prompt, completion)):
             written = _overlapping(_places(encoding), len(ids), spans)  # the rest is the chat template's
             in_prompt, in_completion = in_prompt & written, in_completion & written
         tokens = self._read_tokens(item.ids, in_prompt[kept], in_completion[kept])
@@ -156,99 +127,20 @@ class TextEncoder:
             return None
         return EncodedItem(ids, len(ids), type_ids=type_ids if _has_any(type_ids) else None)
 
-    def _joined_text(self, prompt: Content, completion: Content) -> _Joined | None:
+    def _joined_text(self, prompt: Content, completion: Content) -> JoinedText | None:
         """None: no texts, or something is wrong with them, or they will probably be cut."""
         if not completion or not isinstance(prompt, str) or not isinstance(completion, str):
             return None
         if self.max_tokens and len(prompt) + len(completion) > self._characters_per_token * self.max_tokens:
             return None
         try:
-            joined = self._joined(prompt, completion)
+            joined = self._joiner.join(prompt, completion)
             check_unicode("".join(joined.texts))
         except RmError:
             return None
         return joined
 
-    def _joined(self, prompt: Content, completion: Content) -> _Joined:
-        """Text or messages, as the version's template joins them."""
-        has_messages = any(content and not isinstance(content, str) for content in (prompt, completion))
-        if has_messages or (self.manifest.template == CHAT_TEMPLATE and prompt):
-            return self._render_chat(_messages(prompt, "user"), _messages(completion, "assistant"))
-        prompt_text, completion_text = cast(str, prompt or ""), cast(str, completion)
-        if self.manifest.template == PAIR_TEMPLATE and prompt_text:
-            spans = (0, len(prompt_text)), (0, len(completion_text))
-            return _Joined((prompt_text, completion_text), *spans, self.manifest.add_special_tokens)
-        joined = self._join(prompt_text, completion_text)
-        return self._begun_once(joined) if isinstance(completion, RenderedText) else joined
-
-    def _join(self, prompt: str, completion: str) -> _Joined:
-        """Puts both into the template in one pass, so that braces in the content stay what they are.
-
-        A completion without prompt stands alone: the pair is a single segment, and under a chat template it is text
-        that somebody has rendered already (and so brings its own special tokens).
-        """
-        template = self.manifest.template
-        if template in (PAIR_TEMPLATE, CHAT_TEMPLATE):
-            adds = self.manifest.add_special_tokens and template == PAIR_TEMPLATE
-            return _Joined(completion, (0, 0), (0, len(completion)), adds)
-        words = template.replace("{prompt}", "").replace("{completion}", "")
-        if not prompt and words and "{prompt}" in template:
-            raise EmptyItem(f"The item has no prompt, and the version's template {template!r} needs one.")
-        text, spans = "", {"{prompt}": (0, 0), "{completion}": (0, 0)}
-        for piece in re.split(r"(\{prompt\}|\{completion\})", template):
-            start = len(text)
-            text += prompt if piece == "{prompt}" else completion if piece == "{completion}" else piece
-            if piece in spans:
-                spans[piece] = (start, len(text))
-        return _Joined(text, spans["{prompt}"], spans["{completion}"], self.manifest.add_special_tokens)
-
-    def _begun_once(self, rendered: _Joined) -> _Joined:
-        """Sees to it that a rendered text begins with the version's special token, if it has one, and with one only."""
-        (text,) = rendered.texts
-        if self._begin_token and text.startswith(self._begin_token):
-            return replace(rendered, adds_special_tokens=False)
-        if self.manifest.template == CHAT_TEMPLATE and self._chat_begins_with:
-            start, end = (position + len(self._chat_begins_with) for position in rendered.completion)
-            return replace(rendered, text=self._chat_begins_with + text, completion=(start, end))
-        return rendered
-
-    def _is_chat_begun_by(self, token: str) -> bool:
-        """Whether the tokenizer's chat template writes the token before the first message."""
-        if not token or self.manifest.template != CHAT_TEMPLATE:
-            return False
-        try:
-            chat = self._apply_chat_template([{"role": "user", "content": "."}], add_generation_prompt=False)
-        except (jinja2.TemplateError, TypeError, ValueError):
-            return False  # a template that takes other messages only: what is rendered by it is left as it comes
-        return chat.startswith(token)
-
-    def _render_chat(self, prompt: list[dict[str, str]], completion: list[dict[str, str]]) -> _Joined:
-        """Renders by the tokenizer's chat template, which writes the special tokens itself.
-
-        The completion begins where the rendered prompt (ready for an answer) ends.
-        """
-        if not self.tokenizer.chat_template:
-            raise UnsupportedContent("The version's tokenizer has no chat template; send text or token ids.")
-        try:
-            text = self._apply_chat_template(prompt + completion, add_generation_prompt=False)
-            before = self._apply_chat_template(prompt, add_generation_prompt=True) if prompt else ""
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            roles = ", ".join(message["role"] for message in prompt + completion)
-            raise UnsupportedContent(
-                f"The version's chat template does not take these messages (roles: {roles}): {first_line(error)}"
-            ) from error
-        start = _common_length(before, text)
-        last = completion[-1]["content"].strip()
-        end = text.rfind(last) + len(last) if last and text.rfind(last) >= start else len(text)
-        return _Joined(text, (0, start), (start, end), adds_special_tokens=False)
-
-    def _apply_chat_template(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        text: str = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-        return text
-
-    def _tokenized(self, joined: _Joined) -> Any:
+    def _tokenized(self, joined: JoinedText) -> Any:
         check_unicode("".join(joined.texts))
         # `encode` holds the GIL, so that a long text would stop the whole server; `encode_batch` lets go of it.
         encoding = self._rust.encode_batch([joined.text], add_special_tokens=joined.adds_special_tokens)[0]
@@ -275,7 +167,7 @@ class TextEncoder:
             )
         return ids, type_ids
 
-    def _finish(self, encoding: Any, joined: _Joined, rule: TruncationRule) -> EncodedItem:
+    def _finish(self, encoding: Any, joined: JoinedText, rule: TruncationRule) -> EncodedItem:
         """Appends EOS and cuts."""
         ids, type_ids = self._with_eos(*self._arrays(encoding))
         if not len(ids):
@@ -292,7 +184,7 @@ class TextEncoder:
             type_ids=type_ids if _has_any(type_ids) else None,
         )
 
-    def _cuttable(self, encoding: Any, ids: Int32Array, joined: _Joined) -> tuple[BoolArray, BoolArray]:
+    def _cuttable(self, encoding: Any, ids: Int32Array, joined: JoinedText) -> tuple[BoolArray, BoolArray]:
         """Which tokens stand for characters of the prompt and of the completion, shape (num_tokens,) each."""
         stays, places = self._special_ends(ids), _places(encoding)
         in_prompt = _overlapping(places, len(ids), [joined.prompt]) & ~stays
@@ -331,14 +223,6 @@ class TextEncoder:
         )
 
 
-def _common_length(left: str, right: str) -> int:
-    """How many characters two texts begin with alike."""
-    for index, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return index
-    return min(len(left), len(right))
-
-
 def _places(encoding: Any) -> tuple[Int64Array, Int64Array]:
     """Of each token of the text, its characters, shape (num_text_tokens, 2), and its segment; -1: of none."""
     segments = [-1 if number is None else number for number in encoding.sequence_ids]
@@ -354,20 +238,6 @@ def _overlapping(
     for start, end in spans:
         mask[: len(offsets)] |= (offsets[:, 0] < end) & (offsets[:, 1] > start) & (segments == segment)
     return mask
-
-
-def _message_spans(text: str, prompt: Content, completion: Content) -> list[Span]:
-    """Where the messages' own words are in a rendered chat; none where no messages came."""
-    spans: list[Span] = []
-    position = 0
-    for content in (prompt, completion):
-        for message in content if not isinstance(content, str) else ():
-            words = message.content.strip() if isinstance(message, ChatMessage) else ""
-            start = text.find(words, position) if words else -1
-            if start >= 0:
-                position = start + len(words)
-                spans.append((start, position))
-    return spans
 
 
 def _has_any(type_ids: Int32Array | None) -> bool:
@@ -395,14 +265,3 @@ def _are_ids(prompt: Content, completion: Content) -> bool:
     if len(are_ids) > 1:
         raise UnsupportedContent("Prompt and completion are of different kinds; send both as token ids.")
     return are_ids == {True}
-
-
-def _messages(content: Content, role: str) -> list[dict[str, str]]:
-    """Chat messages as the chat template takes them; text is one turn of ``role``."""
-    if not content:
-        return []
-    if isinstance(content, str):
-        return [{"role": role, "content": content}]
-    return [
-        {"role": message.role, "content": message.content} for message in content if isinstance(message, ChatMessage)
-    ]
