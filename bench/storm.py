@@ -40,7 +40,7 @@ def main() -> int:
         bench = Bench(quick=arguments.quick)
         importlib.import_module(f"bench.storms.{name}").run(bench)
         bench.row(what="took", seconds=round(time.perf_counter() - started, 1), load_before=round(load, 1))
-        found.replace(name, bench.rows, bench.figures)
+        found.replace(name, bench.rows, bench.figures, round(time.perf_counter() - started, 1))
         found.write(out)
     print(found.page())
     return int(bool(found.missed()) and not arguments.quick)

@@ -8,17 +8,21 @@ import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import URL, NullPool, create_engine, text
 
 PASSWORD = "not-to-be-printed"
 _SETTINGS = "-c fsync=off -c max_connections=100 -c unix_socket_directories="
 _INITDB = ("--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync")
+# Not subprocess's own ``user``: it forks, and what gRPC does in a fork while it is called ended a child now and then.
+_AS = (
+    "import os, sys; u, g, *c = sys.argv[1:]; os.setgroups([]); os.setgid(int(g)); os.setuid(int(u)); os.execv(c[0], c)"
+)
 _numbers = itertools.count(1)
 
 
@@ -67,18 +71,22 @@ class PostgreSQL:
         return (self._data / "postmaster.pid").exists()
 
     def _call(self, program: str, *arguments: object) -> None:
-        options: dict[str, Any] = {"cwd": self._data.parent}
-        if self._user:
-            options |= {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
         command = [str(part) for part in (self._binaries / program, *arguments)]
+        if self._user:
+            command = [sys.executable, "-c", _AS, str(self._user.pw_uid), str(self._user.pw_gid), *command]
         # The server inherits what it is started with: pipes would stay open as long as it runs.
         with tempfile.TemporaryFile("w+") as output:
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False, **options
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                check=False,
+                cwd=self._data.parent,
             )
             output.seek(0)
             log = self._log.read_text() if self._log.exists() else ""
-            assert done.returncode == 0, f"{command}: {output.read()}\n{log}"
+            assert done.returncode == 0, f"{command}: {done.returncode} {output.read()}\n{log}"
 
 
 def find_binaries() -> Path | None:
