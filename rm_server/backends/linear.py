@@ -7,7 +7,7 @@ The operators are torch's own (Inductor freezes models with them) but private, s
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import torch
@@ -66,17 +66,19 @@ def unpack(swapped: Swapped) -> None:
         setattr(parent, name, original)
 
 
+def swapped_layers(swapped: Swapped) -> list[PrepackedLinear]:
+    """The prepacked layers that are in place now, or inside of what is; each once."""
+    inside = {id(module): module for parent, name, _ in swapped for module in getattr(parent, name).modules()}
+    return [module for module in inside.values() if isinstance(module, PrepackedLinear)]
+
+
 @torch.inference_mode()
 def make_ready(swapped: Swapped, sizes: Iterable[int]) -> None:
     """Has oneDNN prepare, for products with so many rows, what it otherwise prepares as the first of them is asked for.
 
     It is kept for layers of the same shape, and for products with the number of threads that this thread has now.
     """
-    layers = {
-        (layer.in_features, layer.out_features, layer.bias is None): layer
-        for parent, name, _ in swapped
-        if isinstance(layer := getattr(parent, name), PrepackedLinear)
-    }
+    layers = {(layer.in_features, layer.out_features, layer.bias is None): layer for layer in swapped_layers(swapped)}
     for size in sizes:
         for layer in layers.values():
             layer(torch.zeros(1, size, layer.in_features, dtype=layer.dtype))
@@ -95,14 +97,24 @@ def _prepacked(layer: Any) -> PrepackedLinear | None:
         return None
     try:
         packed = PrepackedLinear(weight.detach(), None if layer.bias is None else layer.bias.detach())
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(1, _PROBE_ROWS, packed.in_features, generator=generator).to(weight.dtype)
-        expected, came = layer(x), packed(x)
+        agrees = gives_the_same(packed, layer, packed.in_features, weight.dtype)
     except (RuntimeError, AttributeError, NotImplementedError) as error:
         logger.info("A linear layer stays unpacked: %s", error)
         return None
-    tolerance = _TOLERANCE[weight.dtype] * max(1.0, float(expected.abs().max()))
-    if came.shape != expected.shape or not bool((came - expected).abs().max() <= tolerance):
-        logger.info("A linear layer stays unpacked: oneDNN's product differs by more than %g", tolerance)
+    if not agrees:
+        logger.info("A linear layer stays unpacked: oneDNN's product differs")
         return None
     return packed
+
+
+def gives_the_same(
+    came: Callable[[torch.Tensor], torch.Tensor],
+    expected: Callable[[torch.Tensor], torch.Tensor],
+    in_features: int,
+    dtype: torch.dtype,
+) -> bool:
+    """Whether two ways of computing a layer agree on a probe, as far as the type's rounding lets them."""
+    x = torch.randn(1, _PROBE_ROWS, in_features, generator=torch.Generator().manual_seed(0)).to(dtype)
+    wanted, found = expected(x), came(x)
+    tolerance = _TOLERANCE[dtype] * max(1.0, float(wanted.abs().max()))
+    return found.shape == wanted.shape and bool((found - wanted).abs().max() <= tolerance)

@@ -28,6 +28,7 @@ from rm_server.backends.footprint import shared_name
 from rm_server.backends.forward import Forward, PackedForward
 from rm_server.backends.interface import ComputeSettings, MixesVersions, SharedMemory
 from rm_server.backends.items import Batch, Float64Array
+from rm_server.backends.joint_linear import JointLinear
 from rm_server.backends.linear import PrepackedLinear
 from rm_server.backends.lora_adapter import Adapter, Delta, read_adapter
 from rm_server.backends.owned_rows import NOBODY, owned_by, owned_rows
@@ -314,7 +315,7 @@ def _by_module(folder: Path, names: Any, adapter: Adapter) -> dict[str, dict[str
 
 def _shape(layer: torch.nn.Module | None) -> tuple[int, int] | None:
     """(out_features, in_features); None: no linear layer."""
-    if isinstance(layer, PrepackedLinear | torch.nn.Linear):
+    if isinstance(layer, PrepackedLinear | JointLinear | torch.nn.Linear):
         return layer.out_features, layer.in_features
     if isinstance(layer, Conv1D):
         return layer.nf, layer.nx

@@ -13,6 +13,7 @@ from rm_server.backends.checkpoint import Model, is_out_of_memory, load_model, p
 from rm_server.backends.forward import Forward, OneByOneForward, PackedForward, take
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, Float64Array
+from rm_server.backends.joint_linear import join
 from rm_server.backends.json_file import first_line
 from rm_server.backends.layout import filled_sizes
 from rm_server.backends.linear import PrepackedLinear, make_ready, prepack, unpack
@@ -150,6 +151,7 @@ def _prepare(forward: Forward, settings: ComputeSettings, check: Batch) -> None:
         if isinstance(forward, PackedForward) and swapped and not settings.deterministic:
             forward.fills_up = True
         try:
+            join(swapped, lambda: forward.logits(check))
             forward.logits(check)
         except (AttributeError, RuntimeError) as error:
             logger.warning("%s computes without prepacked weights: %s", type(forward.model).__name__, error)

@@ -1,0 +1,113 @@
+"""Linear layers that are given the same tensor, as those of queries, keys and values are, computed as one product.
+
+One product of three times the width is faster than three: by a twentieth of an item's forward in bf16, less in fp32.
+Which layers those are is seen in a forward, whatever the architecture calls them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from typing import TypeAlias
+
+import torch
+
+from rm_server.backends.linear import PrepackedLinear, Swapped, gives_the_same, swapped_layers
+
+_Seen: TypeAlias = Sequence[tuple[PrepackedLinear, torch.Tensor]]
+
+
+class JointProduct(torch.nn.Module):
+    """The product of all layers; kept from when the first of them is asked until the last one was.
+
+    Two threads that use it at once compute it more often, and rightly.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.linear = PrepackedLinear(weight, bias)
+        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def columns(self, x: torch.Tensor, start: int, end: int) -> torch.Tensor:
+        """Shape (…, end - start)."""
+        last = self._last
+        if last is None or last[0] is not x:
+            last = self._last = x, self.linear(x)
+        if end == self.linear.out_features:
+            self._last = None
+        return last[1][..., start:end]
+
+
+class JointLinear(torch.nn.Module):
+    """One of the layers: the product's columns from ``start`` to ``end``, as a view that may be written to.
+
+    Takes x of shape (…, in_features) in the weight's type. The last of the layers must be asked last.
+    """
+
+    def __init__(self, product: JointProduct, start: int, end: int) -> None:
+        super().__init__()
+        self.product = product
+        self.in_features, self.out_features = product.linear.in_features, end - start
+        self._start, self._end = start, end
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.product.columns(x, self._start, self._end)
+
+
+@torch.inference_mode()
+def join(swapped: Swapped, forward: Callable[[], object]) -> None:
+    """Joins those of the prepacked layers that ``forward`` always asks one after the other with the same tensor."""
+    places = {getattr(parent, name): (parent, name, original) for parent, name, original in swapped}
+    for layers in _siblings(_watched(swapped, forward)):
+        originals = [places[layer][2] for layer in layers]
+        weights = [torch.as_tensor(original.weight) for original in originals]
+        biases = [original.bias for original in originals]
+        if any(type(original) is not torch.nn.Linear for original in originals) or len({b is None for b in biases}) > 1:
+            continue
+        bias = None if biases[0] is None else torch.cat([torch.as_tensor(bias) for bias in biases])
+        product = JointProduct(torch.cat(weights), bias)
+        ends = list(accumulate(layer.out_features for layer in layers))
+        parts = [JointLinear(product, end - layer.out_features, end) for layer, end in zip(layers, ends, strict=True)]
+        if gives_the_same(_all(parts), _all(layers), product.linear.in_features, product.linear.dtype):
+            for layer, part in zip(layers, parts, strict=True):
+                parent, name, _ = places[layer]
+                setattr(parent, name, part)
+
+
+def _all(layers: Sequence[torch.nn.Module]) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: torch.cat([layer(x) for layer in layers], dim=-1)
+
+
+def _watched(swapped: Swapped, forward: Callable[[], object]) -> _Seen:
+    """The prepacked layers in the order in which a forward asks them, each with what it is given."""
+    seen: list[tuple[PrepackedLinear, torch.Tensor]] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, arguments: seen.append((layer, arguments[0])))
+        for layer in swapped_layers(swapped)
+    ]
+    try:
+        forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def _siblings(seen: _Seen) -> Iterator[tuple[PrepackedLinear, ...]]:
+    """Layers that were asked together each time that one of them was asked."""
+    groups: list[list[PrepackedLinear]] = []
+    before: torch.Tensor | None = None
+    for layer, x in seen:
+        if x is before and layer not in groups[-1]:
+            groups[-1].append(layer)
+        else:
+            groups.append([layer])
+        before = x
+    groups_of: dict[PrepackedLinear, set[tuple[PrepackedLinear, ...]]] = defaultdict(set)
+    for group in map(tuple, groups):
+        for layer in group:
+            groups_of[layer].add(group)
+    for group in dict.fromkeys(map(tuple, groups)):
+        if len(group) > 1 and all(groups_of[layer] == {group} for layer in group):
+            yield group
