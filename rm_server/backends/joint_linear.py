@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
-from typing import TypeAlias
+from itertools import accumulate, pairwise
+from typing import Any, TypeAlias
 
 import torch
 
@@ -58,21 +58,27 @@ class JointLinear(torch.nn.Module):
 @torch.inference_mode()
 def join(swapped: Swapped, forward: Callable[[], object]) -> None:
     """Joins those of the prepacked layers that ``forward`` always asks one after the other with the same tensor."""
-    places = {getattr(parent, name): (parent, name, original) for parent, name, original in swapped}
-    for layers in _siblings(_watched(swapped, forward)):
-        originals = [places[layer][2] for layer in layers]
-        weights = [torch.as_tensor(original.weight) for original in originals]
-        biases = [original.bias for original in originals]
-        if any(type(original) is not torch.nn.Linear for original in originals) or len({b is None for b in biases}) > 1:
-            continue
-        bias = None if biases[0] is None else torch.cat([torch.as_tensor(bias) for bias in biases])
-        product = JointProduct(torch.cat(weights), bias)
-        ends = list(accumulate(layer.out_features for layer in layers))
-        parts = [JointLinear(product, end - layer.out_features, end) for layer, end in zip(layers, ends, strict=True)]
-        if gives_the_same(_all(parts), _all(layers), product.linear.in_features, product.linear.dtype):
-            for layer, part in zip(layers, parts, strict=True):
-                parent, name, _ = places[layer]
-                setattr(parent, name, part)
+    places = {id(getattr(parent, name)): (parent, name, original) for parent, name, original in swapped}
+    groups = [[places[id(layer)] for layer in group] for group in _siblings(_watched(swapped, forward))]
+    # By now nothing but their places refers to the layers: those of one group are gone before the next one is made.
+    for group in groups:
+        _join(group)
+
+
+def _join(group: Swapped) -> None:
+    originals: list[Any] = [original for _, _, original in group]
+    biases = [original.bias for original in originals]
+    if any(type(original) is not torch.nn.Linear for original in originals) or len({b is None for b in biases}) > 1:
+        return
+    product = JointProduct(
+        torch.cat([original.weight for original in originals]), None if biases[0] is None else torch.cat(biases)
+    )
+    ends = list(accumulate(original.out_features for original in originals))
+    parts = [JointLinear(product, start, end) for start, end in pairwise([0, *ends])]
+    layers = [getattr(parent, name) for parent, name, _ in group]
+    if gives_the_same(_all(parts), _all(layers), product.linear.in_features, product.linear.dtype):
+        for (parent, name, _), part in zip(group, parts, strict=True):
+            setattr(parent, name, part)
 
 
 def _all(layers: Sequence[torch.nn.Module]) -> Callable[[torch.Tensor], torch.Tensor]:

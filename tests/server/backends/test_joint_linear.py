@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from weakref import ref
 
 import pytest
 import tiny_models
@@ -11,7 +12,7 @@ import torch
 
 from rm_server.backends import joint_linear
 from rm_server.backends.interface import ComputeSettings
-from rm_server.backends.joint_linear import JointLinear, join
+from rm_server.backends.joint_linear import JointLinear, JointProduct, join
 from rm_server.backends.linear import PrepackedLinear, prepack, swapped_layers, unpack
 from rm_server.backends.loading import load_backend
 from rm_server.backends.torch_backend import TorchBackend
@@ -90,6 +91,21 @@ def test_threads_do_not_meet() -> None:
         together = list(pool.map(layer, inputs))
     for expected, came in zip(alone, together, strict=True):
         torch.testing.assert_close(came, expected, atol=1e-6, rtol=0)
+
+
+def test_a_group_s_layers_are_gone_before_the_next_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Layer()
+    swapped = prepack(layer)
+    first = [ref(getattr(layer, name)) for name in "qkv"]
+    num_left = []
+
+    def counted(weight: torch.Tensor, bias: torch.Tensor | None) -> JointProduct:
+        num_left.append(sum(one() is not None for one in first))
+        return JointProduct(weight, bias)
+
+    monkeypatch.setattr(joint_linear, "JointProduct", counted)
+    join(swapped, lambda: layer(torch.randn(1, 7, 24)))
+    assert num_left == [3, 0]
 
 
 def test_a_product_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
