@@ -14,14 +14,13 @@ from typing import Protocol
 import numpy as np
 
 from rm_server.backends.items import Batch
-from rm_server.backends.shared_prefix import tokens_to_compute
 from rm_server.config import EngineSettings
 from rm_server.engine.background import BackgroundQueue
 from rm_server.engine.batcher import batch_budget_tokens
 from rm_server.engine.crew import Check, Crew, Seat, SentBatch, Verify
 from rm_server.engine.fair_queue import FairQueue
 from rm_server.engine.host import Computed, LoadOrder, LoadReport
-from rm_server.engine.mixing import room_for_others
+from rm_server.engine.sharing import NOTHING, Sharing, count_once, room_for_others
 from rm_server.engine.threads import threads_alone, threads_per_worker
 from rm_server.engine.throughput import Throughput
 from rm_server.engine.work import ItemScore, Work
@@ -78,10 +77,7 @@ class Pool:
         self._on_lost = on_lost
         self._throughput = Throughput(GUESSED_TOKENS_PER_S)
         self._throughput_of: dict[VersionKey, Throughput] = {}
-        # By version, as the workers reported; versions for which it is the same can share a batch.
-        self._mixes_with: dict[VersionKey, str] = {}
-        # By version: items of a call that begin alike are computed once up to so many tokens.
-        self._shares_up_to: dict[VersionKey, int] = {}
+        self._sharing: dict[VersionKey, Sharing] = {}
         self._queue: FairQueue[Work] = FairQueue(
             max_items=settings.max_queued_items,
             max_tokens=settings.max_queued_tokens,
@@ -117,17 +113,13 @@ class Pool:
     async def load(self, order: LoadOrder, check: Check, verify: Verify) -> list[LoadReport]:
         """Loads and checks a version in all workers, or in none; see `Crew.load`. Must not be cancelled."""
         reports = await self._crew.load(order, check, verify)
-        if len({report.mixes_with for report in reports}) == 1 and reports[0].mixes_with:
-            self._mixes_with[order.key] = reports[0].mixes_with
-        if shares_up_to := min(report.shares_up_to for report in reports):
-            self._shares_up_to[order.key] = shares_up_to
+        self._sharing[order.key] = Sharing.of(reports)
         return reports
 
     async def unload(self, key: VersionKey) -> None:
         """Frees a version for which nothing is under way."""
         self._throughput_of.pop(key, None)
-        self._mixes_with.pop(key, None)
-        self._shares_up_to.pop(key, None)
+        self._sharing.pop(key, None)
         await self._crew.unload(key)
 
     async def device_memory(self, device: str) -> int | None:
@@ -150,7 +142,7 @@ class Pool:
         """Takes all or nothing: raises QueueFull, or WorkerFailed while no worker can be started."""
         if self._crew.is_down:
             raise WorkerFailed("No worker process is up; one is being started.", retry_after_s=1.0)
-        self._count_once(key, works)
+        count_once(works, self._sharing.get(key, NOTHING))
         now = self._loop.time()
         for work in self._queue.expire(now):
             self._drop_expired(work)
@@ -158,13 +150,6 @@ class Pool:
         for work in self._background.make_way(self._queue.filled_share):
             work.cancel()
         self._dispatch_soon()
-
-    def _count_once(self, key: VersionKey, works: Sequence[Work]) -> None:
-        """A prompt that is computed once is counted once: a batch holds as many whole groups as its budget computes."""
-        if len(works) > 1 and (shares_up_to := self._shares_up_to.get(key)):
-            batch = Batch.of([work.item for work in works])
-            for work, num_tokens in zip(works, tokens_to_compute(batch.ids, batch.lengths, shares_up_to), strict=True):
-                work.num_tokens = num_tokens
 
     def check_room(self, key: VersionKey, run: str, num_items: int) -> None:
         """Raises QueueFull where so many items would be refused however short they are."""
@@ -182,7 +167,7 @@ class Pool:
         """
         if self._crew.is_down:
             raise WorkerFailed("No worker process is up; one is being started.", retry_after_s=1.0)
-        self._count_once(key, works)
+        count_once(works, self._sharing.get(key, NOTHING))
         self._background.offer(key, works, filled_share=self._queue.filled_share, now=self._loop.time())
         self._dispatch_soon()
 
@@ -275,8 +260,9 @@ class Pool:
         if taken is None:
             return None
         sent = SentBatch(*taken)
-        if (family := self._mixes_with.get(sent.key)) is not None:
-            others = [key for key in seat.keys if key != sent.key and self._mixes_with.get(key) == family]
+        if family := self._sharing.get(sent.key, NOTHING).mixes_with:
+            alike = {key for key, sharing in self._sharing.items() if sharing.mixes_with == family}
+            others = alike & seat.keys - {sent.key}
             room = room_for_others(sent.num_tokens, self._settings.max_batch_tokens)
             company = self._queue.take_along(others, room, max_items - len(sent.works))
             sent.works += company
@@ -404,8 +390,7 @@ class Pool:
     def on_lost(self, key: VersionKey, error: RmError) -> None:
         """Nobody can compute what waits for this version."""
         reason = VersionNotLoaded(f"{key[0]}@{key[1]} could not be loaded into a new worker: {error.message}")
-        self._mixes_with.pop(key, None)
-        self._shares_up_to.pop(key, None)
+        self._sharing.pop(key, None)
         for sent in self._again:  # what is left of it is looked at when its turn comes
             _fail(sent.by_version.get(key, ()), reason)
         _fail(self._queue.take_all(key), reason)

@@ -13,7 +13,7 @@ import pytest
 from fake_versions import items, noted, outcomes, running_engine
 
 from rm_server.engine.engine import Engine
-from rm_server.engine.mixing import room_for_others
+from rm_server.engine.sharing import room_for_others
 from rm_server.errors import DeadlineExceeded, InternalError, NonFiniteScore, WorkerFailed
 from rm_server.metrics import Metrics
 from rm_server.registry.manifest import Manifest
