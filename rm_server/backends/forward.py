@@ -144,9 +144,9 @@ class PackedForward(Forward):
         self.model.set_attn_implementation(self._own_attention)
 
     def group(self, members: Sequence[int], batch: Batch) -> Iterator[Sequence[int]]:
-        together = take(batch, members)
-        costs = together.lengths.tolist()
+        costs = batch.lengths[list(members)].tolist()
         if self.shares_up_to and sum(costs) > MAX_FORWARD_TOKENS:
+            together = take(batch, members)
             costs = tokens_to_compute(together.ids, together.lengths, self.shares_up_to, together.owners)
         part: list[int] = []
         num_tokens = 0

@@ -37,7 +37,7 @@ NOTHING = Sharing()
 
 
 def count_once(works: Sequence[Work], sharing: Sharing) -> None:
-    """Counts a call's prompt that is computed once once: a batch holds as many groups as its budget computes."""
+    """Counts a call's shared prompt as often as it is computed, so that a batch holds as many groups as it can."""
     if len(works) > 1 and sharing.shares_up_to:
         batch = Batch.of([work.item for work in works])
         counts = tokens_to_compute(batch.ids, batch.lengths, sharing.shares_up_to)
