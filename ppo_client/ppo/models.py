@@ -76,8 +76,7 @@ def load_models(config: PPOConfig, tokenizer: Any | None, device: torch.device, 
         load_critic(actor_critic, saved)
     if config.policy.gradient_checkpointing:
         for learner in (model, critic_start.model) if critic_start is not None else (model,):
-            # The older name, where transformers does not have the newer yet.
-            getattr(learner, "activation_checkpointing_enable", learner.gradient_checkpointing_enable)()
+            checkpoint_activations(learner)
     reference_place = policy.reference or ("" if lora.rank else policy.model)
     if not reference_place:
         return Models(actor_critic.to(device), AdapterOff(trained), digests)
@@ -86,6 +85,12 @@ def load_models(config: PPOConfig, tokenizer: Any | None, device: torch.device, 
     reference = load_policy(reference_place, policy.dtype, config.rollout, tokenizer)
     digests["policy.reference" if policy.reference else "policy.model"] = weights_digest(reference.model)
     return Models(actor_critic.to(device), reference.requires_grad_(False).eval().to(device), digests)
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Has the layers compute their activations again in the backward pass instead of keeping them."""
+    # The older name, where transformers does not have the newer yet.
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
 
 
 def save_policy(actor_critic: ActorCritic, place: Path) -> None:

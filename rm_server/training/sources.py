@@ -54,7 +54,7 @@ def version_source(source: str, artifacts: ArtifactStore) -> Iterator[Source]:
 
 def _fetch_from_hub(source: str, scratch: Path) -> Source:
     """By way of the hub's cache, which also serves where the hub is out of reach."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     name = _HUB_NAME.fullmatch(source)
@@ -63,7 +63,14 @@ def _fetch_from_hub(source: str, scratch: Path) -> Source:
     repo, revision = name["repo"], name["revision"]
     try:
         snapshot = Path(
-            snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_FETCHED)
+            snapshot_download(
+                repo,
+                revision=revision,
+                allow_patterns=_HUB_FILES,
+                ignore_patterns=_NOT_FETCHED,
+                # Some releases of the library ask the hub for a commit's list of files even where it is switched off.
+                local_files_only=constants.HF_HUB_OFFLINE,
+            )
         )
         for file in snapshot.iterdir():
             if any(fnmatch(file.name, pattern) for pattern in _HUB_FILES):  # the cache may hold more than we asked for

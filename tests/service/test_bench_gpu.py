@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +51,13 @@ def test_a_forward_is_counted_as_torch_counts_it_but_for_what_causality_hides() 
         model(input_ids=torch.arange(length)[None], use_cache=False)
     shape = shape_of(config)
     hidden_by_causality = shape.num_layers * 4 * shape.num_heads * shape.head_dim * (length * (length - 1) // 2)
-    assert counter.get_total_flops() == forward_flops(shape, [length]) + hidden_by_causality
+    # Of the layers: some releases of transformers make the angles of positions by a product, too, outside of them.
+    in_layers = sum(
+        sum(of_operators.values())
+        for module, of_operators in counter.get_flop_counts().items()
+        if re.fullmatch(r"LlamaModel\.layers\.\d+", module)
+    )
+    assert in_layers == forward_flops(shape, [length]) + hidden_by_causality
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
