@@ -32,6 +32,11 @@ check: setup ## Format, lint, types, arrows, protos
 test: setup ## Tests with coverage (under 15 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=85
 
+test-oldest: ## The tests with the oldest packages that pyproject.toml allows, in .venv-oldest (gigabytes; torch is for CUDA)
+	@test -x .venv-oldest/bin/uv || { $(PYTHON) -m venv .venv-oldest; .venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check uv; }
+	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct -e '.[dev]'
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 --dist loadfile
+
 demo: setup ## The whole idea on real human judgements (about 10 minutes on 2 cores)
 	$(BIN)/python examples/demo
 
@@ -66,4 +71,4 @@ clean: ## Removes environments, caches and results
 		examples/javascript/package-lock.json .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup check test demo demo-clean acceptance bench bench-peers bench-gpu storm bench-ppo proto clean
+.PHONY: help setup check test test-oldest demo demo-clean acceptance bench bench-peers bench-gpu storm bench-ppo proto clean

@@ -121,7 +121,7 @@ def packed_attention(
     if state.kept is not None and state.reading is not None:
         keys = state.layout.read_keys(state.reading.position, sliding_window)
         return attention_loop.attend_where_read(keys, query, *state.kept, scaling), None
-    attend = attention_cuda.attend if attention_cuda.can_attend(query, state.layout) else attention_loop.attend
+    attend = attention_cuda.attend if attention_cuda.can_attend(query, key, state.layout) else attention_loop.attend
     return attend(state.layout, state.memo, query, key, value, causal, sliding_window, scaling), None
 
 

@@ -1,31 +1,47 @@
 """Attention of all items in one kernel call on a CUDA device. Experimental: not yet measured on a GPU.
 
-torch's own variable-length kernel where it takes windows (torch 2.13), else flash-attn where it is installed. Neither
-takes fp32; then, and where prefixes are shared, the loop over items serves.
+torch's own variable-length kernel where it takes windows (torch 2.11), else flash-attn where it is installed. Each is
+tried once in every form that a model asks for; where it fails, or gives something else than the loop over items, the
+loop serves. Neither takes fp32; then, and where prefixes are shared, it is the loop, too.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
-from rm_server.backends.layout import FlatLayout
+from rm_server.backends import attention_loop
+from rm_server.backends.json_file import first_line
+from rm_server.backends.layout import FlatLayout, lay_out
+
+Kernel: TypeAlias = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, bool, tuple[int, int], float | None], torch.Tensor
+]
+"""Of query, key and value (total_tokens, heads, head_dim), bounds (num_items + 1,), the longest item's length, causal,
+(back, ahead) and scale; gives (total_tokens, heads, head_dim)."""
 
 _MAX_HEAD_DIM = 256
+_PROBE_LENGTHS = (1, 7, 33, 70)
+_PROBE_WINDOWS = (None, 8)
+_TOLERANCE = 0.03  # bf16 has 8 bits, and what is compared is about 1
+
+logger = logging.getLogger(__name__)
 
 
-def can_attend(query: torch.Tensor, layout: FlatLayout) -> bool:
+def can_attend(query: torch.Tensor, key: torch.Tensor, layout: FlatLayout) -> bool:
     """Whether one of the kernels takes this forward."""
     return (
         query.is_cuda
         and query.dtype in (torch.float16, torch.bfloat16)
         and query.shape[3] <= _MAX_HEAD_DIM
         and not layout.shared
-        and _kernel() is not None
+        and _kernel_of(query, key) is not None
     )
 
 
@@ -40,11 +56,26 @@ def attend(
     scale: float | None,
 ) -> torch.Tensor:
     """As `attention_loop.attend`."""
-    kernel = _kernel()
+    kernel = _kernel_of(query, key)
     assert kernel is not None, "can_attend was not asked"
+    return attend_by(kernel, layout, memo, query, key, value, causal, window, scale)
+
+
+def attend_by(
+    kernel: Kernel,
+    layout: FlatLayout,
+    memo: dict[Any, torch.Tensor],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    causal: bool,
+    window: int | None,
+    scale: float | None,
+) -> torch.Tensor:
+    """As `attention_loop.attend`, by this kernel."""
     if "bounds" not in memo:
         bounds = torch.tensor([0, *(end for _, end in layout.segments)], dtype=torch.int32)
-        memo["bounds"] = bounds.pin_memory().to(query.device, non_blocking=True)
+        memo["bounds"] = bounds.pin_memory().to(query.device, non_blocking=True) if query.is_cuda else bounds
     longest = max(end - start for start, end in layout.segments)
     reach = -1 if window is None else window - 1
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
@@ -52,39 +83,82 @@ def attend(
     return output.unsqueeze(0)
 
 
-# query, key, value (total_tokens, heads, head_dim), bounds (num_items + 1,), longest item, causal, (back, ahead), scale
-_Kernel = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, bool, tuple[int, int], float | None], torch.Tensor
-]
+def _kernel_of(query: torch.Tensor, key: torch.Tensor) -> Kernel | None:
+    return kernel_for(query.device, query.dtype, query.shape[1], key.shape[1], query.shape[3])
 
 
 @cache
-def _kernel() -> _Kernel | None:
+def kernel_for(
+    device: torch.device, dtype: torch.dtype, num_heads: int, num_key_heads: int, head_dim: int
+) -> Kernel | None:
+    """The first kernel that agrees with the loop on this device in this form; None: none does."""
+    for name, kernel in kernels():
+        try:
+            if agrees(kernel, device, dtype, num_heads, num_key_heads, head_dim):
+                return kernel
+            problem = "gives something else than attention item by item"
+        except Exception as error:  # whatever it is, the loop does it as well
+            problem = f"failed: {first_line(error)}"
+        logger.warning(
+            "%s is not used for %s with %d and %d heads of %d: it %s",
+            name, dtype, num_heads, num_key_heads, head_dim, problem,
+        )  # fmt: skip
+    return None
+
+
+@torch.inference_mode()
+def agrees(
+    kernel: Kernel, device: torch.device, dtype: torch.dtype, num_heads: int, num_key_heads: int, head_dim: int
+) -> bool:
+    """Whether a kernel gives what the loop gives in fp32, for random items: causal or not, with a window or without."""
+    lengths = np.array(_PROBE_LENGTHS, np.int32)
+    num_tokens = int(lengths.sum())
+    layout = lay_out(np.zeros(num_tokens, np.int32), lengths)
+    random = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(1, num_tokens, heads, head_dim, generator=random).to(device, dtype).transpose(1, 2)
+        for heads in (num_heads, num_key_heads, num_key_heads)
+    )
+    for causal in (True, False):
+        for window in _PROBE_WINDOWS:
+            came = attend_by(kernel, layout, {}, query, key, value, causal, window, None)
+            wanted = attention_loop.attend(layout, {}, query.float(), key.float(), value.float(), causal, window, None)
+            if came.shape != wanted.shape or not bool((came.float() - wanted).abs().max() <= _TOLERANCE):
+                return False
+    return True
+
+
+def kernels() -> Iterator[tuple[str, Kernel]]:
+    """The kernels that are installed, the preferred one first, each with its name."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
-        return _flash_attn_kernel()
-    if "window_size" not in inspect.signature(varlen_attn).parameters:
-        return _flash_attn_kernel()
-
-    def by_torch(q, k, v, bounds, longest, causal, reach, scale):  # type: ignore[no-untyped-def]
-        return varlen_attn(
-            q, k, v, bounds, bounds, longest, longest,
-            scale=scale, window_size=reach, enable_gqa=q.shape[1] != k.shape[1],
-        )  # fmt: skip
-
-    return by_torch
-
-
-def _flash_attn_kernel() -> _Kernel | None:
+        pass
+    else:
+        parameters = inspect.signature(varlen_attn).parameters
+        if "window_size" in parameters:
+            yield "torch's varlen_attn", _by_torch(varlen_attn, asks_for_groups="enable_gqa" in parameters)
     try:
         from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
     except ImportError:
-        return None
+        return
+    yield "flash-attn", _by_flash_attn(flash_attn_varlen_func)
 
-    def by_flash_attn(q, k, v, bounds, longest, causal, reach, scale):  # type: ignore[no-untyped-def]
+
+def _by_torch(varlen_attn: Callable[..., Any], asks_for_groups: bool) -> Kernel:
+    """``asks_for_groups``: heads that share keys have to be told of (torch 2.13); before, the kernel sees them."""
+
+    def kernel(q, k, v, bounds, longest, causal, reach, scale):  # type: ignore[no-untyped-def]
+        groups = {"enable_gqa": True} if asks_for_groups and q.shape[1] != k.shape[1] else {}
+        return varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scale, window_size=reach, **groups)
+
+    return kernel
+
+
+def _by_flash_attn(flash_attn_varlen_func: Callable[..., Any]) -> Kernel:
+    def kernel(q, k, v, bounds, longest, causal, reach, scale):  # type: ignore[no-untyped-def]
         return flash_attn_varlen_func(
             q, k, v, bounds, bounds, longest, longest, softmax_scale=scale, causal=causal, window_size=reach
         )
 
-    return by_flash_attn
+    return kernel

@@ -91,7 +91,7 @@ class World:
 async def failure(call: grpc.aio.Call) -> tuple[grpc.aio.AioRpcError, errors_pb2.Error]:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
-    metadata = dict(caught.value.trailing_metadata() or ())
+    metadata = dict(tuple(caught.value.trailing_metadata() or ()))
     return caught.value, errors_pb2.Error.FromString(metadata["rm-error-bin"])  # type: ignore[arg-type]
 
 

@@ -1,0 +1,109 @@
+"""Kernels for a GPU, as far as they go without one: they take what torch takes, and none is used that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from rm_server.backends import attention_cuda, attention_loop
+from rm_server.backends.attention_cuda import Kernel, agrees, kernel_for, kernels
+from rm_server.backends.layout import FlatLayout, lay_out
+
+CPU = torch.device("cpu")
+FORM = (CPU, torch.bfloat16, 4, 2, 16)
+
+
+def layout_of(*lengths: int) -> FlatLayout:
+    return lay_out(np.zeros(sum(lengths), np.int32), np.array(lengths, np.int32))
+
+
+def make_kernel(*, causal: bool | None = None, windows: bool = True, one_item: bool = False) -> Kernel:
+    """A right one, but for what is said: always (not) causal, without windows, or with all tokens as one item."""
+
+    def kernel(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        bounds: torch.Tensor,
+        longest: int,
+        is_causal: bool,
+        reach: tuple[int, int],
+        scale: float | None,
+    ) -> torch.Tensor:
+        lengths = bounds.diff().tolist()
+        assert longest == max(lengths)
+        assert bounds.dtype == torch.int32
+        layout = layout_of(sum(lengths)) if one_item else layout_of(*lengths)
+        window = None if reach[0] < 0 or not windows else reach[0] + 1
+        query, key, value = (states.transpose(0, 1)[None] for states in (q, k, v))
+        seen = is_causal if causal is None else causal
+        return attention_loop.attend(layout, {}, query, key, value, seen, window, scale)[0]
+
+    return kernel
+
+
+def broken(*_: Any) -> torch.Tensor:
+    raise TypeError("varlen_attn() got an unexpected keyword argument 'scale'")
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    kernel_for.cache_clear()
+    yield
+    kernel_for.cache_clear()
+
+
+def test_a_kernel_that_is_right_agrees() -> None:
+    assert agrees(make_kernel(), *FORM)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        make_kernel(causal=True),
+        make_kernel(causal=False),
+        make_kernel(windows=False),
+        make_kernel(one_item=True),
+        lambda q, *_: torch.full_like(q, float("nan")),
+        lambda q, *_: q[:1],
+    ],
+    ids=["causal", "not causal", "no windows", "one item", "not finite", "shape"],
+)
+def test_a_kernel_that_is_wrong_does_not(wrong: Kernel) -> None:
+    assert not agrees(wrong, *FORM)
+
+
+def test_a_kernel_that_fails_or_is_wrong_leaves_its_place_to_the_next(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = make_kernel()
+    found = [("broken", broken), ("wrong", make_kernel(causal=True)), ("right", right)]
+    monkeypatch.setattr(attention_cuda, "kernels", lambda: iter(found))
+    assert kernel_for(*FORM) is right
+    assert [record.args[0] for record in caplog.records if isinstance(record.args, tuple)] == ["broken", "wrong"]
+    assert "unexpected keyword argument" in caplog.text
+    found.pop()
+    kernel_for.cache_clear()
+    assert kernel_for(*FORM) is None
+
+
+@pytest.mark.parametrize("num_key_heads", [4, 2])
+@pytest.mark.parametrize(("causal", "reach"), [(True, (-1, 0)), (True, (7, 0)), (False, (-1, -1)), (False, (7, 7))])
+def test_torch_takes_what_its_kernel_is_given(num_key_heads: int, causal: bool, reach: tuple[int, int]) -> None:
+    """The torch that is installed: its arguments differ between releases. Tensors are of a device, and have no data."""
+    installed = dict(kernels())
+    assert "torch's varlen_attn" in installed
+    for kernel in installed.values():
+        with FakeTensorMode():
+            query, key, value = (
+                torch.empty(12, heads, 16, dtype=torch.bfloat16, device="cuda:0")
+                for heads in (4, num_key_heads, num_key_heads)
+            )
+            bounds = torch.empty(3, dtype=torch.int32, device="cuda:0")
+            output = kernel(query, key, value, bounds, 7, causal, reach, 0.25)
+        assert (output.shape, output.dtype) == ((12, 4, 16), torch.bfloat16)
