@@ -187,7 +187,9 @@ def test_watch_prints_the_state_until_the_server_stops(
     status = cli.main(["watch", "--json", "--server", server.app.grpc_address])
     for thread in stopping:
         thread.join()
-    change = json.loads(printed[0])
+    # Older releases of gRPC have Python print tracebacks where a process has several event loops.
+    told = [line for line in printed if line.startswith(("{", "rm-server"))]
+    change = json.loads(told[0])
     assert (change["change"], change["model"]["labels"]) == ("initial", {"stable": 1})
-    assert "shutting down" in printed[-1]
+    assert "shutting down" in told[-1]
     assert status == 1
