@@ -159,6 +159,21 @@ def closed(
     return asyncio.run(run())
 
 
+def waiting(address: str, calls: Sequence[Call], *, seconds: float) -> list[float]:
+    """What each call took one caller, in seconds, who waits on gRPC's blocking client."""
+    found: list[float] = []
+    with grpc.insecure_channel(address, CHANNEL_OPTIONS) as channel:
+        method = channel.unary_unary(SCORE_METHOD)
+        closes = time.perf_counter() + seconds
+        for call in cycle(calls):
+            start = time.perf_counter()
+            if start >= closes:
+                return found
+            _check(scores_of(method(call.request, timeout=_GRACE_S)), call)
+            found.append(time.perf_counter() - start)
+    return found
+
+
 def opened(address: str, schedule: Sequence[tuple[float, int, Call]], timeout_s: float = _GRACE_S) -> list[Answer]:
     """`open_loop` on our service."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench import models
-from bench.load import closed
+from bench.load import waiting
 from bench.measurement import Bench, make_calls
 from bench.offline import Offline
 from bench.service import Service
@@ -25,11 +25,10 @@ def run(bench: Bench) -> None:
     ):
         calls = make_calls(service.deploy(model.name, model.folder, "fp32"), in_calls(pool, 1))
         offline.load("bare", model.folder, "bare", "fp32", pool)
-        closed(service.address, [calls[:10]], warm_up_s=0, seconds=60, repeat=False)
+        waiting(service.address, calls, seconds=1)
         for number in range(bench.rounds):
             bare = offline.step_seconds("bare", bench.seconds(4))
-            answers = closed(service.address, [calls], warm_up_s=0, seconds=bench.seconds(4))
-            ours = [answer.seconds for answer in answers]
+            ours = waiting(service.address, calls, seconds=bench.seconds(4))
             for what, seconds in (("bare forward", bare), ("service", ours)):
                 cells = {f"p{share}_ms": round(1000 * percentile(seconds, share / 100), 2) for share in (50, 95, 99)}
                 bench.row(round=number, what=what, calls=len(seconds), **cells)

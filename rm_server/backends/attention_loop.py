@@ -42,13 +42,17 @@ def attend(
     two are merged by their log-sum-exp (as flash decoding merges its splits), which is the softmax over both together.
     """
     num_heads, num_tokens = query.shape[1], query.shape[2]
+    on_cpu = query.device.type == "cpu" and query.shape[3] == value.shape[3]
+    if on_cpu and window is None and len(layout.segments) == 1:
+        # What lies behind the only segment may be computed with it: then the result is there, and nothing is copied.
+        return _on_cpu(memo, query, key, value, (0, num_tokens), layout.segments[0], causal, scale)[0].transpose(1, 2)
     output = query.new_empty(1, num_tokens, num_heads, value.shape[3])
     weights = torch.empty(1, num_heads, num_tokens) if layout.shared else None
     for start, end in layout.segments:
         if window is not None and end - start > window:
             q, k, v = query[:, :, start:end], key[:, :, start:end], value[:, :, start:end]
             part = _windowed(memo, q, k, v, causal, window, scale)
-        elif query.device.type == "cpu" and query.shape[3] == value.shape[3]:
+        elif on_cpu:
             part, part_weights = _on_cpu(memo, query, key, value, (start, end), (start, end), causal, scale)
             if weights is not None:
                 weights[:, :, start:end] = part_weights
@@ -115,7 +119,7 @@ def _on_cpu(
             memo[length, extended][..., length:] = float("-inf")
         mask = memo[length, extended]
     k, v = key[:, :, first : first + extended], value[:, :, first : first + extended]
-    output, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+    output, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
         query[:, :, slice(*queries)], k, v, 0.0, causal, attn_mask=mask, scale=scale
     )
     return output, log_sum_exp

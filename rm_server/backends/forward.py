@@ -21,6 +21,7 @@ from rm_server.backends.owned_rows import shared_out
 from rm_server.backends.pooling import SplitModel
 from rm_server.backends.rope import FreshFrequencies, shared_forward_limit
 from rm_server.backends.shared_prefix import find_shared_prefixes, tokens_to_compute
+from rm_server.backends.short_encoder import lengthen, shorten
 
 # More tokens than this gain nothing in one forward, and its intermediate results take memory.
 MAX_FORWARD_TOKENS = 8192
@@ -57,7 +58,9 @@ class Forward(ABC):
                 self._fresh.restore()
             parts.append(self.forward(take(batch, members)).float())
             order.extend(members)
-        found = torch.cat(parts).cpu()
+        found = (torch.cat(parts) if len(parts) > 1 else parts[0]).cpu()
+        if order == list(range(len(order))):
+            return found
         result = torch.empty_like(found)
         result[order] = found
         return result
@@ -124,7 +127,8 @@ class PackedForward(Forward):
         self.last: Attending | None = None
         can_read = reads_only and device.type == "cpu" and self._split.position != "mean"
         self._last_layer = find_last_layer(self.backbone, model.config) if can_read else None
-        if self._last_layer is not None:
+        self._is_short = shorten(self.backbone, self._last_layer)
+        if self._last_layer is not None and not self._is_short:
             read_only(self._last_layer)
 
     @property
@@ -138,7 +142,9 @@ class PackedForward(Forward):
 
     def undo(self) -> None:
         """Gives the model back as it was."""
-        if self._last_layer is not None:
+        if self._is_short:
+            lengthen(self.backbone)
+        elif self._last_layer is not None:
             read_all(self._last_layer)
         self._split.rejoin()
         self.model.set_attn_implementation(self._own_attention)
