@@ -36,7 +36,7 @@ class PrepackedLinear(torch.nn.Module):
         self.bias = None if bias is None else bias.contiguous()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # The overload itself: to have torch look for it takes as long as a small product.
+        # The overload itself: to have torch look for it takes microseconds, in every layer.
         y: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.packed, self.bias, "none", [], "")
         return y
 

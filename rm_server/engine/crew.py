@@ -74,13 +74,15 @@ class Seat:
     """A place for a worker. ``worker`` None: it died and the next one is not ready yet.
 
     ``keys``: the versions it holds. ``in_flight``: what it was sent, oldest first; it computes the first one, and
-    should be sent another from ``refill_at`` on (event loop's clock), shortly before it is done with it.
+    should be sent another from ``refill_at`` on (event loop's clock), shortly before it is done with it. ``wakes_at``:
+    for which of these times somebody set the alarm.
     """
 
     worker: Worker | None = None
     keys: set[VersionKey] = field(default_factory=set)
     in_flight: deque[SentBatch] = field(default_factory=deque)
     refill_at: float = 0.0
+    wakes_at: float = 0.0
 
 
 class CrewListener(Protocol):

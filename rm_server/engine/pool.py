@@ -35,6 +35,9 @@ LEAD_SHARE = 0.2
 LEAD_S = 0.005
 """The next batch is sent so long before the present one should be done: a share of its time, at least so many s."""
 
+CLOCK_S = 0.001
+"""uvloop's clock and alarms move in whole milliseconds."""
+
 MAX_DEATHS = 2
 """A batch that was being computed when so many workers died is not tried again as it is."""
 
@@ -209,7 +212,7 @@ class Pool:
         num_idle = sum(not seat.in_flight for seat in seats)
         for depth in range(self._settings.batches_in_flight):
             for seat in seats:
-                if len(seat.in_flight) == depth and (depth == 0 or (now >= seat.refill_at and self._has_full_batch())):
+                if len(seat.in_flight) == depth and (depth == 0 or self._wants_more(seat, now)):
                     sent = self._next_again(seat, now) or self._next_batch(seat, num_idle)
                     num_idle -= depth == 0
                     if sent is not None:
@@ -234,6 +237,19 @@ class Pool:
 
     def _tokens_per_s(self, key: VersionKey) -> float:
         return self._throughput_of.get(key, self._throughput).tokens_per_s
+
+    def _wants_more(self, seat: Seat, now: float) -> bool:
+        """Whether a worker that computes gets another batch; if it is too early for that, `_dispatch` comes back."""
+        if now >= seat.refill_at - CLOCK_S:
+            return self._has_full_batch()
+        if self._is_anything_waiting and seat.wakes_at != seat.refill_at:
+            seat.wakes_at = seat.refill_at
+            self._loop.call_at(seat.refill_at, self._dispatch)
+        return False
+
+    @property
+    def _is_anything_waiting(self) -> bool:
+        return bool(self._queue.num_items or self._again or self._background.num_items)
 
     def _has_full_batch(self) -> bool:
         return bool(self._again) or self._queue.has_full_batch(
@@ -283,12 +299,10 @@ class Pool:
         answer.add_done_callback(partial(self._on_answer, seat, sent))
 
     def _expect(self, seat: Seat, now: float) -> None:
-        """Sees to it that the worker gets its next batch in time, now that it begins with another one."""
+        """Says when the worker is to get its next batch, now that it begins with another one."""
         batch = seat.in_flight[0]
         seconds = batch.num_tokens / self._tokens_per_s(batch.key)
         seat.refill_at = now + seconds - max(LEAD_S, LEAD_SHARE * seconds)
-        if seat.refill_at > now:
-            self._loop.call_at(seat.refill_at, self._dispatch)
 
     # --- back ---
 
@@ -298,8 +312,9 @@ class Pool:
         seat.in_flight.remove(sent)
         if seat.in_flight:
             self._expect(seat, self._loop.time())
-        # The worker first: it waits for its next batch, and the callers do not mind a tenth of a millisecond.
-        self._dispatch()
+        if self._is_anything_waiting:
+            # The worker first: it waits for its next batch, and the callers do not mind a tenth of a millisecond.
+            self._dispatch()
         outcome = answer.result()
         if isinstance(outcome, Computed):
             self.answer(sent, outcome)
