@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +69,14 @@ class Batch:
     texts: tuple[tuple[str, str], ...] | None = None
     owners: Int32Array | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels as bytes: numpy's own way takes three times as long for arrays as short as these."""
+        arrays = self.ids, self.lengths, self.completion_starts, self.type_ids, self.owners
+        return _unpacked, (
+            self.texts,
+            *(None if array is None else np.asarray(array, np.int32).tobytes() for array in arrays),
+        )
+
     @property
     def num_items(self) -> int:
         """How many items, and so how many scores."""
@@ -92,3 +100,13 @@ class Batch:
             else None,
             owners=None if owners is None else np.array(owners, np.int32),
         )
+
+
+def _unpacked(texts: tuple[tuple[str, str], ...] | None, *arrays: bytes | None) -> Batch:
+    ids, lengths, starts, type_ids, owners = (
+        None if array is None else np.frombuffer(array, np.int32) for array in arrays
+    )
+    assert ids is not None, "written by Batch"
+    assert lengths is not None
+    assert starts is not None
+    return Batch(ids, lengths, starts, type_ids, texts, owners)

@@ -72,6 +72,14 @@ class Computed:
     seconds: float
     parts: Float64Array | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As `Batch` travels."""
+        return _unpacked, (np.asarray(self.scores, np.float64).tobytes(), self.seconds, self.parts)
+
+
+def _unpacked(scores: bytes, seconds: float, parts: Float64Array | None) -> Computed:
+    return Computed(np.frombuffer(scores, np.float64), seconds, parts)
+
 
 class Host:
     """Versions in memory. One thread computes and unloads; loads may run beside it, each in a thread of its own.
