@@ -121,8 +121,10 @@ def packed_attention(
     if state.kept is not None and state.reading is not None:
         keys = state.layout.read_keys(state.reading.position, sliding_window)
         return attention_loop.attend_where_read(keys, query, *state.kept, scaling), None
-    attend = attention_cuda.attend if attention_cuda.can_attend(query, key, state.layout) else attention_loop.attend
-    return attend(state.layout, state.memo, query, key, value, causal, sliding_window, scaling), None
+    arguments = state.layout, state.memo, query, key, value, causal, sliding_window, scaling
+    if (kernel := attention_cuda.find_kernel(query, key, state.layout)) is not None:
+        return attention_cuda.attend(kernel, *arguments), None
+    return attention_loop.attend(*arguments), None
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

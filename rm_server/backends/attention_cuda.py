@@ -34,34 +34,19 @@ _TOLERANCE = 0.03  # bf16 has 8 bits, and what is compared is about 1
 logger = logging.getLogger(__name__)
 
 
-def can_attend(query: torch.Tensor, key: torch.Tensor, layout: FlatLayout) -> bool:
-    """Whether one of the kernels takes this forward."""
-    return (
+def find_kernel(query: torch.Tensor, key: torch.Tensor, layout: FlatLayout) -> Kernel | None:
+    """The kernel that takes this forward; None: none does."""
+    if (
         query.is_cuda
         and query.dtype in (torch.float16, torch.bfloat16)
         and query.shape[3] <= _MAX_HEAD_DIM
         and not layout.shared
-        and _kernel_of(query, key) is not None
-    )
+    ):
+        return kernel_for(query.device, query.dtype, query.shape[1], key.shape[1], query.shape[3])
+    return None
 
 
 def attend(
-    layout: FlatLayout,
-    memo: dict[Any, torch.Tensor],
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    causal: bool,
-    window: int | None,
-    scale: float | None,
-) -> torch.Tensor:
-    """As `attention_loop.attend`."""
-    kernel = _kernel_of(query, key)
-    assert kernel is not None, "can_attend was not asked"
-    return attend_by(kernel, layout, memo, query, key, value, causal, window, scale)
-
-
-def attend_by(
     kernel: Kernel,
     layout: FlatLayout,
     memo: dict[Any, torch.Tensor],
@@ -81,10 +66,6 @@ def attend_by(
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
     output = kernel(q, k, v, memo["bounds"], longest, causal, (reach, 0 if causal else reach), scale)
     return output.unsqueeze(0)
-
-
-def _kernel_of(query: torch.Tensor, key: torch.Tensor) -> Kernel | None:
-    return kernel_for(query.device, query.dtype, query.shape[1], key.shape[1], query.shape[3])
 
 
 @cache
@@ -121,7 +102,7 @@ def agrees(
     )
     for causal in (True, False):
         for window in _PROBE_WINDOWS:
-            came = attend_by(kernel, layout, {}, query, key, value, causal, window, None)
+            came = attend(kernel, layout, {}, query, key, value, causal, window, None)
             wanted = attention_loop.attend(layout, {}, query.float(), key.float(), value.float(), causal, window, None)
             if came.shape != wanted.shape or not bool((came.float() - wanted).abs().max() <= _TOLERANCE):
                 return False
