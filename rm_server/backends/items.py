@@ -102,11 +102,19 @@ class Batch:
         )
 
 
-def _unpacked(texts: tuple[tuple[str, str], ...] | None, *arrays: bytes | None) -> Batch:
-    ids, lengths, starts, type_ids, owners = (
-        None if array is None else np.frombuffer(array, np.int32) for array in arrays
+def _unpacked(
+    texts: tuple[tuple[str, str], ...] | None,
+    ids: bytes,
+    lengths: bytes,
+    completion_starts: bytes,
+    type_ids: bytes | None,
+    owners: bytes | None,
+) -> Batch:
+    return Batch(
+        ids=np.frombuffer(ids, np.int32),
+        lengths=np.frombuffer(lengths, np.int32),
+        completion_starts=np.frombuffer(completion_starts, np.int32),
+        type_ids=None if type_ids is None else np.frombuffer(type_ids, np.int32),
+        texts=texts,
+        owners=None if owners is None else np.frombuffer(owners, np.int32),
     )
-    assert ids is not None, "written by Batch"
-    assert lengths is not None
-    assert starts is not None
-    return Batch(ids, lengths, starts, type_ids, texts, owners)

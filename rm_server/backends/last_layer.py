@@ -8,14 +8,15 @@ eighth, and of a decoder's 28 a thirtieth. Whether an architecture bears it, the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from weakref import ref
 
 import torch
 
-from rm_server.backends.attention import Attending, KeysFound, NotPackable, attending_now
+from rm_server.backends.attention import Attending, KeysFound, NotPackable, Reading, attending_now
 from rm_server.backends.checkpoint import Config
 from rm_server.backends.owned_rows import shared_out
 
@@ -47,11 +48,19 @@ def _forward(reference: ref[torch.nn.Module], *args: Any, **kwargs: Any) -> Any:
     state = attending_now()
     if state is None or (reading := state.reading) is None:
         return whole(*args, **kwargs)
-    state.kept = _keys(whole, state, args, kwargs)
+    kept = _keys(whole, state, args, kwargs)
     args, kwargs = _rows((args, kwargs), state.layout.num_tokens, reading.rows)
+    with rows_that_are_read(state, reading, *kept):
+        return whole(*args, **kwargs)
+
+
+@contextmanager
+def rows_that_are_read(state: Attending, reading: Reading, key: torch.Tensor, value: torch.Tensor) -> Iterator[None]:
+    """Inside, layers are given these rows alone, whose queries see the keys and values of all."""
+    state.kept = key, value
     try:
         with shared_out(reading.owners, range(1, reading.num_items + 1), len(reading.rows)):
-            return whole(*args, **kwargs)
+            yield
     finally:
         state.kept = None
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from rm_server.backends.attention import attending_now, packed_attention
-from rm_server.backends.owned_rows import shared_out
+from rm_server.backends.last_layer import rows_that_are_read
 
 _KINDS = ("BertModel", "CamembertModel", "ElectraModel", "RobertaModel", "XLMRobertaModel")
 
@@ -46,7 +46,7 @@ def lengthen(backbone: Any) -> None:
 
 
 def _backbone(embeddings: Any, project: Any, layers: list[Any], **inputs: Any) -> SimpleNamespace:
-    """``inputs``: of `embeddings`; the others are for models of other kinds."""
+    """``inputs``: what the embeddings take, and ``use_cache``."""
     inputs.pop("use_cache", None)
     hidden = embeddings.forward(**inputs)
     if project is not None:
@@ -68,13 +68,9 @@ def _layer_where_read(own: Any, attended: Any, intermediate: Any, output: Any, h
     if state is None or (reading := state.reading) is None:
         return _layer(own, attended, intermediate, output, hidden)
     query, key, value = _projected(own, hidden)
-    state.kept = key, value
-    try:
-        with shared_out(reading.owners, range(1, reading.num_items + 1), len(reading.rows)):
-            context = _attention(own, query.index_select(2, reading.rows), key, value)
-            return _after_attention(attended, intermediate, output, context, hidden.index_select(1, reading.rows))
-    finally:
-        state.kept = None
+    with rows_that_are_read(state, reading, key, value):
+        context = _attention(own, query.index_select(2, reading.rows), key, value)
+        return _after_attention(attended, intermediate, output, context, hidden.index_select(1, reading.rows))
 
 
 def _projected(own: Any, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
