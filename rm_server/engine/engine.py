@@ -24,6 +24,7 @@ from rm_server.engine.pool import Pool, PoolMetrics, QueueStats
 from rm_server.engine.result_cache import ResultCache, cache_key
 from rm_server.engine.tasks import Tasks
 from rm_server.engine.threads import threads_per_worker
+from rm_server.engine.under_way import UnderWay
 from rm_server.engine.work import ItemScore, Work
 from rm_server.engine.workers import ProcessWorker, ThreadWorker, Worker
 from rm_server.errors import Draining, RmError, VersionInUse, VersionNotLoaded
@@ -82,8 +83,7 @@ class Engine:
         )
         self._encoding = Encoding(settings.encode_threads)
         self._cache: ResultCache[ItemScore] = ResultCache(settings.cache_items)
-        # By what they compute: one of each run that waits for it, so that no run waits for its turn in another's queue.
-        self._under_way: dict[bytes, list[Work]] = {}
+        self._under_way = UnderWay()
         self._entries: dict[VersionKey, Entry] = {}
         # One load at a time: libraries change what belongs to the whole process while they build a model.
         self._load_turn = asyncio.Lock()
@@ -244,7 +244,7 @@ class Engine:
                 if (known := self._cache.get(item_key)) is not None:
                     future.set_result(known)
                     continue
-                work = new_by_key.get(item_key) or self._joinable(item_key, run, priority, deadline)
+                work = new_by_key.get(item_key) or self._under_way.joinable(item_key, run, priority, deadline)
             if work is None:
                 work = Work(item, arrived, item_key)
                 new.append(work)
@@ -256,8 +256,8 @@ class Engine:
             self._pool.submit(key, new, run=run, priority=priority, deadline=deadline)
         if use_cache:
             self._metrics.cache_asked(key, len(items) - len(new), len(new))
-            for item_key, work in new_by_key.items():
-                self._under_way.setdefault(item_key, []).append(work)
+            for work in new:
+                self._under_way.add(work)
             self.num_scored_items += len(items) - len(waiting)
         for work, future in waiting:
             work.futures.append(future)
@@ -309,37 +309,19 @@ class Engine:
             for work in works:
                 self._compute_at_once(version, [work])
 
-    def _joinable(self, item_key: bytes, run: str, priority: int, deadline: float | None) -> Work | None:
-        """Work for the same item that is at a worker, or waits as this run's; not dropped before this deadline."""
-        for work in self._under_way.get(item_key, ()):
-            call = work.call
-            if call is None or not work.is_wanted:
-                continue
-            if work.is_waiting and (call.run != run or call.priority < priority):
-                continue
-            if call.deadline is None or (deadline is not None and deadline <= call.deadline):
-                return work
-        return None
-
     def _on_done(self, entry: Entry, work: Work, future: asyncio.Future[ItemScore]) -> None:
         if not future.cancelled() and future.exception() is None:
             self.num_scored_items += not work.is_background
             if work.cache_key is not None:
                 score = future.result()
                 self._cache.put(work.cache_key, ItemScore(score.value, 0.0, 0.0, score.parts))
-                for same in self._under_way.get(work.cache_key, ()):
+                for same in self._under_way.same_as(work.cache_key):
                     same.succeed(score)
         if not work.is_wanted:
             self._pool.drop(work)
-            self._forget(work)
+            self._under_way.remove(work)
         entry.num_pending -= 1
         entry.tell_if_idle()
-
-    def _forget(self, work: Work) -> None:
-        if work.cache_key is not None and work in (same := self._under_way.get(work.cache_key, [])):
-            same.remove(work)
-            if not same:
-                del self._under_way[work.cache_key]
 
     # --- inside ---
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -22,14 +22,11 @@ from rm_server.engine.fair_queue import FairQueue
 from rm_server.engine.host import Computed, LoadOrder, LoadReport
 from rm_server.engine.sharing import NOTHING, Sharing, count_once, room_for_others
 from rm_server.engine.threads import threads_alone, threads_per_worker
-from rm_server.engine.throughput import Throughput
-from rm_server.engine.work import ItemScore, Work
+from rm_server.engine.throughput import Throughputs
+from rm_server.engine.work import ItemScore, Work, fail_all
 from rm_server.engine.workers import Worker, WorkerDied
 from rm_server.errors import DeadlineExceeded, NonFiniteScore, RmError, VersionNotLoaded, WorkerFailed
 from rm_server.registry.records import VersionKey
-
-GUESSED_TOKENS_PER_S = 10_000.0
-"""Of one worker, until it has computed something."""
 
 LEAD_SHARE = 0.2
 LEAD_S = 0.005
@@ -78,8 +75,7 @@ class Pool:
         self._settings = settings
         self._metrics = metrics
         self._on_lost = on_lost
-        self._throughput = Throughput(GUESSED_TOKENS_PER_S)
-        self._throughput_of: dict[VersionKey, Throughput] = {}
+        self._throughputs = Throughputs()
         self._sharing: dict[VersionKey, Sharing] = {}
         self._queue: FairQueue[Work] = FairQueue(
             max_items=settings.max_queued_items,
@@ -109,7 +105,7 @@ class Pool:
         """Ends the workers; what waits or is under way fails with ``error``."""
         self.on_outage(error)
         for seat in self._crew.seats:
-            _fail((work for sent in seat.in_flight for work in sent.works), error)
+            fail_all((work for sent in seat.in_flight for work in sent.works), error)
             seat.in_flight.clear()
         await self._crew.stop()
 
@@ -121,7 +117,7 @@ class Pool:
 
     async def unload(self, key: VersionKey) -> None:
         """Frees a version for which nothing is under way."""
-        self._throughput_of.pop(key, None)
+        self._throughputs.forget(key)
         self._sharing.pop(key, None)
         await self._crew.unload(key)
 
@@ -181,8 +177,7 @@ class Pool:
 
     def expected_s(self, key: VersionKey, works: Sequence[Work]) -> float:
         """How long a forward pass over these should take, by what this version took so far."""
-        throughput = self._throughput_of.get(key, self._throughput)
-        return sum(work.num_tokens for work in works) / throughput.tokens_per_s
+        return sum(work.num_tokens for work in works) / self._throughputs.tokens_per_s_of(key)
 
     def drop(self, work: Work) -> None:
         """Nobody wants this one any more, or it was answered already. If it still waits, it is never computed."""
@@ -229,27 +224,22 @@ class Pool:
         for seat in seats:
             if not seat.in_flight:
                 taken = self._background.next_batch(
-                    self._tokens_per_s, self._settings.max_batch_items, seat.keys.__contains__
+                    self._throughputs.tokens_per_s_of, self._settings.max_batch_items, seat.keys.__contains__
                 )
                 if taken is not None:
                     self._send(seat, SentBatch(*taken, is_background=True), now)
                     return
 
-    def _tokens_per_s(self, key: VersionKey) -> float:
-        return self._throughput_of.get(key, self._throughput).tokens_per_s
-
     def _wants_more(self, seat: Seat, now: float) -> bool:
         """Whether a worker that computes gets another batch; if it is too early for that, `_dispatch` comes back."""
+        if not self._has_full_batch():
+            return False
         if now >= seat.refill_at - CLOCK_S:
-            return self._has_full_batch()
-        if self._is_anything_waiting and seat.wakes_at != seat.refill_at:
+            return True
+        if seat.wakes_at != seat.refill_at:
             seat.wakes_at = seat.refill_at
             self._loop.call_at(seat.refill_at, self._dispatch)
         return False
-
-    @property
-    def _is_anything_waiting(self) -> bool:
-        return bool(self._queue.num_items or self._again or self._background.num_items)
 
     def _has_full_batch(self) -> bool:
         return bool(self._again) or self._queue.has_full_batch(
@@ -301,7 +291,7 @@ class Pool:
     def _expect(self, seat: Seat, now: float) -> None:
         """Says when the worker is to get its next batch, now that it begins with another one."""
         batch = seat.in_flight[0]
-        seconds = batch.num_tokens / self._tokens_per_s(batch.key)
+        seconds = batch.num_tokens / self._throughputs.tokens_per_s_of(batch.key)
         seat.refill_at = now + seconds - max(LEAD_S, LEAD_SHARE * seconds)
 
     # --- back ---
@@ -312,14 +302,14 @@ class Pool:
         seat.in_flight.remove(sent)
         if seat.in_flight:
             self._expect(seat, self._loop.time())
-        if self._is_anything_waiting:
+        if self._queue.num_items or self._again or self._background.num_items:
             # The worker first: it waits for its next batch, and the callers do not mind a tenth of a millisecond.
             self._dispatch()
         outcome = answer.result()
         if isinstance(outcome, Computed):
             self.answer(sent, outcome)
         elif sent.is_background or len(sent.works) == 1:
-            _fail(sent.works, outcome)
+            fail_all(sent.works, outcome)
         else:
             # Too large for the memory, or one item is bad: in halves, until the guilty one stands alone.
             self._again += sent.halves()
@@ -327,18 +317,15 @@ class Pool:
 
     def answer(self, sent: SentBatch, computed: Computed) -> None:
         """Gives each item what became of it."""
-        num_tokens = sent.num_tokens
+        versions = sent.by_version
+        num_tokens = {key: sum(work.num_tokens for work in works) for key, works in versions.items()}
         # With its own threads alone, it would have taken about so long.
         worker_s = computed.seconds * (self._gain_alone if sent.is_alone else 1.0)
-        if not sent.is_background:
-            self._throughput.add(num_tokens, worker_s)
-        self._queue.tokens_per_s = self._throughput.tokens_per_s * max(1, self._crew.num_ready)
-        for key, works in sent.by_version.items():
-            own_tokens = sum(work.num_tokens for work in works)
-            own_s = computed.seconds * own_tokens / num_tokens
-            throughput = self._throughput_of.setdefault(key, Throughput(GUESSED_TOKENS_PER_S))
-            throughput.add(own_tokens, worker_s * own_tokens / num_tokens)
-            self._metrics.batch_computed(key, len(works), own_tokens, own_s)
+        self._throughputs.add(num_tokens, worker_s, is_background=sent.is_background)
+        self._queue.tokens_per_s = self._throughputs.tokens_per_s * max(1, self._crew.num_ready)
+        for key, works in versions.items():
+            own_s = computed.seconds * num_tokens[key] / sent.num_tokens
+            self._metrics.batch_computed(key, len(works), num_tokens[key], own_s)
         last_call = None
         parts = repeat(()) if computed.parts is None else map(tuple, computed.parts.tolist())
         for work, value, is_finite, of_item in zip(
@@ -371,7 +358,7 @@ class Pool:
         batches = list(seat.in_flight)
         seat.in_flight.clear()
         if batches and batches[0].is_background:
-            _fail(batches.pop(0).works, WorkerFailed(f"The worker process died at background work; {reason}."))
+            fail_all(batches.pop(0).works, WorkerFailed(f"The worker process died at background work; {reason}."))
         elif batches:
             batches[0].num_deaths += 1
             if batches[0].num_deaths >= MAX_DEATHS:
@@ -388,7 +375,7 @@ class Pool:
             f"The worker process died each time it computed this item; the last time, {reason}. "
             "Send a shorter one, or look for out-of-memory kills in the system's log."
         )
-        _fail(sent.works, error)
+        fail_all(sent.works, error)
 
     def on_ready(self) -> None:
         """A new worker may take what waits."""
@@ -398,21 +385,16 @@ class Pool:
     def on_outage(self, error: RmError) -> None:
         """Nobody will compute what waits."""
         again, self._again = self._again, deque()
-        _fail((work for sent in again for work in sent.works), error)
-        _fail(self._queue.take_all(), error)
-        _fail(self._background.take_all(), error)
+        fail_all((work for sent in again for work in sent.works), error)
+        fail_all(self._queue.take_all(), error)
+        fail_all(self._background.take_all(), error)
 
     def on_lost(self, key: VersionKey, error: RmError) -> None:
         """Nobody can compute what waits for this version."""
         reason = VersionNotLoaded(f"{key[0]}@{key[1]} could not be loaded into a new worker: {error.message}")
         self._sharing.pop(key, None)
         for sent in self._again:  # what is left of it is looked at when its turn comes
-            _fail(sent.by_version.get(key, ()), reason)
-        _fail(self._queue.take_all(key), reason)
-        _fail(self._background.take_all(key), reason)
+            fail_all(sent.by_version.get(key, ()), reason)
+        fail_all(self._queue.take_all(key), reason)
+        fail_all(self._background.take_all(key), reason)
         self._on_lost(key, error)
-
-
-def _fail(works: Iterable[Work], error: RmError) -> None:
-    for work in works:
-        work.fail(error)

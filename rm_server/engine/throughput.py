@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from rm_server.registry.records import VersionKey
+
+GUESSED_TOKENS_PER_S = 10_000.0
+"""Until something has been computed."""
+
 KEEP = 0.9
 """What a new batch leaves of the weight of the older ones: the last ten or so decide."""
 
@@ -24,3 +31,32 @@ class Throughput:
     def tokens_per_s(self) -> float:
         """The mean, weighted by time; above 0."""
         return max(1.0, self._tokens / self._seconds)
+
+
+class Throughputs:
+    """What one worker computes a second, of all versions together and of each."""
+
+    def __init__(self) -> None:
+        self._of_all = Throughput(GUESSED_TOKENS_PER_S)
+        self._of: dict[VersionKey, Throughput] = {}
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of all versions together."""
+        return self._of_all.tokens_per_s
+
+    def tokens_per_s_of(self, key: VersionKey) -> float:
+        """Of a version; of all together until it has computed something."""
+        return self._of.get(key, self._of_all).tokens_per_s
+
+    def add(self, num_tokens: Mapping[VersionKey, int], seconds: float, *, is_background: bool = False) -> None:
+        """A batch was computed, of so many tokens of each version. A small one of the background is not for all."""
+        total = sum(num_tokens.values())
+        if not is_background:
+            self._of_all.add(total, seconds)
+        for key, own in num_tokens.items():
+            self._of.setdefault(key, Throughput(GUESSED_TOKENS_PER_S)).add(own, seconds * own / total)
+
+    def forget(self, key: VersionKey) -> None:
+        """The version is loaded no longer."""
+        self._of.pop(key, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rm_server.backends.items import EncodedItem
@@ -64,3 +65,9 @@ class Work(Waiting):
         for future in self.futures:
             if not future.done():
                 future.set_exception(error)
+
+
+def fail_all(works: Iterable[Work], error: RmError) -> None:
+    """Answers all who wait for any of these."""
+    for work in works:
+        work.fail(error)
