@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import accumulate, pairwise
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
-from rm_server.backends.linear import PrepackedLinear, Swapped, gives_the_same, swapped_layers
-
-_Seen: TypeAlias = Sequence[tuple[PrepackedLinear, torch.Tensor]]
+from rm_server.backends.linear import Asked, PrepackedLinear, Swapped, gives_the_same, seen_in
 
 
 class JointProduct(torch.nn.Module):
@@ -60,7 +57,7 @@ class JointLinear(torch.nn.Module):
 def join(swapped: Swapped, forward: Callable[[], object]) -> None:
     """Joins those of the prepacked layers that ``forward`` always asks one after the other with the same tensor."""
     places = {id(getattr(parent, name)): (parent, name, original) for parent, name, original in swapped}
-    groups = [[places[id(layer)] for layer in group] for group in _siblings(_watched(swapped, forward))]
+    groups = [[places[id(layer)] for layer in group] for group in _siblings(seen_in(forward, swapped))]
     # By now nothing but their places refers to the layers: those of one group are gone before the next one is made.
     for group in groups:
         _join(group)
@@ -86,36 +83,16 @@ def _all(layers: Sequence[torch.nn.Module]) -> Callable[[torch.Tensor], torch.Te
     return lambda x: torch.cat([layer(x) for layer in layers], dim=-1)
 
 
-def _watched(swapped: Swapped, forward: Callable[[], object]) -> _Seen:
-    """The prepacked layers in the order in which a forward asks them, each with what it is given."""
-    seen: list[tuple[PrepackedLinear, torch.Tensor]] = []
-    layers = swapped_layers(swapped)
-
-    def watched(layer: PrepackedLinear, x: torch.Tensor) -> torch.Tensor:
-        seen.append((layer, x))
-        return type(layer).forward(layer, x)
-
-    # Not by hooks: who calls a layer's forward itself would pass them by.
-    for layer in layers:
-        layer.forward = partial(watched, layer)  # type: ignore[method-assign]
-    try:
-        forward()
-    finally:
-        for layer in layers:
-            del layer.forward
-    return seen
-
-
-def _siblings(seen: _Seen) -> Iterator[tuple[PrepackedLinear, ...]]:
-    """Layers that were asked together each time that one of them was asked."""
+def _siblings(seen: Sequence[Asked]) -> Iterator[tuple[PrepackedLinear, ...]]:
+    """Layers that were asked together, for nothing but products, each time that one of them was asked."""
     groups: list[list[PrepackedLinear]] = []
     before: torch.Tensor | None = None
-    for layer, x in seen:
-        if x is before and layer not in groups[-1]:
+    for layer, form, x in seen:
+        if x is before and layer not in groups[-1] and form == "forward":
             groups[-1].append(layer)
         else:
             groups.append([layer])
-        before = x
+        before = x if form == "forward" else None
     groups_of: dict[PrepackedLinear, set[tuple[PrepackedLinear, ...]]] = defaultdict(set)
     for group in map(tuple, groups):
         for layer in group:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
+from torch.nn.functional import gelu
 from transformers.pytorch_utils import Conv1D
 
 logger = logging.getLogger(__name__)
@@ -24,7 +26,8 @@ _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 class PrepackedLinear(torch.nn.Module):
     """``x @ weight.T + bias`` with a weight in oneDNN's order, which can be neither pickled nor moved.
 
-    Takes x of shape (…, in_features) in the weight's type.
+    Takes x of shape (…, in_features) in the weight's type. What is made of the product at once costs no pass of its
+    own over it, and it is rounded once: `gelu`, `plus`.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -39,6 +42,28 @@ class PrepackedLinear(torch.nn.Module):
         # The overload itself: to have torch look for it takes microseconds, in every layer.
         y: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.packed, self.bias, "none", [], "")
         return y
+
+    def gelu(self, x: torch.Tensor) -> torch.Tensor:
+        """GELU of the product, by its erf."""
+        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.packed, self.bias, "gelu", [], "none")
+        return y
+
+    def plus(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """The product and ``other``, which has its shape, added up."""
+        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias, "add")
+        return y
+
+
+Form: TypeAlias = Literal["forward", "gelu", "plus"]
+"""The method of a prepacked layer that is asked."""
+
+
+class Asked(NamedTuple):
+    """A prepacked layer was given ``x`` in a forward."""
+
+    layer: PrepackedLinear
+    form: Form
+    x: torch.Tensor
 
 
 Swapped: TypeAlias = list[tuple[torch.nn.Module, str, torch.nn.Module]]
@@ -73,16 +98,42 @@ def swapped_layers(swapped: Swapped) -> list[PrepackedLinear]:
     return [module for module in inside.values() if isinstance(module, PrepackedLinear)]
 
 
+def seen_in(forward: Callable[[], object], swapped: Swapped) -> list[Asked]:
+    """What prepacked layers are asked in a forward, in order."""
+    seen: list[Asked] = []
+    layers = swapped_layers(swapped)
+
+    def watched(layer: PrepackedLinear, form: Form, x: torch.Tensor, *other: torch.Tensor) -> torch.Tensor:
+        seen.append(Asked(layer, form, x))
+        y: torch.Tensor = getattr(type(layer), form)(layer, x, *other)
+        return y
+
+    # Not by hooks: who calls a layer's forward itself would pass them by.
+    for layer in layers:
+        for form in get_args(Form):
+            setattr(layer, form, partial(watched, layer, form))
+    try:
+        forward()
+    finally:
+        for layer in layers:
+            for form in get_args(Form):
+                delattr(layer, form)
+    return seen
+
+
 @torch.inference_mode()
-def make_ready(swapped: Swapped, sizes: Iterable[int]) -> None:
+def make_ready(asked: Iterable[Asked], sizes: Iterable[int]) -> None:
     """Has oneDNN prepare, for products with so many rows, what it otherwise prepares as the first of them is asked for.
 
     It is kept for layers of the same shape, and for products with the number of threads that this thread has now.
     """
-    layers = {(layer.in_features, layer.out_features, layer.bias is None): layer for layer in swapped_layers(swapped)}
+    shapes = {
+        (form, layer.in_features, layer.out_features, layer.bias is None): (layer, form) for layer, form, _ in asked
+    }
     for size in sizes:
-        for layer in layers.values():
-            layer(torch.zeros(1, size, layer.in_features, dtype=layer.dtype))
+        for layer, form in shapes.values():
+            others = [torch.zeros(1, size, layer.out_features, dtype=layer.dtype)] if form == "plus" else []
+            getattr(layer, form)(torch.zeros(1, size, layer.in_features, dtype=layer.dtype), *others)
 
 
 @torch.no_grad()
@@ -98,7 +149,14 @@ def _prepacked(layer: Any) -> PrepackedLinear | None:
         return None
     try:
         packed = PrepackedLinear(weight.detach(), None if layer.bias is None else layer.bias.detach())
-        agrees = gives_the_same(packed, layer, packed.in_features, weight.dtype)
+        agrees = all(
+            gives_the_same(came, expected, packed.in_features, weight.dtype)
+            for came, expected in (
+                (packed, layer),
+                (packed.gelu, lambda x: gelu(layer(x))),
+                (lambda x: packed.plus(x, layer(x)), lambda x: 2 * layer(x)),
+            )
+        )
     except (RuntimeError, AttributeError, NotImplementedError) as error:
         logger.info("A linear layer stays unpacked: %s", error)
         return None

@@ -1,7 +1,8 @@
 """Backbones of BERT's kind without the calls between their modules: the same products in the same order.
 
 A layer of transformers is seventeen modules that call each other, and around them are more. That takes a tenth of one
-item's forward on a CPU, a sixth in bf16, and nothing to speak of in a full batch.
+item's forward on a CPU, a sixth in bf16, and nothing to speak of in a full batch. There it helps that what follows a
+product (GELU, the sum with what was before) is computed with it: by 3 % in fp32, 4 to 8 % in bf16.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from transformers.activations import GELUActivation
 
 from rm_server.backends.attention import attending_now, packed_attention
 from rm_server.backends.last_layer import rows_that_are_read
+from rm_server.backends.linear import PrepackedLinear
 
 _KINDS = ("BertModel", "CamembertModel", "ElectraModel", "RobertaModel", "XLMRobertaModel")
 
@@ -86,8 +89,18 @@ def _attention(own: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Te
 def _after_attention(
     attended: Any, intermediate: Any, output: Any, context: torch.Tensor, hidden: torch.Tensor
 ) -> torch.Tensor:
-    states = attended.dense.forward(context.reshape(hidden.shape))
-    states = attended.LayerNorm.forward(states.add_(hidden))
-    wide = intermediate.intermediate_act_fn.forward(intermediate.dense.forward(states))
-    result: torch.Tensor = output.LayerNorm.forward(output.dense.forward(wide).add_(states))
+    states = attended.LayerNorm.forward(_sum(attended.dense, context.reshape(hidden.shape), hidden))
+    wide = _activated(intermediate.dense, intermediate.intermediate_act_fn, states)
+    result: torch.Tensor = output.LayerNorm.forward(_sum(output.dense, wide, states))
     return result
+
+
+def _sum(linear: Any, x: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    y: torch.Tensor = linear.plus(x, states) if type(linear) is PrepackedLinear else linear.forward(x).add_(states)
+    return y
+
+
+def _activated(linear: Any, activation: Any, x: torch.Tensor) -> torch.Tensor:
+    is_gelu = type(linear) is PrepackedLinear and type(activation) is GELUActivation
+    y: torch.Tensor = linear.gelu(x) if is_gelu else activation.forward(linear.forward(x))
+    return y

@@ -16,7 +16,7 @@ from rm_server.backends.items import Batch, Float64Array
 from rm_server.backends.joint_linear import join
 from rm_server.backends.json_file import first_line
 from rm_server.backends.layout import filled_sizes
-from rm_server.backends.linear import PrepackedLinear, make_ready, prepack, unpack
+from rm_server.backends.linear import PrepackedLinear, make_ready, prepack, seen_in, unpack
 from rm_server.backends.self_check import check_batch, choose_forward
 from rm_server.errors import OutOfMemory, UnsupportedArtifact, WeightsMismatch
 from rm_server.registry.manifest import Manifest, Precision
@@ -159,11 +159,12 @@ def _prepare(forward: Forward, settings: ComputeSettings, check: Batch) -> None:
             if isinstance(forward, PackedForward):
                 forward.fills_up = False
         if isinstance(forward, PackedForward) and forward.fills_up:
+            asked = seen_in(lambda: forward.logits(check), swapped)
             if settings.threads_alone not in (0, settings.threads):
                 use_threads(settings.threads_alone)
-                make_ready(swapped, filled_sizes(_READY_TOKENS_ALONE))
+                make_ready(asked, filled_sizes(_READY_TOKENS_ALONE))
                 use_threads(settings.threads)
-            make_ready(swapped, filled_sizes(_READY_TOKENS))
+            make_ready(asked, filled_sizes(_READY_TOKENS))
 
 
 def _cast(module: torch.nn.Module, dtype: torch.dtype) -> None:

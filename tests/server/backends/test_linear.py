@@ -9,7 +9,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from rm_server.backends import linear
-from rm_server.backends.linear import PrepackedLinear, prepack, unpack
+from rm_server.backends.linear import PrepackedLinear, make_ready, prepack, seen_in, unpack
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
 
@@ -44,6 +44,35 @@ def test_products_are_torch_s(dtype: torch.dtype, tolerance: float) -> None:
 
 
 @needs_onednn
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_gelu_and_sum_are_torch_s(dtype: torch.dtype, tolerance: float) -> None:
+    layers, packed = make_layers().to(dtype), make_layers().to(dtype)
+    prepack(packed)
+    for name in ("plain", "no_bias", "gpt2"):
+        part = packed[name]
+        assert isinstance(part, PrepackedLinear)
+        for rows in (1, 5, 300):
+            x, other = torch.randn(1, rows, 24).to(dtype), torch.randn(1, rows, 40).to(dtype)
+            product = layers[name](x)
+            torch.testing.assert_close(part.gelu(x), torch.nn.functional.gelu(product), atol=tolerance, rtol=tolerance)
+            torch.testing.assert_close(part.plus(x, other), product + other, atol=tolerance, rtol=tolerance)
+
+
+@needs_onednn
+def test_what_layers_are_asked_is_seen_in_order_and_then_no_more() -> None:
+    layers = make_layers()
+    swapped = prepack(layers)
+    plain, bare = layers["plain"], layers["no_bias"]
+    x, other = torch.randn(1, 3, 24), torch.randn(1, 3, 40)
+    asked = seen_in(lambda: (bare(x), plain.plus(x, other), plain.gelu(x)), swapped)
+    assert [(one.layer, one.form) for one in asked] == [(bare, "forward"), (plain, "plus"), (plain, "gelu")]
+    assert all(one.x is x for one in asked)
+    plain(x)
+    assert len(asked) == 3
+    make_ready(asked, [1, 8])
+
+
+@needs_onednn
 def test_layers_can_be_put_back() -> None:
     layers = make_layers()
     names = {name: type(module) for name, module in layers.named_modules()}
@@ -62,9 +91,10 @@ def test_half_precision_and_subclasses_stay() -> None:
     assert prepack(torch.nn.Sequential(Doubled(8, 8))) == []
 
 
-def test_a_product_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    forward = PrepackedLinear.forward
-    monkeypatch.setattr(PrepackedLinear, "forward", lambda self, x: forward(self, x) * 1.001)
+@pytest.mark.parametrize("form", ["forward", "gelu", "plus"])
+def test_a_product_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    right = getattr(PrepackedLinear, form)
+    monkeypatch.setattr(PrepackedLinear, form, lambda *x: right(*x) * 1.001)
     assert prepack(make_layers()) == []
 
 

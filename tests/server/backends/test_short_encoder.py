@@ -11,6 +11,7 @@ import torch
 
 from rm_server.backends.forward import OneByOneForward, PackedForward
 from rm_server.backends.items import Batch, EncodedItem
+from rm_server.backends.linear import prepack, seen_in
 from rm_server.backends.short_encoder import shorten
 
 CPU = torch.device("cpu")
@@ -45,6 +46,19 @@ def test_they_give_what_transformers_own_give(model_type: str, reads_only: bool,
 
 def broken(*_: Any) -> None:
     raise AssertionError("the layer's own forward was used")
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
+@pytest.mark.parametrize(
+    ("activation", "forms"), [("gelu", {"forward", "gelu", "plus"}), ("relu", {"forward", "plus"})]
+)
+def test_what_follows_a_prepacked_product_is_computed_with_it(activation: str, forms: set[str]) -> None:
+    model, batch = tiny_models.make_model("bert", hidden_act=activation), make_batch(17, 40)
+    expected = OneByOneForward(model, CPU).logits(batch)
+    forward = PackedForward(model, CPU)
+    swapped = prepack(forward.backbone)
+    asked = seen_in(lambda: torch.testing.assert_close(forward.logits(batch), expected, atol=1e-5, rtol=0), swapped)
+    assert {one.form for one in asked} == forms
 
 
 def test_a_model_that_is_given_back_computes_as_before() -> None:
