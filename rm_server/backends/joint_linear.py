@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from rm_server.backends.linear import Asked, PrepackedLinear, Swapped, gives_the_same, seen_in
+from rm_server.backends.linear import PrepackedLinear, Swapped, gives_the_same
+from rm_server.backends.linear_calls import Asked, seen_in
 
 
 class JointProduct(torch.nn.Module):

@@ -16,7 +16,8 @@ from rm_server.backends.items import Batch, Float64Array
 from rm_server.backends.joint_linear import join
 from rm_server.backends.json_file import first_line
 from rm_server.backends.layout import filled_sizes
-from rm_server.backends.linear import PrepackedLinear, make_ready, prepack, seen_in, unpack
+from rm_server.backends.linear import PrepackedLinear, prepack, unpack
+from rm_server.backends.linear_calls import make_ready, seen_in
 from rm_server.backends.self_check import check_batch, choose_forward
 from rm_server.errors import OutOfMemory, UnsupportedArtifact, WeightsMismatch
 from rm_server.registry.manifest import Manifest, Precision

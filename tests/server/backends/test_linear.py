@@ -9,7 +9,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from rm_server.backends import linear
-from rm_server.backends.linear import PrepackedLinear, make_ready, prepack, seen_in, unpack
+from rm_server.backends.linear import PrepackedLinear, prepack, unpack
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
 
@@ -56,20 +56,6 @@ def test_gelu_and_sum_are_torch_s(dtype: torch.dtype, tolerance: float) -> None:
             product = layers[name](x)
             torch.testing.assert_close(part.gelu(x), torch.nn.functional.gelu(product), atol=tolerance, rtol=tolerance)
             torch.testing.assert_close(part.plus(x, other), product + other, atol=tolerance, rtol=tolerance)
-
-
-@needs_onednn
-def test_what_layers_are_asked_is_seen_in_order_and_then_no_more() -> None:
-    layers = make_layers()
-    swapped = prepack(layers)
-    plain, bare = layers["plain"], layers["no_bias"]
-    x, other = torch.randn(1, 3, 24), torch.randn(1, 3, 40)
-    asked = seen_in(lambda: (bare(x), plain.plus(x, other), plain.gelu(x)), swapped)
-    assert [(one.layer, one.form) for one in asked] == [(bare, "forward"), (plain, "plus"), (plain, "gelu")]
-    assert all(one.x is x for one in asked)
-    plain(x)
-    assert len(asked) == 3
-    make_ready(asked, [1, 8])
 
 
 @needs_onednn

@@ -11,7 +11,8 @@ import torch
 
 from rm_server.backends.forward import OneByOneForward, PackedForward
 from rm_server.backends.items import Batch, EncodedItem
-from rm_server.backends.linear import prepack, seen_in
+from rm_server.backends.linear import prepack
+from rm_server.backends.linear_calls import seen_in
 from rm_server.backends.short_encoder import shorten
 
 CPU = torch.device("cpu")
