@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -171,25 +172,16 @@ def test_a_refusal_is_the_server_s_own_line(shell: Shell, arguments: tuple[str, 
     assert len(text.splitlines()) == 1
 
 
-def test_watch_prints_the_state_until_the_server_stops(
-    tmp_path: Path, versions: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_watch_prints_the_state_until_the_server_stops(tmp_path: Path, versions: list[Path]) -> None:
     server = RunningServer(tmp_path).start()
     server.deploy("helpfulness", versions[0])
-    printed: list[str] = []
-    stopping: list[threading.Thread] = []
-
-    def print_and_stop(line: str, **_: object) -> None:
-        printed.append(line)
-        stopping.append(server.stopping())
-
-    monkeypatch.setattr("builtins.print", print_and_stop)
-    status = cli.main(["watch", "--json", "--server", server.app.grpc_address])
-    for thread in stopping:
-        thread.join()
-    # Older releases of gRPC have Python print tracebacks where a process has several event loops.
-    told = [line for line in printed if line.startswith(("{", "rm-server"))]
-    change = json.loads(told[0])
+    command = [sys.executable, "-m", "rm_server.cli", "watch", "--json", "--server", server.app.grpc_address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watch:
+        assert watch.stdout is not None
+        change = json.loads(watch.stdout.readline())
+        stopping = server.stopping()
+        _, told = watch.communicate(timeout=60)
+    stopping.join()
     assert (change["change"], change["model"]["labels"]) == ("initial", {"stable": 1})
-    assert "shutting down" in told[-1]
-    assert status == 1
+    assert "shutting down" in told
+    assert watch.returncode == 1
