@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rm_server.backends.linear import PrepackedLinear, Swapped, gives_the_same
+from rm_server.backends.linear import PrepackedLinear, Swapped, is_same, probe
 from rm_server.backends.linear_calls import Asked, seen_in
 
 
@@ -75,13 +75,10 @@ def _join(group: Swapped) -> None:
     ends = list(accumulate(original.out_features for original in originals))
     parts = [JointLinear(product, start, end) for start, end in pairwise([0, *ends])]
     layers = [getattr(parent, name) for parent, name, _ in group]
-    if gives_the_same(_all(parts), _all(layers), product.linear.in_features, product.linear.dtype):
+    x = probe(product.linear.in_features, product.linear.dtype)
+    if is_same(torch.cat([part(x) for part in parts], dim=-1), torch.cat([layer(x) for layer in layers], dim=-1)):
         for (parent, name, _), part in zip(group, parts, strict=True):
             setattr(parent, name, part)
-
-
-def _all(layers: Sequence[torch.nn.Module]) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda x: torch.cat([layer(x) for layer in layers], dim=-1)
 
 
 def _siblings(seen: Sequence[Asked]) -> Iterator[tuple[PrepackedLinear, ...]]:

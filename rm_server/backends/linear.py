@@ -7,7 +7,6 @@ The operators are torch's own (Inductor freezes models with them) but private, s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
@@ -98,13 +97,12 @@ def _prepacked(layer: Any) -> PrepackedLinear | None:
         return None
     try:
         packed = PrepackedLinear(weight.detach(), None if layer.bias is None else layer.bias.detach())
-        agrees = all(
-            gives_the_same(came, expected, packed.in_features, weight.dtype)
-            for came, expected in (
-                (packed, layer),
-                (packed.gelu, lambda x: gelu(layer(x))),
-                (lambda x: packed.plus(x, layer(x)), lambda x: 2 * layer(x)),
-            )
+        x = probe(packed.in_features, weight.dtype)
+        product: torch.Tensor = layer(x)
+        agrees = (
+            is_same(packed(x), product)
+            and is_same(packed.gelu(x), gelu(product))
+            and is_same(packed.plus(x, product), 2 * product)
         )
     except (RuntimeError, AttributeError, NotImplementedError) as error:
         logger.info("A linear layer stays unpacked: %s", error)
@@ -115,14 +113,12 @@ def _prepacked(layer: Any) -> PrepackedLinear | None:
     return packed
 
 
-def gives_the_same(
-    came: Callable[[torch.Tensor], torch.Tensor],
-    expected: Callable[[torch.Tensor], torch.Tensor],
-    in_features: int,
-    dtype: torch.dtype,
-) -> bool:
-    """Whether two ways of computing a layer agree on a probe, as far as the type's rounding lets them."""
-    x = torch.randn(1, _PROBE_ROWS, in_features, generator=torch.Generator().manual_seed(0)).to(dtype)
-    wanted, found = expected(x), came(x)
-    tolerance = _TOLERANCE[dtype] * max(1.0, float(wanted.abs().max()))
-    return found.shape == wanted.shape and bool((found - wanted).abs().max() <= tolerance)
+def probe(in_features: int, dtype: torch.dtype) -> torch.Tensor:
+    """Some rows to try a layer with, shape (1, rows, in_features)."""
+    return torch.randn(1, _PROBE_ROWS, in_features, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def is_same(came: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Whether two ways of computing a layer agree, as far as the type's rounding lets them."""
+    tolerance = _TOLERANCE[wanted.dtype] * max(1.0, float(wanted.abs().max()))
+    return came.shape == wanted.shape and bool((came - wanted).abs().max() <= tolerance)
