@@ -18,21 +18,21 @@ _ESCAPED = {ord(separator): f"\\u{ord(separator):04x}" for separator in "\x85\u2
 
 
 class JsonLines:
-    """A file of one JSON object per line, each written at once and flushed."""
+    """A file of one JSON object per line. It is open only while a line is written, so nobody has to close it."""
 
     def __init__(self, path: Path, last_step: int) -> None:
         """Goes on after the rows of step `last_step`; later ones, and a line cut short, are removed."""
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _keep_until(path, last_step)
-        self._file = path.open("a", encoding="utf-8")
+        else:
+            path.touch()
+        self._path = path
 
     def write(self, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).translate(_ESCAPED) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False).translate(_ESCAPED) + "\n"
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line)
 
 
 class Tracker:
@@ -101,9 +101,6 @@ class Tracker:
 
     def close(self) -> None:
         if self._enabled:
-            self._metrics.close()
-            self._samples.close()
-            self._evaluations.close()
             self._bar.close()
             for board in self._boards:
                 board.close()
