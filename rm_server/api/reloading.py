@@ -45,6 +45,10 @@ class WatchedFiles:
         except ConfigError as error:
             self._metrics.files_reloaded(self._name, is_in_use=False)
             logger.error("new files are refused, the old ones stay in use: %s", error, extra={"files": self._name})
+        except Exception:
+            # A defect. Whatever it is: who gives up here never sees a revoked token.
+            self._metrics.files_reloaded(self._name, is_in_use=False)
+            logger.exception("new files could not be read, the old ones stay in use", extra={"files": self._name})
         else:
             self._metrics.files_reloaded(self._name, is_in_use=True)
             logger.info("files were loaded again", extra={"files": self._name})

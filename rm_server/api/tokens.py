@@ -109,7 +109,7 @@ def _entry(table: Mapping[str, Any], where: str) -> TokenEntry:
     where = f"{where} ({name})"
     if ("sha256" in table) == ("certificate" in table):
         raise ConfigError(f"{where}: one of sha256 and certificate was expected.")
-    if table.get("role") not in ROLES:
+    if not isinstance(table.get("role"), str) or table["role"] not in ROLES:
         raise ConfigError(f"{where}: role is {table.get('role')!r}; one of {', '.join(ROLES)} was expected.")
     return TokenEntry(
         name=name,
@@ -135,7 +135,7 @@ def _read(
         return default
     try:
         return convert(table[key])
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         raise ConfigError(f"{where}: {key} is {table[key]!r}; expected was {expected}.") from None
 
 

@@ -135,6 +135,10 @@ class Crew:
             if isinstance(outcome, BaseException):
                 await self.stop()
                 raise outcome
+        for seat in self.seats:
+            # One that died while the others were still starting was in no seat yet.
+            if seat.worker is not None and not seat.worker.is_alive:
+                self._died(seat.worker, "it ended right after its start")
 
     async def stop(self) -> None:
         """Ends all workers at once, whatever they do."""
@@ -154,7 +158,10 @@ class Crew:
         async with self._changes:
             seats = [(seat, seat.worker) for seat in self.seats if seat.worker is not None]
             if not seats:
-                raise WorkerFailed("No worker process is up. Try again in a few seconds, and look at the server's log.")
+                raise WorkerFailed(
+                    "No worker process is up. Try again in a few seconds, and look at the server's log.",
+                    retry_after_s=FIRST_PAUSE_S,
+                )
             reports: list[LoadReport] = []
             try:
                 for some in (seats[:1], seats[1:]):

@@ -22,6 +22,9 @@ from rm_server.registry.lora import read_base_name
 from rm_server.registry.manifest import PRECISIONS, Manifest, Precision, read_manifest
 from rm_server.registry.records import ServingProfile, VersionKey, VersionRecord
 
+RETRY_S = 10.0
+"""After a load that failed for a reason that passes, at least: each try reads all files."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -50,6 +53,19 @@ class VersionStatus:
     precision: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why a version FAILED. ``passes_at`` on `time.monotonic`: the same load may work then; None: nobody knows."""
+
+    error: RmError
+    passes_at: float | None = None
+
+    @classmethod
+    def of(cls, error: RmError) -> _Failure:
+        hint_s = error.retry_after_s
+        return cls(error, None if hint_s is None else time.monotonic() + max(hint_s, RETRY_S))
+
+
 class Deployment:
     """The states of versions on this server. One thing at a time for each version: the caller sees to that."""
 
@@ -68,7 +84,7 @@ class Deployment:
         self._on_change = on_change
         self._profiles = profiles
         self._busy: dict[VersionKey, State] = {}
-        self._failed: dict[VersionKey, RmError] = {}
+        self._failed: dict[VersionKey, _Failure] = {}
         self._paged_out: set[VersionKey] = set()
         self.make_room: MakeRoom | None = None
         """Pages out others where a version does not fit."""
@@ -80,8 +96,8 @@ class Deployment:
         """Where a version is on this server."""
         if (state := self._busy.get(key)) is not None:
             return VersionStatus(state)
-        if (error := self._failed.get(key)) is not None:
-            return VersionStatus("FAILED", error)
+        if (failure := self._failed.get(key)) is not None:
+            return VersionStatus("FAILED", failure.error)
         if (loaded := self._engine.loaded.get(key)) is not None:
             return VersionStatus(
                 "READY", memory_bytes=self._engine.memory.by_version()[key], precision=loaded.precision
@@ -104,8 +120,16 @@ class Deployment:
 
     def lacks_part(self, key: VersionKey, part: VersionKey) -> None:
         """A loaded composite FAILED, because something that it is made of is loaded no longer."""
-        self._failed[key] = VersionNotLoaded(f"{_name(key)} is made of {_name(part)}, which is not loaded any more.")
+        message = f"{_name(key)} is made of {_name(part)}, which is not loaded any more."
+        # Perhaps that is loaded again soon.
+        self._failed[key] = _Failure.of(VersionNotLoaded(message, retry_after_s=RETRY_S))
         self._on_change(key)
+
+    @property
+    def may_work_now(self) -> Set[VersionKey]:
+        """Those that FAILED for a reason that should have passed: a store or the workers were away."""
+        now = time.monotonic()
+        return {key for key, failed in self._failed.items() if failed.passes_at is not None and failed.passes_at <= now}
 
     @property
     def paged_out(self) -> Set[VersionKey]:
@@ -163,7 +187,7 @@ class Deployment:
         except RmError as error:
             # What did not fit now may fit when it is asked for again.
             if not (key in self._paged_out and isinstance(error, OutOfMemory)):
-                self._failed[key] = error
+                self._failed[key] = _Failure.of(error)
                 self._paged_out.discard(key)
             self._metrics.load_failed(key, error.reason)
             _log.warning("%s is not loaded: %s", _name(key), error)
@@ -217,7 +241,7 @@ class Deployment:
         self._on_change(key)
 
     def _lost(self, key: VersionKey, error: RmError) -> None:
-        self._failed[key] = error
+        self._failed[key] = _Failure.of(error)
         self._metrics.version_unloaded(key)
         self._on_change(key)
 

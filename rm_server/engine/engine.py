@@ -27,7 +27,7 @@ from rm_server.engine.threads import threads_per_worker
 from rm_server.engine.under_way import UnderWay
 from rm_server.engine.work import ItemScore, Work
 from rm_server.engine.workers import ProcessWorker, ThreadWorker, Worker
-from rm_server.errors import Draining, RmError, VersionInUse, VersionNotLoaded
+from rm_server.errors import Draining, RmError, VersionInUse, VersionNotLoaded, WorkerFailed
 from rm_server.registry.manifest import Manifest, Precision, TruncationRule
 from rm_server.registry.records import VersionKey
 
@@ -353,6 +353,11 @@ class Engine:
                 except BaseException:
                     await self._unload(entry)
                     raise
+            if self._entries.get(key) is not entry:
+                raise WorkerFailed(
+                    f"{key[0]}@{key[1]} was lost while it was tried: no worker could load it again. Look at the "
+                    "server's log, then load it again."
+                )
             self._loaded[key] = version
             return version
 

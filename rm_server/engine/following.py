@@ -201,7 +201,13 @@ class Following:
             await hook(self._looked)
 
     def begin_steps(self) -> None:
-        """Begins all that may begin now. What is paged out and wanted no longer is not kept in mind."""
+        """Begins all that may begin now. What is paged out and wanted no longer is not kept in mind.
+
+        What FAILED for a reason that has passed is tried again where it is wanted.
+        """
+        for key in self.deployment.may_work_now & self.wanted:
+            if not self.deployment.is_busy(key):
+                self.deployment.forget(key)
         for key in self.deployment.paged_out - self.wanted:
             if not self.deployment.is_busy(key):
                 self.deployment.forget(key)
@@ -288,6 +294,10 @@ class Following:
         before = self.served
         ready = {key for key, state in self.deployment.states.items() if state in SERVING}
         labels = served_labels(self.in_catalog.labels, before.labels, ready)
-        self.served = replace(self.in_catalog, labels=MappingProxyType(labels))
+        # What was deleted through another server goes on serving here as long as a label still names it here.
+        named = {(model, number) for (model, _), number in labels.items()} - self.in_catalog.versions.keys()
+        kept = {key: before.versions[key] for key in named if key in before.versions}
+        versions = {**self.in_catalog.versions, **kept} if kept else self.in_catalog.versions
+        self.served = replace(self.in_catalog, labels=MappingProxyType(labels), versions=MappingProxyType(versions))
         for model in sorted({model for (model, _), _ in before.labels.items() ^ labels.items()}):
             self.changes.publish("LABELS", model)

@@ -22,8 +22,8 @@ from rm_server.errors import RmError
 from rm_server.registry.manifest import Manifest, Precision
 from rm_server.registry.records import VersionKey
 
-MakeRoom = Callable[[VersionKey, Room], Awaitable[None]]
-"""Unloads other versions so that one fits, if that is possible. Whether it was, is looked at again."""
+MakeRoom = Callable[[VersionKey, Room], Awaitable[bool]]
+"""Unloads another version on the way to room for one; False: there is no such way. What is lacking is looked at again."""
 
 T = TypeVar("T")
 
@@ -81,8 +81,7 @@ class Loader:
         """Raises OutOfMemory, with the figures, for what would not fit."""
         max_tokens = self._settings.max_batch_tokens
         room = await self._memory.lacking(folder, manifest, settings, max_tokens)
-        if room is not None and make_room is not None:
-            await make_room(key, room)
+        while room is not None and make_room is not None and await make_room(key, room):
             room = await self._memory.lacking(folder, manifest, settings, max_tokens)
         if room is not None:
             raise self._memory.refusal(key, room)

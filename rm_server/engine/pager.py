@@ -19,6 +19,9 @@ from rm_server.registry.records import VersionKey
 LONGEST_WAIT_S = 60.0
 """Of a request that has no deadline, for versions that are busy."""
 
+LOOK_AGAIN_S = 0.1
+"""Whether a version is still on its way out."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -44,20 +47,25 @@ class Pager:
         # On `time.monotonic`, as is when a version was used last.
         self._stays_until: dict[VersionKey, float] = {}
 
-    async def make_room(self, key: VersionKey, room: Room) -> None:
-        """Pages out what has to go so that ``key`` fits; nothing where that would not be enough.
+    async def make_room(self, key: VersionKey, room: Room) -> bool:
+        """Pages out one of those that have to go so that ``key`` fits; False: nothing would be enough.
 
+        One, because others may take what was chosen while it goes: whoever loads looks again at what it lacks.
         Whoever loads a version by name is not made to wait for the end of others' stays.
         """
         is_for_request = any(key in (one, *self._parts_of(one)) for one in self._returning)
         now = time.monotonic() if is_for_request else math.inf
-        for gone in choose_to_go(self._residents(key), room.missing_bytes, now) or ():
-            # Nobody holds the lock: else it could not go. So this waits for nobody, and no two wait for each other.
-            async with self._following.lock(gone):
-                self._stays_until.pop(gone, None)
-                await self._deployment.page_out(gone)
-            self._metrics.version_paged(gone, "out")
-            _log.info("%s@%d is paged out: %s@%d needs the memory.", *gone, *key)
+        going = choose_to_go(self._residents(key), room.missing_bytes, now)
+        if not going:
+            return False
+        gone = going[0]
+        # Nobody holds the lock: else it could not go. So this waits for nobody, and no two wait for each other.
+        async with self._following.lock(gone):
+            self._stays_until.pop(gone, None)
+            await self._deployment.page_out(gone)
+        self._metrics.version_paged(gone, "out")
+        _log.info("%s@%d is paged out: %s@%d needs the memory.", *gone, *key)
+        return True
 
     def is_away(self, key: VersionKey) -> bool:
         """Whether a request for the version has to wait until it is back."""
@@ -136,7 +144,11 @@ class Pager:
         return await self._deployment.lacking(self._following.record(key), self._following.wanted_precision(key))
 
     async def _until_idle(self, key: VersionKey) -> None:
-        if (entry := self._engine.in_memory(key)) is not None:
+        entry = self._engine.in_memory(key)
+        if entry is None or entry.is_idle:
+            # Locked, or on its way out. Nothing tells of the end of that.
+            await asyncio.sleep(LOOK_AGAIN_S)
+        else:
             await entry.until_idle()
 
     async def _load(self, key: VersionKey) -> None:

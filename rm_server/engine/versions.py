@@ -18,7 +18,7 @@ from rm_server.engine.engine import Engine, Trial
 from rm_server.engine.following import Following, Guard, VersionMetrics
 from rm_server.engine.lifecycle import Policy
 from rm_server.engine.pager import Pager, PagingMetrics
-from rm_server.errors import NotFound, RmError, VersionInUse, VersionNotLoaded
+from rm_server.errors import CatalogUnavailable, NotFound, RmError, VersionInUse, VersionNotLoaded
 from rm_server.registry import splits
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.catalog import Catalog
@@ -244,7 +244,7 @@ class VersionManager:
             raise
         self._following.forced_out.discard(key)
         self._retiring.pop(key, None)
-        await self._refresh()
+        await self._take_in()
 
     async def _unload(self, key: VersionKey, force: bool, actor: str, comment: str = "") -> None:
         async with self._lock(key):
@@ -280,7 +280,7 @@ class VersionManager:
                 self._following.forced_out.add(key)
             if self._deployment.is_loaded(key):
                 await self._deployment.unload(key)
-            await self._refresh()
+            await self._take_in()
 
     async def _move_label(
         self, key: VersionKey, label: str, load: bool, actor: str, comment: str, move: Callable[[], int | None]
@@ -296,7 +296,7 @@ class VersionManager:
             previous = await asyncio.to_thread(move)
             self._following.forced_out.discard(key)
             self._retiring.pop(key, None)
-            await self._refresh()
+            await self._take_in()
             self._metrics.label_moved(key[0])
             return previous
 
@@ -308,13 +308,13 @@ class VersionManager:
             await self._load_and_want(self._record(key), None, actor, comment)
             moved = await asyncio.to_thread(self._catalog.rollback, model, label, actor, comment, expected=target)
             self._retiring.pop(key, None)
-            await self._refresh()
+            await self._take_in()
             self._metrics.label_moved(model)
             return moved
 
     async def _remove_label(self, model: str, label: str, actor: str, comment: str) -> int:
         previous = await asyncio.to_thread(self._catalog.remove_label, model, label, actor, comment)
-        await self._refresh()
+        await self._take_in()
         self._metrics.label_moved(model)
         return previous
 
@@ -323,7 +323,7 @@ class VersionManager:
     ) -> T:
         """A change of the catalog that names loaded versions, which stay loaded meanwhile."""
         async with AsyncExitStack() as stack:
-            for key in sorted(keys):  # in one order for all, so that no two wait for each other
+            for key in sorted(keys, reverse=True):  # a composite before its parts, as in every load
                 await stack.enter_async_context(self._lock(key))
                 if load and not self._deployment.is_loaded(key):
                     await self._load_and_want(self._record(key), None, actor)
@@ -335,7 +335,7 @@ class VersionManager:
 
     async def _change(self, change: Callable[[], T]) -> T:
         result = await asyncio.to_thread(change)
-        await self._refresh()
+        await self._take_in()
         return result
 
     async def _retire(self, key: VersionKey, actor: str) -> None:
@@ -352,7 +352,7 @@ class VersionManager:
         registered = await asyncio.to_thread(
             add_version, self._catalog, self._artifacts, model, folder, actor=actor, comment=comment
         )
-        await self._refresh()
+        await self._take_in()
         return registered
 
     async def _delete(self, key: VersionKey, actor: str, comment: str) -> None:
@@ -365,7 +365,7 @@ class VersionManager:
             await asyncio.to_thread(self._catalog.delete_version, *key, actor, comment)
             self._deployment.forget(key)
             self._following.forced_out.discard(key)
-            await self._refresh()
+            await self._take_in()
         await asyncio.to_thread(sweep_artifacts, self._catalog, self._artifacts)
 
     def _retire_some(self) -> None:
@@ -377,6 +377,13 @@ class VersionManager:
 
     async def _refresh(self) -> None:
         await self._following.refresh()
+
+    async def _take_in(self) -> None:
+        """Takes in what the catalog says after a change that is done, and is not undone where it cannot be read now."""
+        try:
+            await self._refresh()
+        except CatalogUnavailable as error:
+            _log.warning("The catalog was changed, and could not be read after that; it will be soon: %s", error)
 
     def _record(self, key: VersionKey) -> VersionRecord:
         return self._following.record(key)

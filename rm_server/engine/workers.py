@@ -107,6 +107,9 @@ class ProcessWorker(asyncio.Protocol):
         except (WorkerDied, TimeoutError) as error:
             await self.stop()
             raise WorkerFailed(f"A worker process did not start: {error or 'no word from it'}.") from error
+        except asyncio.CancelledError:
+            await self.stop()
+            raise
 
     async def load(self, order: LoadOrder) -> LoadReport:
         report = await self._ask("load", order)

@@ -25,10 +25,10 @@ class Leases:
         """Of the leases that were renewed since: the last sign of life that the catalog knows."""
 
     def put(self, lease: Lease, now: float) -> None:
-        """What the catalog says of a run. A sign of life that it has not heard of yet is kept."""
+        """What the catalog says of a run, or said: what is known to be newer is kept, as is a sign of life."""
         key = (lease.run, lease.model)
         known = self._leases.pop(key, None)
-        if known is not None and known.revision == lease.revision and known.last_seen > lease.last_seen:
+        if known is not None and (known.revision, known.last_seen) > (lease.revision, lease.last_seen):
             lease = known
         else:
             self._last_written.pop(key, None)

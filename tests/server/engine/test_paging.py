@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from rm_server.engine.lifecycle import Step, next_steps, served_labels
 from rm_server.engine.paging import Resident, choose_to_go, room_from
 from rm_server.errors import DeadlineExceeded, OutOfMemory, RmError, VersionInUse
 from rm_server.registry import shadows
-from rm_server.registry.records import VersionKey
+from rm_server.registry.records import Arm, Split, VersionKey
 
 BASE = SharedMemory("base", 100)
 A, B, C, D = (("m", number) for number in (1, 2, 3, 4))
@@ -269,3 +271,100 @@ async def test_what_another_process_no_longer_wants_is_forgotten(tmp_path: Path)
         one, *_ = await loaded(world, 1, 2, 3)
         world.elsewhere.set_wanted(*one, False, "somebody")
         await fake.until(lambda: world.state(one) == "REGISTERED")
+
+
+async def test_who_waits_for_one_on_its_way_out_does_not_look_all_the_time(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def estimate(*_: object) -> Footprint:
+        asked.append(1)
+        return Footprint(1000)
+
+    limit_mb = 2500 / 1024 / 1024
+    async with running_world(tmp_path, memory_limit_mb=limit_mb, estimate=estimate, min_stay_s=0.0) as world:
+        one, two, three = await loaded(world, 1, 2, 3)
+        with world.engine.use(three), world.engine.use(two):
+            unloading = asyncio.ensure_future(world.versions.unload(two, False, **BY))
+            await fake.until(lambda: world.state(two) == "DRAINING")
+            waiting = asyncio.ensure_future(score(world, one, 7))
+            await asyncio.sleep(0.1)
+            before = len(asked)
+            await asyncio.sleep(0.5)
+            assert len(asked) - before < 10
+            assert world.state(one) == "PAGED_OUT"
+        await unloading
+        assert await waiting == 7
+
+
+# --- while one makes room, others take what was to go next ---
+
+
+class MakingRoom:
+    """Of `keys`, the last takes the room of two; the second and third are to go, and the second cannot until `go_on`.
+
+    `spare` is a version that is not loaded.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def begin(self) -> None:
+        self.spare = await self.world.register(5)
+        self.keys = [*await loaded(self.world, 1, 2, 3), await self.world.register(9)]
+        # The worker unloads when it is done with this.
+        self._computing = asyncio.ensure_future(self.world.score(self.keys[0], fake.WAIT))
+        await fake.until(lambda: fake.noted(self.world.files(self.keys[0]))[-1:] == [1])
+        self.coming = asyncio.ensure_future(self.world.versions.load(self.keys[3], None, **BY))
+        await fake.until(lambda: self.world.state(self.keys[1]) == "DRAINING")
+
+    async def go_on(self) -> None:
+        fake.open_gate(self.world.files(self.keys[0]))
+        await self._computing
+
+
+@asynccontextmanager
+async def making_room(folder: Path) -> AsyncIterator[MakingRoom]:
+    def estimate(folder: Path, *_: object) -> Footprint:
+        return Footprint(2000 if json.loads((folder / "rules.json").read_text())["factor"] == 9 else 1000)
+
+    limit_mb = 3500 / 1024 / 1024
+    async with running_world(folder, memory_limit_mb=limit_mb, estimate=estimate, min_stay_s=0.0) as world:
+        making = MakingRoom(world)
+        await making.begin()
+        yield making
+
+
+async def test_what_a_run_took_meanwhile_stays(tmp_path: Path) -> None:
+    async with making_room(tmp_path) as making:
+        taken = making.keys[2]
+        making.world.versions.add_guard(lambda key: "a run has it." if key == taken else None)
+        await making.go_on()
+        await making.coming
+        states = [making.world.state(key) for key in making.keys]
+        assert states == ["PAGED_OUT", "PAGED_OUT", "READY", "READY"], "another one went instead"
+
+
+async def test_what_is_unloaded_by_hand_meanwhile_is_not_taken_for_paged_out(tmp_path: Path) -> None:
+    async with making_room(tmp_path) as making:
+        world, going = making.world, making.keys[2]
+        unloading = asyncio.ensure_future(world.versions.unload(going, False, **BY))
+        await fake.until(lambda: world.state(going) == "DRAINING")
+        await making.go_on()
+        await unloading
+        assert world.state(going) == "REGISTERED"
+        # It came in time, or says what to do.
+        await asyncio.wait({making.coming}, timeout=60)
+        assert making.coming.exception() is None or isinstance(making.coming.exception(), OutOfMemory)
+
+
+async def test_what_a_split_takes_meanwhile_stays_and_nobody_waits_for_ever(tmp_path: Path) -> None:
+    async with making_room(tmp_path) as making:
+        world, taken = making.world, making.keys[2]
+        split = Split("m", (Arm("a", taken[1], 1.0), Arm("b", making.spare[1], 1.0)), "s", datetime.now(UTC))
+        dividing = asyncio.ensure_future(world.versions.set_split(split, load=True, **BY))
+        await fake.until(lambda: world.state(making.spare) == "LOADING")
+        await making.go_on()
+        _, waiting = await asyncio.wait({making.coming, dividing}, timeout=60)
+        assert not waiting
+        assert dividing.exception() is None
+        assert [world.state(key) for key in (taken, making.spare)] == ["READY", "READY"]
