@@ -23,7 +23,7 @@ from rm_server.registry.manifest import Manifest, Precision
 from rm_server.registry.records import VersionKey
 
 MakeRoom = Callable[[VersionKey, Room], Awaitable[bool]]
-"""Unloads another version on the way to room for one; False: there is no such way. What is lacking is looked at again."""
+"""Unloads another version on the way to room for one; False: there is no way. What is lacking is looked at again."""
 
 T = TypeVar("T")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from pathlib import Path
 
+import fake_versions as fake
 import pytest
 
 from rm_server.api.reloading import WatchedFiles, watch
@@ -93,16 +95,20 @@ def test_asked_for_it_loads_what_has_not_changed(files: Files) -> None:
     assert files.loaded == ["one"]
 
 
-async def test_it_looks_until_it_is_cancelled(files: Files) -> None:
-    class Enough(Exception):
-        pass
-
+async def test_it_looks_until_it_is_cancelled_whatever_goes_wrong(
+    files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
     def load() -> None:
-        raise Enough
+        raise ZeroDivisionError
 
-    files.path.write_text("changed")
-    watched = WatchedFiles("tokens", (files.path.with_name("late"),), load, files.metrics)
-    files.path.with_name("late").write_text("there now")
-    with pytest.raises(Enough):
-        await watch([files.watched, watched], interval_s=0.0)
-    assert files.loaded == ["changed"]
+    broken = WatchedFiles("broken", (files.path,), load, files.metrics)
+    watching = asyncio.ensure_future(watch([broken, files.watched], interval_s=0.0))
+    for text in ("changed", "changed again"):
+        files.path.write_text(text)
+        await fake.until(lambda text=text: text in files.loaded)
+    watching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await watching
+    assert files.loaded == ["changed", "changed again"]
+    assert caplog.records[0].exc_info
+    assert files.metrics.registry.get_sample_value("rm_files_refused", {"files": "broken"}) == 1

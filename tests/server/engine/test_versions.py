@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from fake_versions import items, outcomes, until
 from fake_world import BY, fake_manifest, running_world
 
-from rm_server.engine import following
+from rm_server.engine import deployment, following
 from rm_server.engine.changes import ModelChange
 from rm_server.errors import (
     CatalogUnavailable,
@@ -23,13 +24,17 @@ from rm_server.errors import (
     InvalidRequest,
     LabelNotFound,
     ModelNotFound,
+    RmError,
     VersionInUse,
     VersionNotFound,
     VersionNotLoaded,
     WeightsMismatch,
+    WorkerFailed,
 )
-from rm_server.registry.records import VersionKey
+from rm_server.registry.records import Snapshot, VersionKey
 from rm_server.registry.runs import Look
+from rm_server.scoring.routing import resolve
+from rm_server.scoring.selector import parse
 
 # --- one action after the other ---
 
@@ -339,6 +344,59 @@ async def test_a_catalog_that_is_away_stops_nothing(tmp_path: Path, monkeypatch:
         await until(lambda: ("m", "canary") in world.versions.snapshot.labels)
 
 
+async def test_what_the_catalog_took_has_been_done_though_it_cannot_be_read_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_world(tmp_path) as world:
+        for factor in (1.0, 2.0, 3.0):
+            _, version = await world.register(factor)
+            await world.versions.set_label("m", "stable", version, load=True, **BY)
+        with monkeypatch.context() as away:
+            snapshot, roll_back = world.catalog.snapshot, world.catalog.rollback
+            is_away = threading.Event()
+
+            def noting_rollback(*args: Any, **options: Any) -> tuple[int, int]:
+                moved = roll_back(*args, **options)
+                is_away.set()
+                return moved
+
+            def failing_snapshot() -> Snapshot:
+                if is_away.is_set():
+                    raise CatalogUnavailable("away")
+                return snapshot()
+
+            away.setattr(world.catalog, "rollback", noting_rollback)
+            away.setattr(world.catalog, "snapshot", failing_snapshot)
+            # Were it an error, whoever repeats it would go back twice.
+            assert await world.versions.rollback("m", "stable", **BY) == (3, 2)
+        await until(lambda: world.versions.snapshot.labels == {("m", "stable"): 2})
+
+
+@pytest.mark.parametrize("error", [CatalogUnavailable, WorkerFailed])
+async def test_a_load_that_fails_for_a_reason_that_passes_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[RmError]
+) -> None:
+    monkeypatch.setattr(deployment, "RETRY_S", 0.05)
+    async with running_world(tmp_path) as world:
+        one, two = await world.register(0.5), await world.register(2.0)
+        verify, failures = world.artifacts.verify, iter([error("away", retry_after_s=0.01), DigestMismatch("broken")])
+
+        def failing(digest: str) -> None:
+            if (failure := next(failures, None)) is not None:
+                raise failure
+            verify(digest)
+
+        monkeypatch.setattr(world.artifacts, "verify", failing)
+        world.elsewhere.set_wanted(*one, True, "somebody")
+        await until(lambda: world.state(one) == "FAILED")
+        assert isinstance(world.versions.state_of(one).error, error)
+        # What is broken is tried again, too, as the first reason was another one; then it is left alone.
+        await until(lambda: isinstance(world.versions.state_of(one).error, DigestMismatch))
+        world.elsewhere.set_wanted(*two, True, "somebody")
+        await until(lambda: world.state(two) == "READY")
+        assert world.state(one) == "FAILED"
+
+
 async def test_a_version_that_no_worker_can_load_again_has_failed(tmp_path: Path) -> None:
     async with running_world(tmp_path, workers=1) as world:
         key = await world.register()
@@ -404,6 +462,24 @@ async def test_a_label_moved_elsewhere_to_a_broken_version_stays_where_it_was(tm
         with pytest.raises(VersionInUse):
             await world.versions.unload(one, False, **BY)
         assert await world.score(one, 10) == 5.0
+
+
+async def test_what_is_deleted_elsewhere_serves_here_until_its_successor_does(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        one, broken = await world.register(0.5), await world.register(lacks_head=True)
+        await world.versions.set_label("m", "stable", 1, load=True, **BY)
+        other = world.elsewhere
+        other.set_label("m", "stable", 2, actor="somebody")
+        other.set_wanted("m", 1, False, "somebody")
+        await until(lambda: world.state(broken) == "FAILED")
+        other.delete_version("m", 1, "somebody")
+        await until(lambda: one not in world.versions.snapshot.versions or world.versions.wanted == {broken})
+        await world.versions.refresh()
+        route = resolve(parse("m@stable"), world.versions.snapshot, None)
+        assert await world.score(route.key, 10) == 5.0
+        other.set_label("m", "stable", (await world.register(2.0))[1], actor="somebody")
+        await until(lambda: world.versions.snapshot.labels == {("m", "stable"): 3})
+        assert one not in world.versions.snapshot.versions
 
 
 async def test_loads_and_unloads_what_another_process_wants(tmp_path: Path) -> None:

@@ -184,6 +184,43 @@ async def test_the_server_writes_the_log_of_its_workers(tmp_path: Path, caplog: 
         assert record.worker == engine.worker_pids[0]
 
 
+async def test_a_worker_that_dies_while_the_others_start_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, started = workers.ProcessWorker.start, []
+
+    async def dying(worker: workers.ProcessWorker, on_death: workers.DeathHandler) -> None:
+        started.append(worker)
+        is_first = len(started) == 1
+        await start(worker, on_death)
+        if is_first:
+            os.kill(worker.pid, signal.SIGKILL)
+        else:
+            await fake.until(lambda: not started[0].is_alive)
+
+    monkeypatch.setattr(workers.ProcessWorker, "start", dying)
+    async with running_engine(workers=2) as engine:
+        await fake.until(lambda: len(engine.worker_pids) == 2 and started[0].pid not in engine.worker_pids)
+        await load(engine, tmp_path)
+        assert await outcomes(engine.submit(KEY, items([2]))) == [1.0]
+
+
+async def test_a_stop_ends_the_worker_that_is_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    spawn, started = workers.ProcessWorker._spawn, []
+
+    def noting(worker: workers.ProcessWorker) -> Any:
+        socket = spawn(worker)
+        started.append(worker.pid)
+        return socket
+
+    monkeypatch.setattr(workers.ProcessWorker, "_spawn", noting)
+    async with running_engine(workers=1):
+        os.kill(started[0], signal.SIGKILL)
+        await fake.until(lambda: len(started) == 2)
+        await asyncio.sleep(0.05)  # until it is waited for
+    await fake.until(lambda: not any(is_running(pid) for pid in started))
+
+
 async def test_a_start_without_workers_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(WorkerFailed, match="ended with status 1"):

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rm_server.config import LimitSettings, RunSettings
 from rm_server.errors import DeadlineExceeded, NonFiniteScore, QueueFull, VersionInUse, VersionNotLoaded
 from rm_server.metrics import Metrics
 from rm_server.registry.manifest import Manifest, write_manifest
-from rm_server.registry.records import VersionKey
+from rm_server.registry.records import Arm, Split, VersionKey
 from rm_server.scoring.composites import Composites
 from rm_server.scoring.evaluation import Component
 from rm_server.scoring.runs import Runs
@@ -41,12 +42,16 @@ class Service:
         self._scorer = Scorer(world.engine, world.versions, runs, LimitSettings(), metrics, composites)
 
     async def deploy(self, *components: dict[str, Any]) -> VersionKey:
+        key = await self.register(*components)
+        await self.versions.load(key, None, **BY)
+        return key
+
+    async def register(self, *components: dict[str, Any], model: str = "q") -> VersionKey:
         folder = self.world.folder / "composite"
         folder.mkdir(exist_ok=True)
         (folder / "composite.json").write_text(json.dumps({"components": components}))
         write_manifest(folder, Manifest("composite", transform="weighted_sum"))
-        record, _ = await self.versions.register("q", folder, **BY)
-        await self.versions.load(record.key, None, **BY)
+        record, _ = await self.versions.register(model, folder, **BY)
         return record.key
 
     async def score(self, *completions: tuple[int, ...], deadline: float | None = None, **options: Any) -> ScoreAnswer:
@@ -164,6 +169,22 @@ async def test_parts_are_let_go_with_the_composite(tmp_path: Path) -> None:
         await service.versions.unload(key, False, **BY)
         await until(lambda: not service.engine.loaded)
         assert service.versions.wanted == frozenset()
+
+
+async def test_a_split_between_a_composite_and_its_part_waits_for_nobody_for_ever(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        service = Service(world)
+        part = await world.register(0.5, waits=True)
+        composite = await service.register(HALF, model="m")
+        split = Split("m", (Arm("a", part[1], 1.0), Arm("b", composite[1], 1.0)), "s", datetime.now(UTC))
+        dividing = asyncio.ensure_future(world.versions.set_split(split, load=True, **BY))
+        await until(lambda: world.state(part) == "LOADING")
+        loading = asyncio.ensure_future(world.versions.load(composite, None, **BY))
+        await asyncio.sleep(0.05)
+        fake.open_gate(world.files(part))
+        _, waiting = await asyncio.wait({dividing, loading}, timeout=60)
+        assert not waiting
+        assert [world.state(key) for key in (part, composite)] == ["READY", "READY"]
 
 
 async def test_a_composite_whose_part_does_not_load_says_so(tmp_path: Path) -> None:

@@ -74,6 +74,9 @@ def test_what_the_catalog_says_replaces_what_was_known_but_for_later_signs_of_li
     assert list(leases) == [moved]
     assert leases.unwritten() == []
     assert leases.holders(("m", 1), 1.0) == []
+    # A slow look at the catalog says what was true before.
+    leases.put(lease, 5.0)
+    assert list(leases) == [moved]
 
 
 def test_a_sign_of_life_is_written_after_a_quarter_of_the_lease_or_when_the_run_is_quiet() -> None:
