@@ -70,6 +70,7 @@ def load_text_encoder(folder: Path, manifest: Manifest) -> TextEncoder:
         manifest,
         vocabulary_size=text_config.vocab_size,
         max_tokens=max_tokens,
+        pad_id=text_config.pad_token_id if manifest.trim_padding else None,
         uses_type_ids="token_type_ids" in tokenizer.model_input_names
         and getattr(text_config, "type_vocab_size", 0) > 1,
     )

@@ -26,6 +26,7 @@ def infer_manifest(
     max_tokens: int | None = None,
     truncation: TruncationRule | None = None,
     append_eos: bool | None = None,
+    trim_padding: bool | None = None,
 ) -> Manifest:
     """The manifest of a checkpoint, an adapter, rules or a composite; what is given wins over the inferred.
 
@@ -34,6 +35,8 @@ def infer_manifest(
     ``max_tokens``: what both the positions and the tokenizer allow.
     ``append_eos``: as TRL's RewardTrainer does: for decoders whose tokenizer has an EOS and does not add it, unless the
     chat template ends turns itself, or the EOS is also the pad token (the trainer then reads the score before it).
+    ``trim_padding``: for decoders whose pad token is also the EOS, or is written by the chat template: of both,
+    transformers (and so whoever trained them) reads the score before it.
 
     Raises ArtifactUnreadable or UnsupportedArtifact.
     """
@@ -63,6 +66,8 @@ def infer_manifest(
         append_eos = scores_last_token(model) and template != CHAT_TEMPLATE and _eos_is_read(config, tokenizer)
     elif append_eos and tokenizer.eos_token_id is None:
         raise UnsupportedArtifact(f"append_eos is asked for, and the tokenizer in {folder} has no EOS token.")
+    if trim_padding is None:
+        trim_padding = scores_last_token(model) and _pad_is_written(config, tokenizer, template)
     limits = [position_limit(config, model.base_model), tokenizer.model_max_length]
     known = [int(limit) for limit in limits if limit is not None and 0 < limit < _NO_LIMIT]
     limit = min(known, default=0)
@@ -74,6 +79,7 @@ def infer_manifest(
         kind=kind,
         template=template,
         append_eos=append_eos,
+        trim_padding=trim_padding,
         max_tokens=limit,
         truncation=truncation or "refuse",
         label_index=_label_index(folder, config, label_index),
@@ -86,6 +92,17 @@ def _eos_is_read(config: Any, tokenizer: Any) -> bool:
     if eos_id is None or eos_id == config.get_text_config().pad_token_id:
         return False
     return bool(tokenizer.backend_tokenizer.encode("a").ids[-1] != eos_id)
+
+
+def _pad_is_written(config: Any, tokenizer: Any, template: str) -> bool:
+    """Whether the model's pad id comes in what it reads."""
+    pad_id = config.get_text_config().pad_token_id
+    if pad_id is None:
+        return False
+    if pad_id == tokenizer.eos_token_id:
+        return True
+    pad = tokenizer.convert_ids_to_tokens(pad_id)
+    return template == CHAT_TEMPLATE and pad is not None and pad in str(tokenizer.chat_template)
 
 
 def _label_index(folder: Path, config: Any, label: int | str | None) -> int:

@@ -9,6 +9,7 @@ Nothing that a result depends on is changed after construction: one encoder serv
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -35,16 +36,25 @@ class TextEncoder:
     """The encoder of versions that have a tokenizer.
 
     ``tokenizer``: a fast one of transformers. ``vocabulary_size``: rows of the embedding. ``max_tokens`` 0: no limit.
+    ``pad_id``: what is cut off at an item's end; None: nothing.
     """
 
     def __init__(
-        self, tokenizer: Any, manifest: Manifest, *, vocabulary_size: int, max_tokens: int, uses_type_ids: bool
+        self,
+        tokenizer: Any,
+        manifest: Manifest,
+        *,
+        vocabulary_size: int,
+        max_tokens: int,
+        uses_type_ids: bool,
+        pad_id: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.manifest = manifest
         self.max_tokens = max_tokens
         self._vocabulary_size = vocabulary_size
         self._uses_type_ids = uses_type_ids
+        self._pad_id = pad_id
         self._special_ids = np.array(sorted(set(tokenizer.all_special_ids)), np.int32)
         self._eos_id: int | None = tokenizer.eos_token_id if manifest.append_eos else None
         self._joiner = Joiner(tokenizer, manifest)
@@ -65,9 +75,11 @@ class TextEncoder:
         """Encodes one item; see `interface.Encoder`."""
         rule = truncation or self.manifest.truncation
         if _are_ids(prompt, completion):
-            return self._of_ids(cast(tuple[int, ...], tuple(prompt)), cast(tuple[int, ...], completion), rule)
-        joined = self._joiner.join(prompt, completion)
-        return self._finish(self._tokenized(joined), joined, rule)
+            item = self._of_ids(cast(tuple[int, ...], tuple(prompt)), cast(tuple[int, ...], completion), rule)
+        else:
+            joined = self._joiner.join(prompt, completion)
+            item = self._finish(self._tokenized(joined), joined, rule)
+        return item if self._pad_id is None else without_padding(item, self._pad_id)
 
     def explain(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> Reading:
         """How it reads one item; see `explanation.ExplainingEncoder`."""
@@ -85,7 +97,8 @@ class TextEncoder:
         if isinstance(joined.text, str) and (spans := message_spans(joined.text, prompt, completion)):
             written = _overlapping(_places(encoding), len(ids), spans)  # the rest is the chat template's
             in_prompt, in_completion = in_prompt & written, in_completion & written
-        tokens = self._read_tokens(item.ids, in_prompt[kept], in_completion[kept])
+        num_read = item.num_tokens  # without padding
+        tokens = self._read_tokens(item.ids, in_prompt[kept][:num_read], in_completion[kept][:num_read])
         return Reading(joined.texts, tokens, len(ids), rule)
 
     def _read_tokens(self, ids: Int32Array, in_prompt: BoolArray, in_completion: BoolArray) -> tuple[ReadToken, ...]:
@@ -97,7 +110,10 @@ class TextEncoder:
 
     def encode_usual(self, pairs: Sequence[tuple[Content, Content]]) -> Sequence[EncodedItem | None]:
         """Ids and texts that need no cutting; see `interface.Encoder`."""
-        return plain_ids(pairs, self._vocabulary_size, self.max_tokens) or self._whole_texts(pairs)
+        items = plain_ids(pairs, self._vocabulary_size, self.max_tokens) or self._whole_texts(pairs)
+        if (pad_id := self._pad_id) is None:
+            return items
+        return [None if item is None else without_padding(item, pad_id) for item in items]
 
     def _whole_texts(self, pairs: Sequence[tuple[Content, Content]]) -> list[EncodedItem | None]:
         """Without the characters that each token stands for, which only cutting asks for: a fifth less time."""
@@ -221,6 +237,21 @@ class TextEncoder:
             completion_start=int(kept[:completion_start].sum()),
             type_ids=type_ids if _has_any(type_ids) else None,
         )
+
+
+def without_padding(item: EncodedItem, pad_id: int) -> EncodedItem:
+    """The item up to its last token that is not the pad id; the first token, where there is no other."""
+    if item.ids[-1] != pad_id:
+        return item
+    others = np.flatnonzero(item.ids != pad_id)
+    num_tokens = int(others[-1]) + 1 if len(others) else 1
+    return replace(
+        item,
+        ids=item.ids[:num_tokens],
+        num_tokens=num_tokens,
+        completion_start=min(item.completion_start, num_tokens),
+        type_ids=None if item.type_ids is None else item.type_ids[:num_tokens],
+    )
 
 
 def _places(encoding: Any) -> tuple[Int64Array, Int64Array]:

@@ -43,6 +43,7 @@ _HOME_ONLY = (
     "max_tokens",
     "truncation",
     "append_eos",
+    "trim_padding",
     "base",
     "golden_data",
     "reference_data",
@@ -78,6 +79,12 @@ def add_parsers(commands: Any) -> None:
     reading.add_argument("--max-tokens", type=int, help="longest item (default: what model and tokenizer allow)")
     reading.add_argument("--truncation", choices=("refuse", "keep_end", "keep_start"), help="of longer items")
     reading.add_argument("--append-eos", action=argparse.BooleanOptionalAction, help="EOS follows the completion")
+
+    reading.add_argument(
+        "--trim-padding",
+        action=argparse.BooleanOptionalAction,
+        help="cut off pad ids at the end, also where they are the EOS (default: where transformers skips them)",
+    )
 
     filed = parser.add_argument_group("what is recorded and filed with it")
     filed.add_argument(
@@ -169,7 +176,8 @@ def _details(done: Registration) -> Iterator[str]:
     reading = done.manifest
     eos = ", EOS appended" if reading.append_eos else ""
     length = f"up to {reading.max_tokens} tokens, {reading.truncation}" if reading.max_tokens else "of any length"
-    yield f"  reads      template {reading.template!r}, {length}{eos}"
+    pads = ", pad ids at the end cut off" if reading.trim_padding else ""
+    yield f"  reads      template {reading.template!r}, {length}{eos}{pads}"
     yield f"  golden     {len(reading.golden)} examples, checked at every load"
     if done.calibration is not None:
         calibration = done.calibration

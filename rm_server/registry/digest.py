@@ -7,8 +7,8 @@ them from a version's folder in this way; every line ends with a newline, the en
 2. The line ``manifest JSON``. JSON is the object of ``reward_model.json`` without ``golden`` and ``tolerance``, and
    without the fields that have their default (so that a field which a later release adds leaves old digests alone).
    Keys are sorted, separators are ``,`` and ``:`` without spaces, nothing beyond JSON's own rules is escaped.
-   The defaults: template ``{prompt}{completion}``, append_eos false, add_special_tokens true, max_tokens 0,
-   truncation ``refuse``, label_index 0, transform ``raw_logit``, precision ``""``. ``kind`` has none.
+   The defaults: template ``{prompt}{completion}``, append_eos false, trim_padding false, add_special_tokens true,
+   max_tokens 0, truncation ``refuse``, label_index 0, transform ``raw_logit``, precision ``""``. ``kind`` has none.
 3. For each file that decides the scores (``layout.version_files``), sorted by the bytes of its path:
    the line ``file SHA256 SIZE PATH``: lower-case hex, decimal bytes, path relative to the folder with ``/``.
 

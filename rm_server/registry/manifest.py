@@ -26,6 +26,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8")
 _TYPES: Mapping[str, type] = {
     "template": str,
     "append_eos": bool,
+    "trim_padding": bool,
     "add_special_tokens": bool,
     "max_tokens": int,
     "label_index": int,
@@ -52,6 +53,8 @@ class Manifest:
     tokenizer's chat template (text is taken as one user and one assistant turn); anything else is a format with
     ``{prompt}`` and ``{completion}``, joined before tokenising.
     ``append_eos``: the EOS token follows the completion, as TRL's RewardTrainer trains it.
+    ``trim_padding``: the model's pad ids at an item's end are cut off: transformers' decoders read the score before
+    them, also where they stand for the EOS.
     ``add_special_tokens``: the tokenizer's own additions ([CLS], BOS, …).
     ``max_tokens``: longest item in tokens, special tokens included; 0: no limit (rules).
     ``label_index``: which logit of a classifier is the score; 0 for a scalar head.
@@ -62,6 +65,7 @@ class Manifest:
     kind: Kind
     template: str = "{prompt}{completion}"
     append_eos: bool = False
+    trim_padding: bool = False
     add_special_tokens: bool = True
     max_tokens: int = 0
     truncation: TruncationRule = "refuse"

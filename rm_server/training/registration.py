@@ -54,6 +54,7 @@ class Reading:
     max_tokens: int | None = None
     truncation: TruncationRule | None = None
     append_eos: bool | None = None
+    trim_padding: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,7 @@ def _manifest_of(folder: Path, reading: Reading) -> Manifest:
             max_tokens=reading.max_tokens,
             truncation=reading.truncation,
             append_eos=reading.append_eos,
+            trim_padding=reading.trim_padding,
         )
     manifest = read_manifest(folder)
     label_index = reading.label_index
@@ -166,6 +168,7 @@ def _manifest_of(folder: Path, reading: Reading) -> Manifest:
         "max_tokens": reading.max_tokens,
         "truncation": reading.truncation,
         "append_eos": reading.append_eos,
+        "trim_padding": reading.trim_padding,
     }
     changed = replace(manifest, **{name: value for name, value in given.items() if value is not None})
     # Scores recorded with another reading say nothing about this one.

@@ -139,7 +139,11 @@ def _encode(
         tokenizer.save_pretrained(folder)
         model.config.save_pretrained(folder)
         manifest = infer_manifest(
-            folder, template=settings.template, max_tokens=settings.max_tokens, truncation=settings.truncation
+            folder,
+            template=settings.template,
+            max_tokens=settings.max_tokens,
+            truncation=settings.truncation,
+            trim_padding=False,  # it gets a pad id with which no item ends
         )
         check_positions(model, manifest.max_tokens)
         return manifest, encode_pairs(load_encoder(folder, manifest), pairs, shows_progress=shows_progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
@@ -56,6 +57,19 @@ def test_an_eos_that_is_padding_or_added_anyway_is_not_appended(tmp_path: Path) 
     }
     (adding / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert not infer_manifest(adding).append_eos
+
+
+def test_padding_is_trimmed_where_it_is_written(tmp_path: Path) -> None:
+    def trims(family: str, **options: Any) -> bool:
+        folder = tiny_models.make_checkpoint(tmp_path / str(len(list(tmp_path.iterdir()))), family, **options)
+        return infer_manifest(folder).trim_padding
+
+    assert trims("llama", pad_token_id=EOS_ID)
+    assert trims("llama", chat_template=CHAT_TEMPLATE.replace("<eos>", "<pad>"))
+    assert not trims("llama", chat_template=CHAT_TEMPLATE)
+    assert not trims("llama")
+    assert not trims("llama", pad_token_id=None)
+    assert not trims("bert", chat_template=CHAT_TEMPLATE.replace("<eos>", "<pad>")), "its head reads the first token"
 
 
 def test_a_chat_template_is_used(tmp_path: Path) -> None:

@@ -122,6 +122,26 @@ def test_eos_is_appended_once(llama: Path) -> None:
     assert encoder(llama, JOINED).encode("a", "b").ids[-1] != EOS_ID
 
 
+def test_padding_at_the_end_is_trimmed_where_the_manifest_says_so(tmp_path: Path) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "llama", chat_template=CHAT_TEMPLATE, pad_token_id=EOS_ID)
+    chat = encoder(folder, CHAT, trim_padding=True)
+    whole = encoder(folder, CHAT).encode("on line?", "the one")
+    assert whole.ids[-1] == EOS_ID
+    ids = whole.ids[:-1].tolist()
+    assert EOS_ID in ids, "after the user's turn"
+    contents: list[tuple[Content, Content]] = [
+        ("on line?", "the one"),
+        ((ChatMessage("user", "on line?"),), (ChatMessage("assistant", "the one"),)),
+        (tuple(ids[:3]), (*ids[3:], EOS_ID, EOS_ID)),
+    ]
+    for prompt, completion in contents:
+        for item in (chat.encode(prompt, completion), *chat.encode_usual([(prompt, completion)])):
+            if item is not None:
+                assert (item.ids.tolist(), item.num_tokens) == (ids, len(ids))
+    assert [token.id for token in chat.explain("on line?", "the one").tokens] == ids
+    assert chat.encode("", (EOS_ID, EOS_ID)).ids.tolist() == [EOS_ID]
+
+
 def test_chat_is_rendered_by_the_tokenizer_s_template(llama: Path) -> None:
     plain = AutoTokenizer.from_pretrained(llama)
     item = encoder(llama, CHAT).encode("on line?", "the one")

@@ -19,12 +19,12 @@ import pytest
 import tiny_models
 import torch
 from tiny_models import VOCAB_SIZE
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rm_server.backends.forward import PackedForward
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, EncodedItem, Float64Array
-from rm_server.backends.loading import load_backend
+from rm_server.backends.loading import infer_manifest, load_backend, load_encoder
 from rm_server.backends.torch_backend import TorchBackend
 from rm_server.errors import OutOfMemory, UnsupportedArtifact, WeightsMismatch
 from rm_server.registry.manifest import Manifest
@@ -225,6 +225,23 @@ def test_pad_ids_within_an_item_are_tokens_like_others(tmp_path: Path) -> None:
     scores = backend.score(Batch.of([item, ended]))
     assert scores[1] == pytest.approx(expected, abs=1e-5)
     assert abs(scores[0] - scores[1]) > 0.01
+
+
+def test_a_chat_that_ends_in_the_pad_token_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
+    folder = tiny_models.make_checkpoint(
+        tmp_path, "llama", chat_template=tiny_models.CHAT_TEMPLATE, pad_token_id=tiny_models.EOS_ID
+    )
+    manifest = infer_manifest(folder)
+    pairs = [("on line?", "the one"), ("a", "b c"), ("a", f"b {tiny_models.EOS}")]
+    encoder = load_encoder(folder, manifest)
+    scores = load(folder, manifest).score(Batch.of([encoder.encode(*pair) for pair in pairs]))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True)
+    for score, (prompt, completion) in zip(scores, pairs, strict=True):
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+        inputs = tokenizer.apply_chat_template(messages, return_dict=True, return_tensors="pt")
+        with torch.inference_mode():
+            assert score == pytest.approx(float(model(**inputs).logits), abs=1e-5)
 
 
 def test_sharded_weights_score_alike(tmp_path: Path) -> None:

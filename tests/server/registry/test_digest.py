@@ -42,6 +42,7 @@ def test_a_digest_never_changes_between_releases(rules_folder: MakeFolder) -> No
     [
         {"template": "{prompt}\n{completion}"},
         {"append_eos": True},
+        {"trim_padding": True},
         {"add_special_tokens": False},
         {"max_tokens": 64},
         {"truncation": "keep_end"},
@@ -56,7 +57,7 @@ def test_every_field_that_decides_the_score_counts(checkpoint: MakeFolder, chang
 
 
 def test_the_parametrisation_above_is_complete() -> None:
-    reading = {"template", "append_eos", "add_special_tokens", "max_tokens", "truncation"}
+    reading = {"template", "append_eos", "trim_padding", "add_special_tokens", "max_tokens", "truncation"}
     assert set(PLAIN.score_deciding()) - {"kind"} == {*reading, "label_index", "transform", "precision"}
 
 
