@@ -112,6 +112,7 @@ def load_model(folder: Path, config: Config, replaced: Collection[str] = ()) -> 
         if bars_were_shown:
             transformers_logging.enable_progress_bar()
     _refuse_mismatches(folder, model, info, replaced)
+    _own_weights(model)
     return model.eval().requires_grad_(False)
 
 
@@ -175,6 +176,16 @@ def position_limit(config: Config, backbone: torch.nn.Module) -> int | None:
     if not isinstance(limit, int) or limit <= 0:
         return None
     return limit - position_offset(backbone)
+
+
+def _own_weights(model: Model) -> None:
+    """Copies the weights out of the files that they are mapped from.
+
+    Who writes into such a file would change the scores of a version that was checked, and who cuts it off would end the
+    process.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def _refuse_mismatches(folder: Path, model: Model, info: dict[str, Any], replaced: Collection[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,6 +113,20 @@ def test_remote_code_is_not_run(tmp_path: Path) -> None:
     configure(folder, model_type="evil", auto_map={"AutoConfig": "modeling_evil.Evil"})
     with pytest.raises(UnsupportedArtifact, match="code from elsewhere"):
         read_config(folder)
+
+
+def test_what_is_loaded_does_not_change_with_its_file(tmp_path: Path) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "bert")
+    model = load_model(folder, read_config(folder))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    path = folder / "model.safetensors"
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes(1000))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    os.truncate(path, 100)
+    assert all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
 
 
 def test_a_full_memory_is_no_fault_of_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
