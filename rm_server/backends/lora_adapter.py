@@ -70,14 +70,14 @@ def read_adapter(folder: Path) -> Adapter:
     for key, weight in weights.items():
         name = key.removeprefix(_PREFIX)
         if (match := _LORA_WEIGHT.fullmatch(name)) is not None:
-            halves.setdefault(match["layer"], {})[match["which"]] = weight.float()
+            halves.setdefault(match["layer"], {})[match["which"]] = weight.to(torch.float32, copy=True)
         elif "lora_" in name:
             raise UnsupportedArtifact(
                 f"{path} has {key}; only low-rank additions to linear layers (lora_A, lora_B) are served. "
                 "Merge the adapter into its base (peft's `merge_and_unload`) and register that."
             )
         else:
-            saved[name.replace(".modules_to_save.", ".")] = weight.float()
+            saved[name.replace(".modules_to_save.", ".")] = weight.to(torch.float32, copy=True)
     if not halves:
         raise WeightsMismatch(f"{path} has no lora_A and lora_B weights; it was not saved by peft's `save_pretrained`.")
     return Adapter({layer: _delta(path, layer, parts, config) for layer, parts in halves.items()}, saved)
