@@ -26,6 +26,8 @@ class EngineSettings:
     ``max_batch_tokens``, ``max_batch_items``: the budget of one forward pass, where a prompt that is computed once for
     its completions counts once; a longer item goes alone.
     ``batches_in_flight``: per worker; the second one lies in its pipe while the first computes.
+    ``batch_timeout_s``: a worker that computes one batch for longer, and for many times what it should take, is ended
+    and replaced: it hangs.
     ``max_queued_items``, ``max_queued_tokens``: beyond them a call is refused at once.
     ``max_yield_s``: for how long a large call lets later, smaller ones of its run go first, at most.
     ``run_weights``: a run's share of the turns; 1.0 where it is not named.
@@ -45,6 +47,7 @@ class EngineSettings:
     max_batch_tokens: int = 4096
     max_batch_items: int = 512
     batches_in_flight: int = 2
+    batch_timeout_s: float = 300.0
     max_queued_items: int = 16_384
     max_queued_tokens: int = 2_000_000
     max_yield_s: float = 5.0
@@ -66,6 +69,8 @@ class EngineSettings:
         for name in ("memory_limit_mb", "min_stay_s"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"engine.{name} is {getattr(self, name)}; it must not be below 0.")
+        if not self.batch_timeout_s > 0:
+            raise ConfigError(f"engine.batch_timeout_s is {self.batch_timeout_s}; it must be above 0.")
         if not 0 <= self.crowded_share <= 1:
             raise ConfigError(f"engine.crowded_share is {self.crowded_share}; a share between 0 and 1 was expected.")
         for run, weight in self.run_weights.items():

@@ -25,6 +25,9 @@ Verify = Callable[[], None]
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 
+WATCH_S = 1.0
+"""How often is looked whether a worker hangs."""
+
 MAX_RELOAD_DEATHS = 3
 """A version at which so many new workers died is given up, so that the others can serve again."""
 
@@ -75,7 +78,7 @@ class Seat:
 
     ``keys``: the versions it holds. ``in_flight``: what it was sent, oldest first; it computes the first one, and
     should be sent another from ``refill_at`` on (event loop's clock), shortly before it is done with it. ``wakes_at``:
-    for which of these times somebody set the alarm.
+    for which of these times somebody set the alarm. ``began_at``: when it began with the first one.
     """
 
     worker: Worker | None = None
@@ -83,6 +86,7 @@ class Seat:
     in_flight: deque[SentBatch] = field(default_factory=deque)
     refill_at: float = 0.0
     wakes_at: float = 0.0
+    began_at: float = 0.0
 
 
 class CrewListener(Protocol):
@@ -94,6 +98,9 @@ class CrewListener(Protocol):
     def on_ready(self) -> None:
         """A worker is ready to work."""
 
+    def is_stuck(self, seat: Seat) -> bool:
+        """Whether a worker has computed for so long that it will never be done."""
+
     def on_outage(self, error: WorkerFailed) -> None:
         """No worker is up, and starting one failed; it will be tried again."""
 
@@ -102,7 +109,7 @@ class CrewListener(Protocol):
 
 
 class Crew:
-    """Starts, restarts and stops workers, and keeps the same versions in all of them. Lives on the event loop."""
+    """Starts, restarts and stops workers, ends those that hang, and keeps the same versions in all of them. Lives on the event loop."""
 
     def __init__(self, make_worker: Callable[[], Worker], num_workers: int, listener: CrewListener) -> None:
         self._make_worker = make_worker
@@ -139,6 +146,7 @@ class Crew:
             # One that died while the others were still starting was in no seat yet.
             if seat.worker is not None and not seat.worker.is_alive:
                 self._died(seat.worker, "it ended right after its start")
+        self._refills.spawn(self._watch())
 
     async def stop(self) -> None:
         """Ends all workers at once, whatever they do."""
@@ -214,6 +222,14 @@ class Crew:
                 seat.keys.clear()
                 self._listener.on_death(seat, reason)
                 self._refills.spawn(self._refill(seat))
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            for seat in self.seats:
+                if seat.worker is not None and self._listener.is_stuck(seat):
+                    _log.error("Worker %d has computed one batch for too long; it is ended.", seat.worker.pid)
+                    seat.worker.kill()
 
     async def _refill(self, seat: Seat) -> None:
         pause_s = FIRST_PAUSE_S

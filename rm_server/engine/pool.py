@@ -35,6 +35,9 @@ LEAD_S = 0.005
 CLOCK_S = 0.001
 """uvloop's clock and alarms move in whole milliseconds."""
 
+STUCK_FACTOR = 20
+"""A batch that takes so many times what it should, and longer than `EngineSettings.batch_timeout_s`, is never done."""
+
 MAX_DEATHS = 2
 """A batch that was being computed when so many workers died is not tried again as it is."""
 
@@ -292,6 +295,7 @@ class Pool:
         """Says when the worker is to get its next batch, now that it begins with another one."""
         batch = seat.in_flight[0]
         seconds = batch.num_tokens / self._throughputs.tokens_per_s_of(batch.key)
+        seat.began_at = now
         seat.refill_at = now + seconds - max(LEAD_S, LEAD_SHARE * seconds)
 
     # --- back ---
@@ -376,6 +380,13 @@ class Pool:
             "Send a shorter one, or look for out-of-memory kills in the system's log."
         )
         fail_all(sent.works, error)
+
+    def is_stuck(self, seat: Seat) -> bool:
+        """Whether the batch that is being computed has taken many times what it should."""
+        if not seat.in_flight or self._settings.workers == 0:
+            return False
+        expected_s = self.expected_s(seat.in_flight[0].key, seat.in_flight[0].works)
+        return self._loop.time() - seat.began_at > max(self._settings.batch_timeout_s, STUCK_FACTOR * expected_s)
 
     def on_ready(self) -> None:
         """A new worker may take what waits."""

@@ -72,6 +72,10 @@ class Worker(Protocol):
         """Sends a batch; batches are computed in the order in which they were sent. See `Host.compute`."""
         ...
 
+    def kill(self) -> None:
+        """Has it die, as of itself; nothing happens where it is a thread."""
+        ...
+
     async def stop(self) -> None:
         """Ends it at once, whatever it does."""
         ...
@@ -129,6 +133,9 @@ class ProcessWorker(asyncio.Protocol):
         self, keys: tuple[VersionKey, ...], batch: Batch, *, is_alone: bool
     ) -> asyncio.Future[Computed | RmError]:
         return self._ask("compute", keys, batch, is_alone)
+
+    def kill(self) -> None:
+        self._process.kill()
 
     async def stop(self) -> None:
         self._is_stopping = True
@@ -242,6 +249,9 @@ class ThreadWorker:
         self, keys: tuple[VersionKey, ...], batch: Batch, *, is_alone: bool
     ) -> asyncio.Future[Computed | RmError]:
         return self._ask(lambda: self._host.compute(keys, batch, is_alone))
+
+    def kill(self) -> None:
+        """Nobody can end a thread."""
 
     async def stop(self) -> None:
         self._tasks.put(None)

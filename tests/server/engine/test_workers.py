@@ -84,6 +84,22 @@ async def test_a_killed_worker_is_noticed_while_it_is_idle(tmp_path: Path) -> No
         assert await outcomes(engine.submit(KEY, items([2]))) == [1.0]
 
 
+async def test_a_worker_that_hangs_is_replaced_and_its_batch_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(crew, "WATCH_S", 0.01)
+    async with running_engine(workers=1, batch_timeout_s=0.2) as engine:
+        await load(engine, tmp_path)
+        assert await outcomes(engine.submit(KEY, items([2]))) == [1.0]
+        (pid,) = engine.worker_pids
+        await asyncio.sleep(0.3)
+        assert engine.worker_pids == [pid], "who has nothing to do does not hang"
+        os.kill(pid, signal.SIGSTOP)
+        assert await outcomes(engine.submit(KEY, items([4], [6]))) == [2.0, 3.0]
+        assert engine.worker_pids != [pid]
+        assert any("has computed one batch for too long" in record.getMessage() for record in caplog.records)
+
+
 async def test_a_terminals_signals_do_not_end_a_worker(tmp_path: Path) -> None:
     async with running_engine(workers=1) as engine:
         await load(engine, tmp_path)
