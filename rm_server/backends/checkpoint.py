@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from rm_server.backends.device_memory import is_out_of_memory
 from rm_server.backends.json_file import first_line, read_json
 from rm_server.errors import ArtifactUnreadable, OutOfMemory, UnsupportedArtifact, WeightsMismatch
 
@@ -152,11 +153,6 @@ def check_weight_files(folder: Path) -> None:
             raise ArtifactUnreadable(
                 f"{path} ({size_bytes} bytes) is truncated or no safetensors file: {first_line(error)}"
             ) from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch failed for want of memory; its CPU allocator raises a bare RuntimeError."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def position_offset(backbone: torch.nn.Module) -> int:

@@ -18,16 +18,6 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def free_memory_of(device: str) -> int | None:
-    """Bytes that a GPU still has for this process, what torch holds in reserve included; None: it is no GPU."""
-    if device.split(":")[0] != "cuda":
-        return None
-    import torch
-
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-
-
 @cache
 def device_kind(device: str) -> str:
     """``cpu: NAME, N cores, INSTRUCTIONS`` or ``cuda: NAME``, for ``cpu``, ``cuda`` or ``cuda:1``.

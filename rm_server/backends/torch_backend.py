@@ -9,7 +9,8 @@ from typing import cast
 import numpy as np
 import torch
 
-from rm_server.backends.checkpoint import Model, is_out_of_memory, load_model, position_offset, read_config
+from rm_server.backends.checkpoint import Model, load_model, position_offset, read_config
+from rm_server.backends.device_memory import is_out_of_memory
 from rm_server.backends.forward import Forward, OneByOneForward, PackedForward, take
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, Float64Array

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from rm_server.backends.device import free_memory_of
+from rm_server.backends.device_memory import free_memory_of, is_out_of_memory
 from rm_server.backends.interface import (
     Backend,
     ComputeSettings,
@@ -196,9 +196,9 @@ def attempt(doing: str, function: Callable[[], T]) -> T | RmError:
         return function()
     except RmError as error:
         return copy.copy(error)
-    except MemoryError:
-        return OutOfMemory(f"{doing}: not enough memory.")
-    except Exception:
+    except Exception as error:
+        if is_out_of_memory(error):
+            return OutOfMemory(f"{doing}: not enough memory.")
         _log.exception("%s failed.", doing)
         return InternalError(f"{doing} failed; the server's log says why.")
 

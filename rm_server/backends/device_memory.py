@@ -1,0 +1,26 @@
+"""A device's memory: how much of it is free, and whether a failure was for want of it."""
+
+from __future__ import annotations
+
+# Of torch's CPU allocator, of the driver where it is not torch that allocates (contexts, kernels), of cuBLAS and cuDNN.
+_SAID = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+
+
+def free_memory_of(device: str) -> int | None:
+    """Bytes that a GPU still has for this process, what torch holds in reserve included; None: it is no GPU."""
+    if device.split(":")[0] != "cuda":
+        return None
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is a failure for want of memory, which torch says in a class of its own or in words alone.
+
+    Told by the name of the class: those who ask need not import torch.
+    """
+    if isinstance(error, RuntimeError):
+        return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in _SAID)
+    return isinstance(error, MemoryError)
