@@ -15,6 +15,7 @@ import torch
 
 from rm_server.backends.attention import NotPackable
 from rm_server.backends.checkpoint import Model, position_limit
+from rm_server.backends.device_memory import is_out_of_memory
 from rm_server.backends.forward import Forward, OneByOneForward, PackedForward, PaddedForward, smallest_window
 from rm_server.backends.items import Batch, EncodedItem
 
@@ -29,7 +30,7 @@ _NUM_SHARED = 48
 def choose_forward(model: Model, device: torch.device, check: Batch) -> Forward:
     """The first of packed (in two ways), padded and one by one that agrees with the model's own forward on ``check``.
 
-    ``model`` is in fp32 on ``device``; the result owns it.
+    ``model`` is in fp32 on ``device``; the result owns it. Want of memory is raised as torch raises it.
     """
     expected = OneByOneForward(model, device).logits(check)
     ways: dict[str, Callable[[Model, torch.device], PackedForward | PaddedForward]] = {
@@ -44,6 +45,8 @@ def choose_forward(model: Model, device: torch.device, check: Batch) -> Forward:
             came = forward.logits(check)
             reason = _disagreement(expected, came) or _missing_windows(model, forward)
         except (NotPackable, RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+            if is_out_of_memory(error):
+                raise  # It says nothing about this way, and may be over the next time.
             reason = f"{type(error).__name__}: {error}"
         if not reason:
             assert forward is not None

@@ -1,0 +1,41 @@
+"""What the trials at load say: a way that fails leaves its place to the next, and want of memory is no such failure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+
+from rm_server.backends.forward import PackedForward
+from rm_server.backends.interface import ComputeSettings
+from rm_server.backends.loading import load_backend
+from rm_server.backends.torch_backend import TorchBackend
+from rm_server.errors import OutOfMemory
+from rm_server.registry.manifest import Manifest
+
+MANIFEST = Manifest(kind="sequence_classification", max_tokens=120)
+
+
+def fail_packed_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: Any) -> torch.Tensor:
+        raise error
+
+    monkeypatch.setattr(PackedForward, "forward", fail)
+
+
+def test_a_way_that_fails_leaves_its_place_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_packed_with(monkeypatch, RuntimeError("The size of tensor a must match the size of tensor b"))
+    backend = load_backend(tiny_models.make_checkpoint(tmp_path, "llama"), MANIFEST, ComputeSettings())
+    assert isinstance(backend, TorchBackend)
+    assert backend.forward.name == "padded"
+
+
+def test_a_load_that_lacks_memory_fails_and_is_not_served_more_slowly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_packed_with(monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    with pytest.raises(OutOfMemory, match=r"does not fit into the memory of cpu: CUDA out of memory"):
+        load_backend(tiny_models.make_checkpoint(tmp_path, "llama"), MANIFEST, ComputeSettings())
