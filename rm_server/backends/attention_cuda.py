@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from rm_server.backends import attention_loop
+from rm_server.backends.device_memory import is_out_of_memory
 from rm_server.backends.json_file import first_line
 from rm_server.backends.layout import FlatLayout, lay_out
 
@@ -72,13 +73,18 @@ def attend(
 def kernel_for(
     device: torch.device, dtype: torch.dtype, num_heads: int, num_key_heads: int, head_dim: int
 ) -> Kernel | None:
-    """The first kernel that agrees with the loop on this device in this form; None: none does."""
+    """The first kernel that agrees with the loop on this device in this form; None: none does.
+
+    Raises what torch raises for want of memory.
+    """
     for name, kernel in kernels():
         try:
             if agrees(kernel, device, dtype, num_heads, num_key_heads, head_dim):
                 return kernel
             problem = "gives something else than attention item by item"
         except Exception as error:  # whatever it is, the loop does it as well
+            if is_out_of_memory(error):
+                raise  # It says nothing about the kernel, which is tried again the next time: no answer was cached.
             problem = f"failed: {first_line(error)}"
         logger.warning(
             "%s is not used for %s with %d and %d heads of %d: it %s",

@@ -92,6 +92,19 @@ def test_a_kernel_that_fails_or_is_wrong_leaves_its_place_to_the_next(
     assert kernel_for(*FORM) is None
 
 
+def test_a_kernel_that_lacked_memory_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = make_kernel()
+
+    def out_of_memory(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(attention_cuda, "kernels", lambda: iter([("the kernel", out_of_memory)]))
+    with pytest.raises(torch.OutOfMemoryError):
+        kernel_for(*FORM)
+    monkeypatch.setattr(attention_cuda, "kernels", lambda: iter([("the kernel", right)]))
+    assert kernel_for(*FORM) is right
+
+
 @pytest.mark.parametrize("num_key_heads", [4, 2])
 @pytest.mark.parametrize(("causal", "reach"), [(True, (-1, 0)), (True, (7, 0)), (False, (-1, -1)), (False, (7, 7))])
 def test_torch_takes_what_its_kernel_is_given(num_key_heads: int, causal: bool, reach: tuple[int, int]) -> None:
