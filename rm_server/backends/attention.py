@@ -63,7 +63,7 @@ class Attending:
 
     layout: FlatLayout
     reading: Reading | None = None
-    memo: dict[Any, torch.Tensor] = field(default_factory=dict)
+    memo: dict[Any, Any] = field(default_factory=dict)
     num_calls: int = 0
     num_windowed: int = 0
     is_for_keys: bool = False

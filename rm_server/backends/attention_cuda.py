@@ -50,7 +50,7 @@ def find_kernel(query: torch.Tensor, key: torch.Tensor, layout: FlatLayout) -> K
 def attend(
     kernel: Kernel,
     layout: FlatLayout,
-    memo: dict[Any, torch.Tensor],
+    memo: dict[Any, Any],
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -62,10 +62,10 @@ def attend(
     if "bounds" not in memo:
         bounds = torch.tensor([0, *(end for _, end in layout.segments)], dtype=torch.int32)
         memo["bounds"] = bounds.pin_memory().to(query.device, non_blocking=True) if query.is_cuda else bounds
-    longest = max(end - start for start, end in layout.segments)
+        memo["longest"] = max(end - start for start, end in layout.segments)
     reach = -1 if window is None else window - 1
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-    output = kernel(q, k, v, memo["bounds"], longest, causal, (reach, 0 if causal else reach), scale)
+    output = kernel(q, k, v, memo["bounds"], memo["longest"], causal, (reach, 0 if causal else reach), scale)
     return output.unsqueeze(0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rm_server.backends import attention_cuda, attention_loop
 from rm_server.backends.attention_cuda import Kernel, agrees, kernel_for, kernels
-from rm_server.backends.layout import FlatLayout, lay_out
+from rm_server.backends.layout import FlatLayout, Range, lay_out
 
 CPU = torch.device("cpu")
 FORM = (CPU, torch.bfloat16, 4, 2, 16)
@@ -90,6 +91,29 @@ def test_a_kernel_that_fails_or_is_wrong_leaves_its_place_to_the_next(
     found.pop()
     kernel_for.cache_clear()
     assert kernel_for(*FORM) is None
+
+
+class Segments(tuple[Range, ...]):
+    """Counts how often they are gone through."""
+
+    num_passes = 0
+
+    def __iter__(self) -> Iterator[Range]:
+        self.num_passes += 1
+        return super().__iter__()
+
+
+def test_only_the_first_layer_of_a_forward_goes_through_its_items() -> None:
+    layout = layout_of(3, 7, 5)
+    segments = Segments(layout.segments)
+    layout = replace(layout, segments=segments)
+    states = torch.ones(1, 2, 15, 8)
+    memo: dict[object, object] = {}
+    arguments = (make_kernel(), layout, memo, states, states, states, True, None, None)
+    first = attention_cuda.attend(*arguments)
+    num_passes = segments.num_passes
+    assert torch.equal(attention_cuda.attend(*arguments), first)
+    assert segments.num_passes == num_passes
 
 
 def test_a_kernel_that_lacked_memory_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
