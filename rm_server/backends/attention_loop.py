@@ -58,7 +58,7 @@ def attend(
                 weights[:, :, start:end] = part_weights
         else:
             q, k, v = query[:, :, start:end], key[:, :, start:end], value[:, :, start:end]
-            part = scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=True)
+            part = _fused(q, k, v, is_causal=causal, scale=scale)
         output[:, start:end] = part.transpose(1, 2)
     output[:, layout.segments[-1][1] :] = 0  # no numbers that happen to lie there
     for shared in layout.shared:
@@ -125,6 +125,18 @@ def _on_cpu(
     return output, log_sum_exp
 
 
+def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **how: Any) -> torch.Tensor:
+    """torch's attention by a kernel that keeps no weights. ``how``: its other arguments.
+
+    Of those for a GPU it is flash that lets heads share keys, and it takes neither fp32 nor a mask. Without a kernel
+    torch would, silently, hold heads × queries × keys weights; so there each head gets keys of its own.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and query.is_cuda and (query.dtype == torch.float32 or how.get("attn_mask") is not None):
+        key, value, groups = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), 1
+    return scaled_dot_product_attention(query, key, value, enable_gqa=groups > 1, **how)
+
+
 def _windowed(
     memo: Memo,
     query: torch.Tensor,
@@ -144,13 +156,12 @@ def _windowed(
         if shape not in memo:
             memo[shape] = _window_mask(*shape).to(query.device, query.dtype)
         parts.append(
-            scaled_dot_product_attention(
+            _fused(
                 query[:, :, start:end],
                 key[:, :, first:last],
                 value[:, :, first:last],
                 attn_mask=memo[shape],
                 scale=scale,
-                enable_gqa=True,
             )
         )
     return torch.cat(parts, dim=2)

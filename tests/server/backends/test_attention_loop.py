@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
+from rm_server.backends import attention_loop
 from rm_server.backends.attention_loop import attend
 from rm_server.backends.layout import FlatLayout, SharedPrefix, lay_out
 
@@ -49,6 +53,37 @@ def test_each_item_sees_itself_alone(causal: bool, window: int | None) -> None:
     expected = by_one_mask(layout, query, key, value, causal, window)
     came = attend(layout, {}, query, key, value, causal, window, 0.3)
     torch.testing.assert_close(came, expected, atol=2e-6, rtol=0)
+
+
+class OnGpu(torch.Tensor):
+    """Says that it is on a GPU, and is on the CPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize(
+    ("dtype", "window", "num_key_heads"),
+    [(torch.float32, None, 4), (torch.float32, 5, 4), (torch.bfloat16, 5, 4), (torch.bfloat16, None, 2)],
+)
+def test_on_a_gpu_heads_share_keys_only_where_flash_serves(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, window: int | None, num_key_heads: int
+) -> None:
+    asked: list[tuple[int, bool]] = []
+
+    def noted(query: torch.Tensor, key: torch.Tensor, *rest: Any, enable_gqa: bool, **how: Any) -> torch.Tensor:
+        asked.append((key.shape[1], enable_gqa))
+        return scaled_dot_product_attention(query, key, *rest, enable_gqa=enable_gqa, **how)
+
+    monkeypatch.setattr(attention_loop, "scaled_dot_product_attention", noted)
+    lengths = np.array([30, 17], np.int32)
+    layout = lay_out(np.zeros(47, np.int32), lengths)
+    query, key, value = (tensor.to(dtype) for tensor in states(47))
+    value = value[..., :6]  # of another size than keys: then it is torch that chooses the kernel, as on a GPU
+    expected = by_one_mask(layout, query.float(), key.float(), value.float(), True, window)
+    came = attend(layout, {}, *(tensor.as_subclass(OnGpu) for tensor in (query, key, value)), True, window, 0.3)
+    assert set(asked) == {(num_key_heads, num_key_heads < 4)}
+    tolerance = 2e-6 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(came.as_subclass(torch.Tensor).float(), expected, atol=tolerance, rtol=0)
 
 
 def test_what_follows_a_prefix_sees_it() -> None:
