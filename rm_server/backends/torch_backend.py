@@ -101,11 +101,21 @@ def load_torch_backend(folder: Path, manifest: Manifest, settings: ComputeSettin
 
 
 def check_settings(folder: Path, settings: ComputeSettings) -> None:
-    """Raises UnsupportedArtifact for a precision that checkpoints are not computed in; sets the number of threads."""
+    """Raises UnsupportedArtifact for a precision that checkpoints are not computed in; sets the number of threads.
+
+    Warns of fp32 on a GPU, which is slow there.
+    """
     if settings.precision not in _TYPES:
         raise UnsupportedArtifact(
             f"{folder} is a checkpoint, which computes in {', '.join(_TYPES)}, not in {settings.precision}; "
             "`rm-server export --int8` makes an ONNX version of it."
+        )
+    if settings.precision == "fp32" and settings.device.split(":")[0] == "cuda":
+        logger.warning(
+            "%s is loaded in fp32 on %s: no kernel takes the items of a batch together in fp32, so attention goes "
+            "through them one by one. bf16 and fp16 have such kernels (engine.precision, or --precision of a load).",
+            folder.name,
+            settings.device,
         )
     use_threads(settings.threads)
 

@@ -25,9 +25,9 @@ from rm_server.backends.forward import PackedForward
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, EncodedItem, Float64Array
 from rm_server.backends.loading import infer_manifest, load_backend, load_encoder
-from rm_server.backends.torch_backend import TorchBackend
+from rm_server.backends.torch_backend import TorchBackend, check_settings
 from rm_server.errors import OutOfMemory, UnsupportedArtifact, WeightsMismatch
-from rm_server.registry.manifest import Manifest
+from rm_server.registry.manifest import Manifest, Precision
 
 MANIFEST = Manifest(kind="sequence_classification", max_tokens=120)
 PADDED = ("deberta_v2", "gemma2")
@@ -417,6 +417,16 @@ def test_a_window_longer_than_the_check_must_be_asked_for(tmp_path: Path, monkey
 
     monkeypatch.setattr(PackedForward, "forward", forgets_a_window)
     assert load(folder, manifest).forward.name == "padded"
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "warns"), [("cuda:1", "fp32", 1), ("cuda", "bf16", 0), ("cpu", "fp32", 0)]
+)
+def test_fp32_on_a_gpu_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, device: str, precision: Precision, warns: int
+) -> None:
+    check_settings(tmp_path, ComputeSettings(device=device, precision=precision))
+    assert caplog.text.count("one by one. bf16 and fp16 have such kernels") == warns
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
