@@ -1,4 +1,4 @@
-"""A device's memory: how much of it is free, and whether a failure was for want of it."""
+"""A device's memory: how much of it is free, what is given back, and whether a failure was for want of it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ def free_memory_of(device: str) -> int | None:
 
     free, _ = torch.cuda.mem_get_info(device)
     return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
+def give_back_memory(device: str) -> None:
+    """Gives back what torch holds in reserve of a GPU, which no other process could use; of a CPU it holds nothing."""
+    if device.split(":")[0] != "cuda":
+        return
+    import torch
+
+    torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

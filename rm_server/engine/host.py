@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from rm_server.backends.device_memory import free_memory_of, is_out_of_memory
+from rm_server.backends.device_memory import free_memory_of, give_back_memory, is_out_of_memory
 from rm_server.backends.interface import (
     Backend,
     ComputeSettings,
@@ -91,12 +91,15 @@ class Host:
     def __init__(self, loader: str) -> None:
         self._loader = loader
         self._backends: dict[VersionKey, Backend] = {}
+        self._device = "cpu"  # All orders of a server name the same.
 
     def load(self, order: LoadOrder) -> LoadReport | RmError:
         """Loads a version and computes its probes, the first ones twice: the first time warms up."""
+        self._device = order.settings.device
         outcome = attempt(f"Loading {_name(order.key)}", lambda: self._load(order))
         if isinstance(outcome, RmError):
             free_memory()
+        self._give_back()  # The trials took more than the version keeps, in fp32 at that.
         return outcome
 
     def unload(self, key: VersionKey) -> None:
@@ -104,6 +107,7 @@ class Host:
         if self._backends.pop(key, None) is not None:
             # A backend goes with its last reference. Looking for cycles would hold up what is computed by 0.1 s.
             trim_memory()
+            self._give_back()
 
     def compute(self, keys: tuple[VersionKey, ...], batch: Batch, is_alone: bool) -> Computed | RmError:
         """Scores a batch; of several versions, its ``owners`` are places in ``keys``.
@@ -116,6 +120,10 @@ class Host:
         """Bytes that are free on a GPU; None: the machine's memory is what counts, or nothing is known."""
         outcome = attempt("Asking for free memory", lambda: free_memory_of(device))
         return None if isinstance(outcome, RmError) else outcome
+
+    def _give_back(self) -> None:
+        """For the other workers of a GPU. A failure goes to the log; what was asked for is done all the same."""
+        attempt("Giving back memory", lambda: give_back_memory(self._device))
 
     def _load(self, order: LoadOrder) -> LoadReport:
         backend: Backend = imported(self._loader)(order.folder, order.manifest, order.settings)
