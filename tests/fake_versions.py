@@ -27,6 +27,7 @@ from rm_server.backends.footprint import Footprint
 from rm_server.backends.interface import Backend, ComputeSettings, Encoder
 from rm_server.backends.items import Batch, Content, EncodedItem, Float64Array
 from rm_server.config import EngineSettings
+from rm_server.engine import host
 from rm_server.engine.engine import Engine
 from rm_server.engine.memory import Estimate
 from rm_server.engine.work import ItemScore
@@ -48,6 +49,8 @@ ALWAYS_KILL = 1006
 """The worker is killed each time."""
 WAIT = 1007
 """The batch takes until the gate is open (see `open_gate`)."""
+LOSES_GPU = 1008
+"""The batch fails, and so does, from then on, whatever the worker asks of its GPU. For worker processes only."""
 
 LIVE: WeakSet[FakeBackend] = WeakSet()
 """The backends in this process's memory. How many there were is noted under ``live`` whenever one is made."""
@@ -201,6 +204,9 @@ class FakeBackend:
             os.kill(os.getpid(), signal.SIGKILL)
         if WAIT in batch.ids:
             wait_at_gate(self._folder)
+        if LOSES_GPU in batch.ids:
+            host.is_lost = lambda _: True
+            raise RuntimeError("CUDA error: device-side assert triggered")
         if BAD in batch.ids:
             raise ValueError("a bad item")
         if NEVER_FITS in batch.ids or (TOO_LARGE in batch.ids and batch.num_items > 1):

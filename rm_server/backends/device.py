@@ -1,4 +1,4 @@
-"""What kind of machine a device is: measurements made on one kind say nothing about another."""
+"""What kind of machine a device is (measurements made on one kind say nothing about another), and whether it works."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import platform
 from functools import cache
 from pathlib import Path
 
+from rm_server.backends.device_memory import is_out_of_memory
 from rm_server.errors import UnsupportedArtifact
 
 # What decides how fast a CPU multiplies, and in which precision: the same name comes with and without them.
@@ -16,6 +17,25 @@ _INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "a
 def num_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_lost(device: str) -> bool:
+    """Whether a GPU has failed this process for good; waits for what it computes. No CPU does, and none is asked.
+
+    After a failed assertion or a wrong address in a kernel, all that a process asks of the GPU fails; other processes
+    may go on. To want memory is no such failure.
+    """
+    if device.split(":")[0] != "cuda":
+        return False
+    import torch
+
+    if not torch.cuda.is_initialized():  # What was not used is not lost, and to ask would take memory.
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        return not is_out_of_memory(error)
+    return False
 
 
 @cache

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from rm_server.backends.device import is_lost
 from rm_server.backends.device_memory import free_memory_of, give_back_memory, is_out_of_memory
 from rm_server.backends.interface import (
     Backend,
@@ -120,6 +121,10 @@ class Host:
         """Bytes that are free on a GPU; None: the machine's memory is what counts, or nothing is known."""
         outcome = attempt("Asking for free memory", lambda: free_memory_of(device))
         return None if isinstance(outcome, RmError) else outcome
+
+    def is_lost(self) -> bool:
+        """Whether nothing more can be computed in this process, because its GPU fails whatever it is asked."""
+        return attempt("Asking the device whether it works", lambda: is_lost(self._device)) is True
 
     def _give_back(self) -> None:
         """For the other workers of a GPU. A failure goes to the log; what was asked for is done all the same."""

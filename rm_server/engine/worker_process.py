@@ -1,4 +1,4 @@
-"""A worker process: one thread reads, one computes, each load has its own. It ends when the server is gone.
+"""A worker process: one thread reads, one computes, each load has its own. It ends with the server, or with its GPU.
 
 Started as ``python -m rm_server.engine.worker_process FD LOADER LEVEL``: the number of an inherited socket, what loads
 a backend, as ``module:function``, and from which level on our log matters. Messages to it are
@@ -22,6 +22,7 @@ from typing import Any
 from rm_server.engine.frames import frame, read_frames
 from rm_server.engine.giving_way import give_way
 from rm_server.engine.host import Host, imported
+from rm_server.errors import RmError
 
 READY = 0
 LOG = -1
@@ -67,14 +68,21 @@ def serve(link: Link, host: Host) -> None:
         "device_memory": host.device_memory,
     }
 
+    def answer(number: int, value: Any) -> None:
+        if isinstance(value, RmError) and host.is_lost():
+            # A new process can use it. To the server this is a death like any other: it tries again what was under way,
+            # and gives up what ends one worker after the other.
+            raise RuntimeError("The GPU fails whatever this process asks of it.")
+        link.send(number, value)
+
     def compute() -> None:
         while (task := tasks.get()) is not None:
             number, what, *arguments = task
-            link.send(number, answers[what](*arguments))
+            answer(number, answers[what](*arguments))
 
     def load(number: int, order: Any) -> None:
         give_way()
-        link.send(number, host.load(order))
+        answer(number, host.load(order))
 
     def guarded(function: Any, *arguments: Any) -> None:
         try:

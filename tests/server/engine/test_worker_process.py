@@ -14,6 +14,7 @@ from typing import Any
 import fake_versions as fake
 import numpy as np
 import pytest
+import torch
 
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, EncodedItem
@@ -119,6 +120,52 @@ def test_a_thread_that_breaks_ends_the_worker(connection: Connection) -> None:
     with pytest.raises(StopIteration):
         connection.answer()
     connection.thread.join()
+
+
+@pytest.fixture
+def lost_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """As after a failed assertion. Grows with each time that it is asked."""
+    asked: list[str] = []
+
+    def synchronize(device: str) -> None:
+        asked.append(device)
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    return asked
+
+
+def test_a_worker_whose_gpu_is_lost_ends(connection: Connection, tmp_path: Path, lost_gpu: list[str]) -> None:
+    good = order(tmp_path)
+    connection.send(1, "load", replace(good, settings=ComputeSettings(device="cuda:1")))
+    assert isinstance(connection.answer()[1], LoadReport)
+    assert not lost_gpu  # It is asked after failures only.
+    connection.send(2, "compute", (KEY,), batch([fake.BAD]), False)
+    with pytest.raises(StopIteration):
+        connection.answer()
+    connection.thread.join()
+    assert lost_gpu == ["cuda:1"]
+
+
+def test_a_worker_whose_gpu_is_lost_while_it_loads_ends(
+    connection: Connection, tmp_path: Path, lost_gpu: list[str]
+) -> None:
+    broken = order(tmp_path, lacks_head=True)
+    connection.send(1, "load", replace(broken, settings=ComputeSettings(device="cuda")))
+    with pytest.raises(StopIteration):
+        connection.answer()
+    connection.thread.join()
+    assert lost_gpu == ["cuda"]
+
+
+def test_a_cpu_is_not_asked_whether_it_is_lost(connection: Connection, tmp_path: Path, lost_gpu: list[str]) -> None:
+    connection.send(1, "load", order(tmp_path))
+    connection.answer()
+    connection.send(2, "compute", (KEY,), batch([fake.BAD]), False)
+    assert type(connection.answer()[1]) is InternalError
+    assert not lost_gpu
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities for threads")

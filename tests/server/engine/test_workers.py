@@ -57,6 +57,13 @@ async def test_an_item_that_kills_fails_neither_its_neighbours_nor_the_next_in_t
         assert await outcomes(innocent) == [4.0, 8.0]
 
 
+async def test_a_worker_that_lost_its_gpu_is_replaced_and_what_lost_it_is_given_up(tmp_path: Path) -> None:
+    async with running_engine(workers=1) as engine:
+        await load(engine, tmp_path)
+        assert await outcomes(engine.submit(KEY, items([2], [fake.LOSES_GPU], [4]))) == [1.0, WorkerFailed, 2.0]
+        assert await outcomes(engine.submit(KEY, items([6]))) == [3.0]
+
+
 async def test_a_version_that_kills_each_new_worker_is_given_up_and_the_others_serve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
