@@ -28,7 +28,7 @@ _INPUTS: Mapping[str, Callable[[Int64Array, Int64Array, npt.NDArray[np.bool_]], 
 }
 _INTEGERS = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 _OUTPUT = "logits"
-_ALLOCATION_FAILED = ("bad_alloc", "failed to allocate", "out of memory", "bfcarena")
+_ALLOCATION_FAILED = ("bad_alloc", "failed to allocate", "out of memory", "bfcarena", "status_alloc_failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +75,12 @@ class OnnxSession:
         """
         present = np.arange(ids.shape[1])[None, :] < lengths[:, None]
         binding = self._session.io_binding()
-        for name, dtype in self._types.items():
-            array = np.ascontiguousarray(_INPUTS[name](ids, type_ids, present), dtype)
-            value = onnxruntime.OrtValue.ortvalue_from_numpy(array, self.device.kind, self.device.number)
-            binding.bind_ortvalue_input(name, value)
-        binding.bind_output(self._output.name, self.device.kind, self.device.number)
         try:
+            for name, dtype in self._types.items():
+                array = np.ascontiguousarray(_INPUTS[name](ids, type_ids, present), dtype)
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(array, self.device.kind, self.device.number)
+                binding.bind_ortvalue_input(name, value)
+            binding.bind_output(self._output.name, self.device.kind, self.device.number)
             self._session.run_with_iobinding(binding)
             (found,) = binding.copy_outputs_to_cpu()
         except Exception as error:  # its exceptions have no common base of their own

@@ -226,7 +226,14 @@ def test_a_provider_that_falls_back_to_the_cpu_is_refused(tmp_path: Path, monkey
         load(folder, device="cuda")
 
 
-def test_want_of_memory_is_an_error_of_its_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        "BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0",
+    ],
+)
+def test_want_of_memory_is_an_error_of_its_own(tmp_path: Path, said: str) -> None:
     backend = load(write(tmp_path))
 
     class Full:
@@ -234,8 +241,19 @@ def test_want_of_memory_is_an_error_of_its_own(tmp_path: Path) -> None:
             return type("Binding", (), {"bind_ortvalue_input": lambda *_: None, "bind_output": lambda *_: None})()
 
         def run_with_iobinding(self, binding: Any) -> None:
-            raise RuntimeError("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer")
+            raise RuntimeError(said)
 
     backend._session._session = Full()
+    with pytest.raises(OutOfMemory, match="1 items padded to 2 tokens"):
+        backend.score(batch([1, 2]))
+
+
+def test_want_of_memory_for_the_inputs_is_one_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = load(write(tmp_path))
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
+
+    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", fail)
     with pytest.raises(OutOfMemory, match="1 items padded to 2 tokens"):
         backend.score(batch([1, 2]))
