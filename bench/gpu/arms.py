@@ -41,14 +41,15 @@ def matmul_flops_per_s(device: str, size: int, seconds: float) -> float:
     """The rate of bf16 products of two ``size`` × ``size`` matrices, in floating-point operations a second."""
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     out = torch.empty_like(a)
-    once = max(seconds_of(lambda: torch.mm(a, b, out=out), device) for _ in range(3))
-    count = max(3, int(seconds / once))
 
-    def many() -> None:
+    def multiply(count: int) -> None:
         for _ in range(count):
             torch.mm(a, b, out=out)
 
-    return count * matmul_flops(size, size, size) / seconds_of(many, device)
+    multiply(1)  # Kernels are chosen and loaded at first use.
+    once = min(seconds_of(lambda: multiply(1), device) for _ in range(3))
+    count = max(3, int(seconds / once))
+    return count * matmul_flops(size, size, size) / seconds_of(lambda: multiply(count), device)
 
 
 class Packed:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from bench.gpu.arithmetic import forward_flops, shape_of
-from bench.gpu.arms import Packed, Transformers, matmul_flops_per_s
+from bench.gpu.arms import PADDED_ITEMS, Packed, Transformers, matmul_flops_per_s
 from bench.load import Call, closed
 from bench.measurement import Bench, make_calls, speed
 from bench.models import Model
@@ -19,7 +19,10 @@ from bench.workload import Item, equal_items, in_calls, items
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much is asked. ``matmul``: rows and columns of the square product; ``batch_tokens``: of a forward."""
+    """How much is asked. ``matmul``: rows and columns of the square product.
+
+    ``batch_tokens``: of a batch; the backend cuts it into forwards of at most `MAX_FORWARD_TOKENS`.
+    """
 
     matmul: int = 8192
     item_tokens: int = 512
@@ -45,7 +48,7 @@ def run(bench: Bench, model: Model, device: str, sizes: Sizes) -> None:
         packed = Packed(model.folder, device, equal, sizes.batch_tokens)
         calls = {"equal": _dealt(selector, equal, sizes), "mixed": _dealt(selector, mixed, sizes)}
         single = make_calls(selector, in_calls(equal[: sizes.single_calls], 1))
-        _warm_up(service, by_hand, packed, calls["equal"], equal[0])
+        _warm_up(service, by_hand, packed, calls["equal"], equal)
 
         def note(number: int, what: str, lengths: str, tokens_per_s: float) -> None:
             rates.setdefault(f"{what}, {lengths}", []).append(tokens_per_s)
@@ -82,8 +85,10 @@ def _dealt(selector: str, pool: Sequence[Item], sizes: Sizes) -> list[list[Call]
     return [calls[number :: sizes.callers] for number in range(sizes.callers)]
 
 
-def _warm_up(service: Service, by_hand: Transformers, packed: Packed, calls: list[list[Call]], item: Item) -> None:
-    """Kernels are chosen and loaded at first use."""
-    by_hand.score([item] * 2)
+def _warm_up(
+    service: Service, by_hand: Transformers, packed: Packed, calls: list[list[Call]], equal: Sequence[Item]
+) -> None:
+    """Kernels are chosen and loaded at first use, for shapes as they will come."""
+    by_hand.score(equal[:PADDED_ITEMS])
     packed.tokens_per_s()
     closed(service.address, [part[:2] for part in calls], warm_up_s=0, seconds=60, repeat=False)

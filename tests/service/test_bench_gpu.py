@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaModel
 
 from bench import models, results
-from bench.gpu import measure
+from bench.gpu import arms, measure
 from bench.gpu.arithmetic import DecoderShape, forward_flops, matmul_flops, shape_of
 from bench.measurement import Bench
+from bench.workload import Item
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -60,6 +62,27 @@ def test_a_forward_is_counted_as_torch_counts_it_but_for_what_causality_hides() 
     assert in_layers == forward_flops(shape, [length]) + hidden_by_causality
 
 
+def test_the_rate_of_products_rests_on_as_many_as_fit_into_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the first one takes, or one that the machine was disturbed at."""
+    product, done = torch.mm, 0
+    slow = {0: 5.0, 2: 1.0}  # by how many were done before
+
+    def counted(*arguments: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        nonlocal done
+        done += 1
+        return product(*arguments, out=out)
+
+    def seconds_of(work: Callable[[], object], device: str) -> float:
+        before = done
+        work()
+        return slow.get(before, 0.01 * (done - before))
+
+    monkeypatch.setattr(torch, "mm", counted)
+    monkeypatch.setattr(arms, "seconds_of", seconds_of)
+    assert arms.matmul_flops_per_s("cpu", 8, seconds=1.0) == pytest.approx(2 * 8**3 / 0.01)
+    assert done == 1 + 3 + 100
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_device_nothing_is_measured_or_written(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
@@ -71,12 +94,21 @@ def test_without_a_device_nothing_is_measured_or_written(tmp_path: Path) -> None
     assert not out.exists()
 
 
-def test_all_is_measured_on_a_cpu_as_on_a_gpu() -> None:
+def test_all_is_measured_on_a_cpu_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    score, padded = arms.Transformers.score, []
+
+    def noted(self: arms.Transformers, items: Sequence[Item]) -> list[float]:
+        padded.append(len(items))
+        return score(self, items)
+
+    monkeypatch.setattr(arms.Transformers, "score", noted)
     sizes = measure.Sizes(
         matmul=64, item_tokens=48, num_items=16, callers=2, items_per_call=4, batch_tokens=256, single_calls=3
     )
     bench = Bench(quick=True)
+    monkeypatch.setattr(measure, "PADDED_ITEMS", 8)
     measure.run(bench, models.decoder(tiny=True), "cpu", sizes)
+    assert padded[:2] == [8, 16], "a padded batch as those to come, before any is measured"
     assert set(results.GPU_TARGETS) <= set(bench.figures)
     assert all(figure > 0 for figure in bench.figures.values())
     rows = {(row["what"], row.get("lengths")) for row in bench.rows}
