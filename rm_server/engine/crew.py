@@ -109,7 +109,10 @@ class CrewListener(Protocol):
 
 
 class Crew:
-    """Starts, restarts and stops workers, ends those that hang, and keeps the same versions in all of them. Lives on the event loop."""
+    """Starts, restarts and stops workers, ends those that hang, and keeps the same versions in all of them.
+
+    Lives on the event loop.
+    """
 
     def __init__(self, make_worker: Callable[[], Worker], num_workers: int, listener: CrewListener) -> None:
         self._make_worker = make_worker
