@@ -132,7 +132,8 @@ class App:
         if tracing is not None:
             stack.push_async_callback(asyncio.to_thread, tracing.close)
         calls = Calls(metrics, settings.log.access_share, tracing)
-        readiness = Readiness(versions, calls)
+        readiness = Readiness(versions, calls, lambda: engine.is_down)
+        engine.on_workers = readiness.changed
         # Bound before anything is loaded, so that a port that is taken is found at once; answers come later.
         grpc_server = GrpcServer(
             Edge(calls, access),

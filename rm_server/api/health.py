@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from grpc_health.v1 import health_pb2
@@ -39,9 +39,11 @@ class Readiness:
     label names keeps nobody away.
     """
 
-    def __init__(self, versions: VersionManager, calls: Calls) -> None:
+    def __init__(self, versions: VersionManager, calls: Calls, is_down: Callable[[], bool] = lambda: False) -> None:
+        """``is_down``: whether nobody computes, and nobody could be started to."""
         self._versions = versions
         self._calls = calls
+        self._is_down = is_down
         self._has_started = False
         self._changed = asyncio.Event()
 
@@ -76,7 +78,7 @@ class Readiness:
             self._has_started = all(part.state == "FAILED" for part in missing)
         labelled = {(model, version) for (model, _), version in self._versions.snapshot.labels.items()}
         is_whole = not any(part.state == "FAILED" and part.key in labelled for part in missing)
-        return self._calls.is_open and self._has_started and is_whole
+        return self._calls.is_open and self._has_started and is_whole and not self._is_down()
 
     def can_score(self, selector: str) -> bool:
         """Whether a call with this selector and no lease would be scored, whatever arm of a split its run would get.
@@ -88,7 +90,11 @@ class Readiness:
         keys = {(wanted.model, arm.version) for arm in split.arms} if split is not None else set()
         if split is None or (wanted.model, DEFAULT_LABEL) in snapshot.labels:
             keys.add(resolve(wanted, snapshot, None).key)
-        return self._calls.is_open and all(self._versions.state_of(key).state in SERVING_STATES for key in keys)
+        return (
+            self._calls.is_open
+            and not self._is_down()
+            and all(self._versions.state_of(key).state in SERVING_STATES for key in keys)
+        )
 
     @property
     def is_catalog_reachable(self) -> bool:

@@ -69,7 +69,9 @@ class Engine:
         self.settings = settings
         self._metrics = metrics
         self._load_backend = load_backend
-        self._pool = Pool(settings, self._make_worker, metrics, self._lost)
+        self.on_workers: Callable[[], None] = lambda: None
+        """Told when `is_down` may have changed."""
+        self._pool = Pool(settings, self._make_worker, metrics, self._lost, self._workers_changed)
         self.memory = Memory(
             settings.memory_limit_bytes,
             settings.workers,
@@ -110,6 +112,11 @@ class Engine:
     def queue_stats(self) -> QueueStats:
         """What waits for a turn."""
         return self._pool.stats
+
+    @property
+    def is_down(self) -> bool:
+        """No worker is up, and the last attempt to start one failed."""
+        return self._pool.is_down
 
     @property
     def worker_pids(self) -> list[int]:
@@ -366,6 +373,9 @@ class Engine:
         await self._pool.unload(entry.version.key)
         self.memory.went(entry.version.key)
         self._entries.pop(entry.version.key, None)
+
+    def _workers_changed(self) -> None:
+        self.on_workers()  # whoever it is by now
 
     def _lost(self, key: VersionKey, error: RmError) -> None:
         self._loaded.pop(key, None)

@@ -74,10 +74,13 @@ class Pool:
         make_worker: Callable[[], Worker],
         metrics: PoolMetrics,
         on_lost: Callable[[VersionKey, RmError], None],
+        on_workers: Callable[[], None] = lambda: None,
     ) -> None:
+        """``on_workers`` is told when `is_down` may have changed."""
         self._settings = settings
         self._metrics = metrics
         self._on_lost = on_lost
+        self._on_workers = on_workers
         self._throughputs = Throughputs()
         self._sharing: dict[VersionKey, Sharing] = {}
         self._queue: FairQueue[Work] = FairQueue(
@@ -129,6 +132,11 @@ class Pool:
         return None if device.split(":")[0] == "cpu" else await self._crew.device_memory(device)
 
     @property
+    def is_down(self) -> bool:
+        """No worker is up, and the last attempt to start one failed: what is submitted is refused."""
+        return self._crew.is_down
+
+    @property
     def pids(self) -> list[int]:
         """The processes that compute."""
         return self._crew.pids
@@ -142,7 +150,7 @@ class Pool:
         self, key: VersionKey, works: Sequence[Work], *, run: str, priority: int, deadline: float | None
     ) -> None:
         """Takes all or nothing: raises QueueFull, or WorkerFailed while no worker can be started."""
-        if self._crew.is_down:
+        if self.is_down:
             raise WorkerFailed("No worker process is up; one is being started.", retry_after_s=1.0)
         count_once(works, self._sharing.get(key, NOTHING))
         now = self._loop.time()
@@ -167,7 +175,7 @@ class Pool:
 
         Each is computed when a worker has nothing else to do, or is cancelled when callers have too much waiting.
         """
-        if self._crew.is_down:
+        if self.is_down:
             raise WorkerFailed("No worker process is up; one is being started.", retry_after_s=1.0)
         count_once(works, self._sharing.get(key, NOTHING))
         self._background.offer(key, works, filled_share=self._queue.filled_share, now=self._loop.time())
@@ -391,6 +399,7 @@ class Pool:
     def on_ready(self) -> None:
         """A new worker may take what waits."""
         self._metrics.worker_restarted()
+        self._on_workers()
         self._dispatch()
 
     def on_outage(self, error: RmError) -> None:
@@ -399,6 +408,7 @@ class Pool:
         fail_all((work for sent in again for work in sent.works), error)
         fail_all(self._queue.take_all(), error)
         fail_all(self._background.take_all(), error)
+        self._on_workers()
 
     def on_lost(self, key: VersionKey, error: RmError) -> None:
         """Nobody can compute what waits for this version."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -12,12 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from prometheus_client.parser import text_string_to_metric_families
 from rm_api.v1 import errors_pb2, models_pb2
 from running_server import Gate, RunningServer, error_of, make_version, running
+
+from rm_server.config import EngineSettings
+from rm_server.engine import crew
+from rm_server.engine.engine import LOAD_BACKEND
 
 Status = health_pb2.HealthCheckResponse
 
@@ -150,6 +156,24 @@ def test_the_probes_answer(server: RunningServer) -> None:
     status, body = get(server, "/readyz")
     expected = {"ready": True, "draining": False, "missing": [], "catalog_reachable": True}
     assert (status, json.loads(body)) == (200, expected)
+
+
+def test_a_server_without_workers_is_not_ready(tmp_path: Path, versions: list[Path]) -> None:
+    with running(tmp_path / "home", engine=EngineSettings(workers=1)) as server, pytest.MonkeyPatch.context() as broken:
+        broken.setattr(crew, "FIRST_PAUSE_S", 0.01)
+        broken.setattr(crew, "LONGEST_PAUSE_S", 0.1)
+        server.deploy("helpfulness", versions[0])
+        watch = server.health.Watch(health_pb2.HealthCheckRequest(service="helpfulness"), timeout=60)
+        assert next(watch).status == Status.SERVING
+        with broken.context() as failing:
+            failing.setattr(sys, "executable", "/bin/false")
+            (worker,) = (child for child in psutil.Process().children() if LOAD_BACKEND in child.cmdline())
+            worker.kill()
+            assert next(watch).status == Status.NOT_SERVING
+            assert get(server, "/readyz")[0] == 503
+            assert check(server, "") == Status.NOT_SERVING
+        assert next(watch).status == Status.SERVING
+        assert get(server, "/readyz")[0] == 200
 
 
 def test_readyz_says_what_is_missing(tmp_path: Path, versions: list[Path]) -> None:

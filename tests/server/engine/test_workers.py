@@ -145,7 +145,9 @@ async def test_a_version_that_cannot_be_loaded_again_is_lost_and_the_others_are_
 
 async def test_while_no_worker_can_be_started_work_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew, "FIRST_PAUSE_S", 0.01)
+    told: list[bool] = []
     async with running_engine(workers=1) as engine:
+        engine.on_workers = lambda: told.append(engine.is_down)
         await load(engine, tmp_path)
         (pid,) = engine.worker_pids
         with monkeypatch.context() as broken:
@@ -153,12 +155,14 @@ async def test_while_no_worker_can_be_started_work_is_refused(tmp_path: Path, mo
             os.kill(pid, signal.SIGKILL)
             await fake.until(lambda: engine.worker_pids == [])
             assert await outcomes(engine.submit(KEY, items([2]))) == [WorkerFailed]
+            assert told[-1]
             with pytest.raises(WorkerFailed) as refused:
                 engine.submit(KEY, items([2]))
             assert refused.value.retry_after_s
             with pytest.raises(WorkerFailed):
                 await load(engine, tmp_path, ("m", 2))
         await fake.until(lambda: len(engine.worker_pids) == 1)
+        assert not told[-1]
         assert await outcomes(engine.submit(KEY, items([2]))) == [1.0]
 
 
