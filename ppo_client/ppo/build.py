@@ -57,6 +57,15 @@ def load_policy(place: str, dtype: str, rollout: RolloutConfig, tokenizer: Any |
     return make_policy(prepared(load_language_model(place, dtype)), rollout, tokenizer)
 
 
+def load_reference(place: str, dtype: str, policy: Policy) -> Policy:
+    """The language model at `place` as what `policy` is compared with: under its sampling rule, whatever EOS it names.
+
+    EOS that one masks and the other does not would make a log-ratio of fp32's lowest number.
+    """
+    model = prepared(load_language_model(place, dtype))
+    return type(policy)(model, policy.rule, policy.pad_id)
+
+
 def make_policy(model: Any, rollout: RolloutConfig, tokenizer: Any | None) -> Policy:
     """Of a prepared model."""
     rule = sampling_rule(model, tokenizer, rollout)

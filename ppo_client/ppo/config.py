@@ -19,7 +19,8 @@ class PolicyConfig:
     tokenizer: str = ""
     """Directory of the tokenizer; empty: the model's. Not needed where prompts and rewards are token ids."""
     reference: str = ""
-    """Directory of the reference model of the KL penalty; empty: `model`, as it was before training."""
+    """Directory of the reference model of the KL penalty; empty: `model`, as it was before training. It
+    is read by the policy's EOS, whatever its own generation_config.json names."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights. Only float32 can be trained; computing in bfloat16 is `train.mixed_precision`. With LoRA, what
     is trained is float32 in any case, and the rest may be bfloat16."""

@@ -6,6 +6,7 @@ PPOError
 ├── CheckpointError        nothing to resume, or what is there cannot be read
 ├── RunStopped             the run was asked to stop, and did not wait for what it was waiting for
 ├── GenerationMismatch     what writes the responses has other log-probabilities than the policy
+├── NonFiniteKL            policy and reference are infinitely far apart at a token, or one of them is NaN there
 ├── NonFiniteUpdate        a gradient that is not finite; the parameters were left as they were
 └── RewardError            a score that could not be had or trusted
     ├── EmptyResponse      a response without text, and no setting says what it is worth
@@ -39,6 +40,10 @@ class RunStopped(PPOError):
 
 class GenerationMismatch(PPOError):
     """What writes the responses is not the policy, by the log-probabilities of the same tokens."""
+
+
+class NonFiniteKL(PPOError):
+    """The KL from the reference is not finite, so no reward can be made of it."""
 
 
 class NonFiniteUpdate(PPOError):

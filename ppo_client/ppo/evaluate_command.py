@@ -145,7 +145,14 @@ def _evaluate(
 ) -> tuple[EvaluationFacts, Conditions, list[dict[str, Any]]]:
     import torch
 
-    from ppo_client.ppo.build import check_fits, load_policy, load_tokenizer, quiet_transformers
+    from ppo_client.ppo.build import (
+        check_fits,
+        load_policy,
+        load_reference,
+        load_tokenizer,
+        policy_class,
+        quiet_transformers,
+    )
     from ppo_client.ppo.evaluation import Evaluator
 
     quiet_transformers()
@@ -156,9 +163,9 @@ def _evaluate(
         temperature=args.temperature,
     )
     policy = load_policy(args.policy, "float32", rollout, tokenizer).eval()
-    reference = load_policy(args.reference, "float32", rollout, tokenizer).eval()
-    if type(policy) is not type(reference):
+    if policy_class(args.reference) is not type(policy):
         raise ConfigError(f"--reference: {args.reference} is of another architecture than {args.policy}")
+    reference = load_reference(args.reference, "float32", policy).eval()
     data = DataConfig(prompts=args.prompts, field=args.field, where=args.where, max_prompt_tokens=sys.maxsize)
     reward = RewardConfig(prompt_template=args.prompt_template, input=args.input)
     prompts = load_prompts(data, reward, tokenizer, keeps_eos=not policy.continues_prompt)[: args.count]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from ppo_client.ppo.config import KLConfig
+from ppo_client.ppo.errors import NonFiniteKL
 
 # The adaptive controller's error is clipped to this (Ziegler et al. 2019, section 2.2).
 _MAX_RELATIVE_ERROR = 0.2
@@ -26,6 +28,22 @@ def kl_per_token(log_probs: Tensor, reference_log_probs: Tensor, estimator: str)
     if estimator == "k3":
         return (-difference).expm1() + difference
     raise ValueError(f"no KL estimator {estimator!r}; there are k1, k2 and k3")
+
+
+def check_finite(log_probs: Tensor, reference_log_probs: Tensor, response_ids: Tensor) -> None:
+    """Raises NonFiniteKL where the two, float32 (B, R), are infinitely far apart, or one of them is no number."""
+    # The value loss squares what rewards are made of: fp32's lowest number for −∞ must not pass.
+    is_wrong = ~(log_probs - reference_log_probs).square().isfinite()
+    if not bool(is_wrong.any()):
+        return
+    row, column = (int(index) for index in torch.nonzero(is_wrong)[0])
+    raise NonFiniteKL(
+        f"the KL from the reference is not finite at {int(is_wrong.sum())} tokens: the first, token "
+        f"{int(response_ids[row, column])} in place {column} of its response, has log π = "
+        f"{float(log_probs[row, column]):.4g} and log π_ref = {float(reference_log_probs[row, column]):.4g}. Nothing "
+        "was learnt from this batch. Where log π_ref is the lower one, the reference rules out what the policy writes: "
+        "look at whether policy.reference has the policy's vocabulary; where one is NaN, at that model's weights"
+    )
 
 
 def next_coefficient(config: KLConfig, coefficient: float, episode_kl: float, *, step: int, num_episodes: int) -> float:

@@ -15,7 +15,7 @@ from torch import nn
 from ppo_client.ppo.build import (
     hidden_size,
     load_language_model,
-    load_policy,
+    load_reference,
     load_tokenizer,
     make_policy,
     policy_class,
@@ -82,7 +82,7 @@ def load_models(config: PPOConfig, tokenizer: Any | None, device: torch.device, 
         return Models(actor_critic.to(device), AdapterOff(trained), digests)
     if policy_class(reference_place) is not type(trained):
         raise ConfigError(f"policy.reference: {reference_place} is of another architecture than {policy.model}")
-    reference = load_policy(reference_place, policy.dtype, config.rollout, tokenizer)
+    reference = load_reference(reference_place, policy.dtype, trained)
     digests["policy.reference" if policy.reference else "policy.model"] = weights_digest(reference.model)
     return Models(actor_critic.to(device), reference.requires_grad_(False).eval().to(device), digests)
 

@@ -18,7 +18,7 @@ from ppo_client.ppo.distributed import gather_rollout, is_true_anywhere, own_row
 from ppo_client.ppo.errors import EmptyResponse, RunStopped
 from ppo_client.ppo.evaluation_facts import evaluation_facts, text_rows
 from ppo_client.ppo.generation import log_prob_gap
-from ppo_client.ppo.kl import kl_per_token, next_coefficient
+from ppo_client.ppo.kl import check_finite, kl_per_token, next_coefficient
 from ppo_client.ppo.metrics import metrics_row, sample_rows
 from ppo_client.ppo.normalize import ScoreNormalizer
 from ppo_client.ppo.progress import is_due
@@ -192,6 +192,7 @@ class PPOTrainer:
             raise_together(run.accelerator, error)
             rollout = gather_rollout(run.accelerator, local, run.actor_critic.policy.pad_id)
             self._check_generation(rollout)
+            check_finite(rollout.log_probs, rollout.reference_log_probs, rollout.sequences.response_ids)
             versions, found = changes_of_all(
                 run.state.versions,
                 [record.given.versions for record in rollout.records if record.given.versions],

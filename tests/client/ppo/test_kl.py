@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ppo_client.ppo.config import KLConfig
-from ppo_client.ppo.kl import kl_per_token, next_coefficient
+from ppo_client.ppo.errors import NonFiniteKL
+from ppo_client.ppo.kl import check_finite, kl_per_token, next_coefficient
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,16 @@ def test_the_same_distribution_costs_nothing() -> None:
 def test_an_estimator_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError, match="k4"):
         kl_per_token(torch.zeros(1), torch.zeros(1), "k4")
+
+
+@pytest.mark.parametrize("wrong", [torch.finfo(torch.float32).min, -math.inf, math.nan])
+def test_a_kl_that_is_not_finite_is_named(wrong: float) -> None:
+    log_probs, reference = torch.full((2, 3), -1.5), torch.full((2, 3), -2.0)
+    ids = torch.arange(6).view(2, 3)
+    check_finite(log_probs, reference, ids)
+    reference[1, 2] = wrong
+    with pytest.raises(NonFiniteKL, match=r"at 1 tokens: the first, token 5 in place 2 .* log π = -1.5 and log π_ref"):
+        check_finite(log_probs, reference, ids)
 
 
 @pytest.mark.parametrize(

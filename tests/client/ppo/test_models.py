@@ -24,6 +24,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
 )
@@ -178,6 +179,21 @@ def test_an_adapters_run_may_name_another_reference(tmp_path: Path) -> None:
     assert isinstance(made.reference, nn.Module)
     assert set(made.digests) == {"policy.model", "policy.reference"}
     assert made.digests["policy.model"] != made.digests["policy.reference"]
+
+
+def test_a_reference_that_names_other_eos_is_read_by_the_policys_rule(tmp_path: Path) -> None:
+    """As a chat model's generation_config.json does; else what one of them masks would be infinitely unlikely."""
+    from client.ppo.test_critic import NUMBERS, PROMPTS
+
+    reference = save_policy(tmp_path / "reference", "llama")
+    save_policy(tmp_path / "policy", "llama")
+    GenerationConfig(eos_token_id=[EOS_ID, *range(5, VOCAB_SIZE)]).save_pretrained(reference)
+    policy = {"model": str(tmp_path / "policy"), "reference": str(reference)}
+    made = models(tmp_path, policy=policy, rollout={"min_response_tokens": 3})
+    sequences = made.actor_critic.policy.sample(PROMPTS, NUMBERS).sequences
+    with torch.no_grad():
+        log_probs = made.actor_critic.policy(sequences).log_probs
+        assert torch.equal(made.reference(sequences).log_probs, log_probs)
 
 
 def test_an_adapters_run_does_not_go_on_with_other_weights(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from client.fake_server import FakeServer, as_version, usual
+from tiny_models import EOS_ID, VOCAB_SIZE
 from tiny_policies import make_config, read_jsonl, save_policy
+from transformers import GenerationConfig
 
 from ppo_client import RewardClient, cli
 from ppo_client.ppo import PPOTrainer
@@ -94,6 +96,19 @@ def test_evaluate_compares_policy_and_reference(
     alike = json.loads(capsys.readouterr().out)
     assert (alike["win_rate"], alike["ties"]) == (0.5, 5)
     assert alike["kl"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_evaluate_reads_the_reference_by_the_policys_eos(
+    server: FakeServer, policies: tuple[str, str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference = save_policy(tmp_path / "reference", "llama")
+    GenerationConfig(eos_token_id=[EOS_ID, *range(5, VOCAB_SIZE)]).save_pretrained(reference)
+    arguments = ["evaluate", "--policy", policies[0], "--reference", str(reference), "--prompts", prompts, "--json"]
+    arguments += ["--server", server.address, "--reward", "length@1"]
+    assert cli.main([*arguments, "--max-response-tokens", "6", "--min-response-tokens", "3"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["kl"] == pytest.approx(0.0, abs=1e-4)
+    assert found["ties"] == 5
 
 
 def test_evaluate_repeats_what_a_run_found(

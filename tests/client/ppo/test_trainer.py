@@ -16,7 +16,14 @@ from transformers import AutoModelForCausalLM
 
 from ppo_client.ppo import PPOConfig, PPOTrainer
 from ppo_client.ppo.checkpoint import latest_checkpoint
-from ppo_client.ppo.errors import CheckpointError, ConfigError, InvalidScores, RewardServiceAway, VersionChanged
+from ppo_client.ppo.errors import (
+    CheckpointError,
+    ConfigError,
+    InvalidScores,
+    NonFiniteKL,
+    RewardServiceAway,
+    VersionChanged,
+)
 
 
 def test_a_run_leaves_what_it_should(folder: Path) -> None:
@@ -201,6 +208,17 @@ def test_a_service_that_stays_away_ends_the_run_after_a_checkpoint(folder: Path)
     assert PPOTrainer.resume(folder / "run", FakeRewards(), ["train.num_steps=1"]).train().step == 1
     shutil.rmtree(folder / "run" / "checkpoints" / "step-000001")
     assert PPOTrainer(config, FakeRewards()).train().step == 2
+
+
+def test_a_reference_that_is_broken_is_named_before_anything_is_learnt(folder: Path) -> None:
+    trainer = PPOTrainer(make_config(folder), FakeRewards())
+    start = [parameter.clone() for parameter in trainer.run.actor_critic.parameters()]
+    with torch.no_grad():
+        trainer.run.worker.reference.model.lm_head.weight[:] = math.nan  # type: ignore[attr-defined]
+    with pytest.raises(NonFiniteKL, match=r"log π_ref = nan"):
+        trainer.train()
+    assert all(torch.equal(*pair) for pair in zip(start, trainer.run.actor_critic.parameters(), strict=True))
+    assert read_jsonl(folder / "run" / "metrics.jsonl") == []
 
 
 class Promoted(FakeRewards):
