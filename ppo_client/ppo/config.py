@@ -154,7 +154,8 @@ class RewardConfig:
     is not asked for. Absent: such a response ends the run."""
     normalize_samples: int = 0
     """Scores of this many responses of the starting policy fix a gain and a bias, so that they have mean 0 and
-    standard deviation 1. 0: scores as they are."""
+    standard deviation 1; where the run goes on with a version of another scale, they are fitted anew by the scores of
+    that step. 0: scores as they are."""
     clip: float | None = None
     """Scores (normalised ones, if so) are clipped to ±clip. Absent: not clipped."""
     missing_eos_penalty: float | None = None

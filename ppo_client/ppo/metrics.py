@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +26,7 @@ def metrics_row(
     kl: float,
     kl_coefficient: float,
     changes: Sequence[VersionChange],
+    is_normalized_anew: bool,
     max_importance_weight: float,
 ) -> dict[str, Any]:
     """Plain numbers and strings; `…_s` are wall seconds of the main process.
@@ -69,21 +71,28 @@ def metrics_row(
         row |= _of_each_model(state.versions, rollout)
     if rollout.sampled_log_probs is not None:
         row |= _off_policy(rollout, rollout.sampled_log_probs, max_importance_weight)
-    if changes:
-        row["events"] = [
+    events: list[dict[str, Any]] = [
+        {
+            "kind": "version_changed",
+            "text": str(change),
+            "model": change.after.model,
+            "before": change.before.version,
+            "before_digest": change.before.digest,
+            "after": change.after.version,
+            "after_digest": change.after.digest,
+            "is_calibrated": change.is_calibrated,
+        }
+        for change in changes
+    ]
+    if is_normalized_anew:
+        events.append(
             {
-                "kind": "version_changed",
-                "text": str(change),
-                "model": change.after.model,
-                "before": change.before.version,
-                "before_digest": change.before.digest,
-                "after": change.after.version,
-                "after_digest": change.after.digest,
-                "is_calibrated": change.is_calibrated,
+                "kind": "normalizer_fitted",
+                "text": f"scores are normalised anew: {state.normalizer}",
+                **asdict(state.normalizer),
             }
-            for change in changes
-        ]
-    return row
+        )
+    return row | ({"events": events} if events else {})
 
 
 def _of_each_model(versions: Sequence[RewardVersion], rollout: Rollout) -> dict[str, Any]:

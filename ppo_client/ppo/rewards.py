@@ -6,18 +6,15 @@ import torch
 from torch import Tensor
 
 from ppo_client.ppo.config import RewardConfig
-from ppo_client.ppo.normalize import ScoreNormalizer
 from ppo_client.ppo.sequences import last_token
 
 
-def shaped_scores(scores: Tensor, has_eos: Tensor, normalizer: ScoreNormalizer, config: RewardConfig) -> Tensor:
-    """Normalised, then clipped, then judged for a missing EOS; all (B,).
+def shaped_scores(scores: Tensor, has_eos: Tensor, config: RewardConfig) -> Tensor:
+    """Scores, normalised ones if so, are clipped, then judged for a missing EOS; all (B,).
 
     The EOS rule comes last, so that its value is in the units of what PPO sees.
     """
-    shaped = normalizer(scores)
-    if config.clip is not None:
-        shaped = shaped.clamp(-config.clip, config.clip)
+    shaped = scores if config.clip is None else scores.clamp(-config.clip, config.clip)
     if config.missing_eos_penalty is not None:
         shaped = shaped - config.missing_eos_penalty * ~has_eos
     if config.missing_eos_score is not None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
@@ -31,7 +32,7 @@ from ppo_client.ppo.sharding import autocast, copy_weights
 from ppo_client.ppo.staleness import from_tensors, importance_weights
 from ppo_client.ppo.start import resume_run, start_run
 from ppo_client.ppo.update import Batch
-from ppo_client.ppo.versions import VersionChange, changes_of_all, follows
+from ppo_client.ppo.versions import RewardVersion, VersionChange, changes_of_all, follows
 
 
 class PPOTrainer:
@@ -100,6 +101,7 @@ class PPOTrainer:
         """One batch of episodes, and what is learnt from it."""
         run, config = self.run, self.run.config
         step, started_at, kl_coefficient = run.state.step + 1, time.perf_counter(), run.state.kl_coefficient
+        versions, normalizer = run.state.versions, run.state.normalizer
 
         # 1. Roll out; scores are asked for meanwhile.
         rollout, found, ahead = self._roll_out(Purpose.SAMPLING, step, config.ppo.batch_size)
@@ -107,7 +109,8 @@ class PPOTrainer:
 
         # 2. Rewards: minus the KL penalty at each token, plus the score at the last.
         kl = kl_per_token(rollout.log_probs, rollout.reference_log_probs, config.kl.estimator)
-        scores = shaped_scores(rollout.scores, rollout.has_eos, run.state.normalizer, config.reward)
+        normalized = self._normalized(rollout, found, versions)
+        scores = shaped_scores(normalized, rollout.has_eos, config.reward)
         rewards = token_rewards(scores, kl, mask, kl_coefficient)
         if config.ppo.whiten_rewards:
             rewards = whiten(rewards, mask, keep_mean=True)
@@ -147,6 +150,8 @@ class PPOTrainer:
         # 6. Log.
         if found:
             run.tracker.say(f"step {step}: " + "; ".join(map(str, found)))
+        if run.state.normalizer != normalizer:
+            run.tracker.say(f"step {step}: scores are normalised anew: {run.state.normalizer}")
         row = metrics_row(
             run.state,
             rollout,
@@ -155,6 +160,7 @@ class PPOTrainer:
             kl=episode_kl,
             kl_coefficient=kl_coefficient,
             changes=found,
+            is_normalized_anew=run.state.normalizer != normalizer,
             max_importance_weight=config.rollout.max_importance_weight,
         )
         run.tracker.step(row | {"update_s": update_s, "step_s": time.perf_counter() - started_at})
@@ -203,6 +209,23 @@ class PPOTrainer:
                 raise EmptyResponse(f"all {num_episodes} responses are empty, so there is no score to learn from")
         run.state = replace(run.state, versions=versions)
         return rollout, found, ahead
+
+    def _normalized(self, rollout: Rollout, found: Sequence[VersionChange], before: Sequence[RewardVersion]) -> Tensor:
+        """The step's scores (B,), each by the map that was fitted to what gave it.
+
+        A run that goes on with another scale of scores fits its map to that; `before`: the versions until this step.
+        """
+        run, scores, old = self.run, rollout.scores, self.run.state.normalizer
+        num_wanted = min(run.config.reward.normalize_samples, len(scores))
+        is_other_scale = any(not change.is_calibrated for change in found)
+        if not num_wanted or not (is_other_scale or old.is_provisional):
+            return old(scores)
+        is_new = [not is_other_scale or record.given.versions != before for record in rollout.records]
+        rows = torch.tensor(is_new, device=scores.device)
+        new = old.fit_again(scores[rows], num_wanted)
+        if not is_other_scale or run.state.versions != before:  # else the old ones were back before the step's end
+            run.state = replace(run.state, normalizer=new)
+        return torch.where(rows, new(scores), old(scores))
 
     def _check_generation(self, rollout: Rollout) -> None:
         """Where another engine wrote: that it has the policy's weights, each time; how near it comes, once."""

@@ -1,4 +1,4 @@
-"""Gain and bias give mean 0 and standard deviation 1, and refuse scores that are all the same."""
+"""Gain and bias give mean 0 and standard deviation 1, also after a change of scale; scores that are all the same."""
 
 from __future__ import annotations
 
@@ -27,3 +27,20 @@ def test_the_default_changes_nothing() -> None:
 def test_equal_scores_cannot_be_normalised(value: float) -> None:
     with pytest.raises(InvalidScores, match="normalize_samples = 0"):
         ScoreNormalizer.fit(torch.full((32,), value))
+
+
+def test_scores_of_another_scale_get_a_map_of_their_own() -> None:
+    scores = torch.randn(64, generator=torch.Generator().manual_seed(0)) * 50 + 130
+    before = ScoreNormalizer(3.0, -2.0)
+    assert before.fit_again(scores, 64) == ScoreNormalizer.fit(scores)
+    few = before.fit_again(scores[:5], 64)
+    assert few.is_provisional
+    assert float(few(scores[:5]).std()) == pytest.approx(1.0, abs=1e-4)
+    assert str(ScoreNormalizer(2.0, -3.5)) == "2 · score -3.5"
+
+
+@pytest.mark.parametrize("scores", [[130.0], [130.0] * 8], ids=["one", "the same"])
+def test_scores_that_tell_no_spread_are_moved_to_zero_until_others_do(scores: list[float]) -> None:
+    fitted = ScoreNormalizer(3.0, -2.0).fit_again(torch.tensor(scores), 8)
+    assert (fitted.gain, fitted.is_provisional) == (3.0, True)
+    assert fitted(torch.tensor(scores)).tolist() == [0.0] * len(scores)

@@ -41,12 +41,11 @@ def test_the_sum_is_the_score_minus_the_penalty() -> None:
 )
 def test_clipping_and_the_missing_eos(settings: dict[str, Any], expected: list[float]) -> None:
     has_eos = torch.tensor([True, False, False])
-    shaped = shaped_scores(torch.tensor([1.0, 3.0, 100.0]), has_eos, ScoreNormalizer(), RewardConfig(**settings))
+    shaped = shaped_scores(torch.tensor([1.0, 3.0, 100.0]), has_eos, RewardConfig(**settings))
     assert shaped.tolist() == pytest.approx(expected)
 
 
 def test_clipping_is_in_normalised_units() -> None:
-    shaped = shaped_scores(
-        torch.tensor([10.0, 11.0]), torch.tensor([True, True]), ScoreNormalizer(2.0, -20.0), RewardConfig(clip=1.5)
-    )
+    normalized = ScoreNormalizer(2.0, -20.0)(torch.tensor([10.0, 11.0]))
+    shaped = shaped_scores(normalized, torch.tensor([True, True]), RewardConfig(clip=1.5))
     assert shaped.tolist() == [0.0, 1.5]

@@ -31,6 +31,7 @@ def row(step: int, score: float, **more: Any) -> dict[str, Any]:
 def test_facts_compare_the_ends() -> None:
     rows = [row(step, step / 10) for step in range(1, 21)]
     rows[11] |= {"reward_version": 2, "events": [{"kind": "version_changed", "is_calibrated": False}]}
+    rows[13] |= {"events": [{"kind": "normalizer_fitted", "gain": 2.0}]}
     rows[15] |= {"events": [{"kind": "version_changed", "is_calibrated": True}]}
     rows[12:] = [entry | {"reward_version": 2} for entry in rows[12:]]
     facts = run_facts(rows)

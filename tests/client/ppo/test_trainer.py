@@ -6,14 +6,26 @@ import json
 import math
 import re
 import shutil
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_policies import FakeRewards, even_share, make_config, make_scores, read_jsonl, save_id_prompts, save_policy
+from tiny_policies import (
+    FakeRewards,
+    even_share,
+    make_config,
+    make_scores,
+    read_jsonl,
+    save_id_prompts,
+    save_policy,
+    without_times,
+)
 from transformers import AutoModelForCausalLM
 
+from ppo_client.client.scores import Calibration, Scores
 from ppo_client.ppo import PPOConfig, PPOTrainer
 from ppo_client.ppo.checkpoint import latest_checkpoint
 from ppo_client.ppo.errors import (
@@ -166,8 +178,6 @@ class Failing(FakeRewards):
         if self.num_calls <= self.good:
             return future
         if isinstance(self.failure, Exception):
-            from concurrent.futures import Future
-
             failed: Any = Future()
             failed.set_exception(self.failure)
             return failed
@@ -228,6 +238,72 @@ class Promoted(FakeRewards):
         if self.num_calls >= 2:
             self.version, self.digest = 2, "2" * 64
         return super().submit(model, **texts)
+
+
+class Rescaled(FakeRewards):
+    """After `good` calls a version 2 whose scores lie between 100 and 150."""
+
+    def __init__(self, good: int, calibration: Calibration | None = None) -> None:
+        super().__init__()
+        self.good, self.calibration = good, calibration
+
+    def submit(self, model: str, **texts: Any) -> Any:
+        if self.num_calls >= self.good:
+            self.version, self.digest = 2, "2" * 64
+            self.score = lambda prompt, text: 100 + 50 * even_share(prompt, text)
+        calibrated = texts.pop("calibrated", False)
+        given = super().submit(model, **texts).result()
+        future: Future[Scores] = Future()
+        future.set_result(replace(given, calibration=self.calibration if calibrated else None))
+        return future
+
+
+RESCALED: dict[str, Any] = {
+    "rollout": {"min_response_tokens": 6, "micro_batch_size": 4},  # two calls a step, four to normalise
+    "reward": {"model": "even@stable", "normalize_samples": 16},
+}
+
+
+@pytest.mark.parametrize(
+    ("good", "fitted_in"), [(6, [2]), (7, [2, 3])], ids=["between two steps", "in the middle of a step"]
+)
+def test_a_version_of_another_scale_is_normalised_by_itself(
+    folder: Path, good: int, fitted_in: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = PPOTrainer(make_config(folder, **RESCALED, train={"num_steps": 4}), rewards := Rescaled(good))
+    trainer.train()
+    rows = read_jsonl(folder / "run" / "metrics.jsonl")
+    kinds = [[event["kind"] for event in row.get("events", ())] for row in rows]
+    assert [step for step, found in enumerate(kinds, 1) if "normalizer_fitted" in found] == fitted_in
+    assert [step for step, found in enumerate(kinds, 1) if "version_changed" in found] == [2]
+    assert rows[3]["score_mean"] > 100
+    assert max(row["value_loss"] for row in rows) < 5
+    assert "step 2: scores are normalised anew" in capsys.readouterr().err
+    # By all scores of the last step in which it was fitted.
+    first = 16 + 8 * (fitted_in[-1] - 1)
+    scores = torch.tensor([100 + 50 * even_share(*asked) for asked in rewards.asked[first : first + 8]])
+    normalized = trainer.state.normalizer(scores)
+    assert (float(normalized.mean()), float(normalized.std())) == (pytest.approx(0.0, abs=1e-4), pytest.approx(1.0))
+
+
+def test_resumed_after_a_change_of_scale_a_run_is_the_same(folder: Path) -> None:
+    whole = {"num_steps": 4, "output": str(folder / "whole")}
+    PPOTrainer(make_config(folder, **RESCALED, train=whole), Rescaled(7)).train()
+    PPOTrainer(make_config(folder, **RESCALED, train={"num_steps": 2}), Rescaled(7)).train()
+    saved = json.loads((latest_checkpoint(folder / "run") / "state.json").read_text())
+    assert saved["normalizer"]["is_provisional"]
+    PPOTrainer.resume(folder / "run", Rescaled(0), ["train.num_steps=4"]).train()
+    found, expected = (read_jsonl(folder / name / "metrics.jsonl") for name in ("run", "whole"))
+    assert without_times(found) == without_times(expected)
+
+
+def test_calibrated_scores_keep_their_normalisation(folder: Path) -> None:
+    settings = {**RESCALED, "reward": {**RESCALED["reward"], "calibrated": True}}
+    trainer = PPOTrainer(make_config(folder, **settings), Rescaled(6, Calibration("c" * 64, 1.0, 0.0)))
+    trainer.train()
+    rows = read_jsonl(folder / "run" / "metrics.jsonl")
+    assert [event["kind"] for event in rows[1]["events"]] == ["version_changed"]
+    assert trainer.state.normalizer.gain > 1
 
 
 def test_a_label_is_followed_and_the_change_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
