@@ -124,13 +124,17 @@ def assemble(
         tracker=tracker,
         client=client,
         state=state,
-        evaluator=_evaluator(config, worker, models.reference, keeps_eos=keeps_eos),
+        evaluator=_evaluator(
+            config, worker, models.reference, log_probs_from_sampling=trusts_sampling, keeps_eos=keeps_eos
+        ),
         registration=registration,
     )
     return run
 
 
-def _evaluator(config: PPOConfig, worker: RolloutWorker, reference: Reference, *, keeps_eos: bool) -> Evaluator | None:
+def _evaluator(
+    config: PPOConfig, worker: RolloutWorker, reference: Reference, *, log_probs_from_sampling: bool, keeps_eos: bool
+) -> Evaluator | None:
     evaluation = config.evaluation
     if not evaluation.prompts:
         return None
@@ -151,5 +155,6 @@ def _evaluator(config: PPOConfig, worker: RolloutWorker, reference: Reference, *
         max_response_tokens=config.rollout.max_response_tokens,
         seed=config.train.seed,
         device=worker.device,
+        log_probs_from_sampling=log_probs_from_sampling,
         empty_score=config.reward.empty_score,
     )

@@ -73,6 +73,8 @@ class Evaluator:
     max_response_tokens: int
     seed: int
     device: torch.device
+    log_probs_from_sampling: bool = True
+    """False where they differ from a forward pass's, by rounding: the KL is then of two forward passes"""
     empty_score: float | None = None
     """Of responses without text, by either opinion; they are not sent"""
     _theirs: dict[int, _Text] = field(default_factory=dict)
@@ -137,8 +139,11 @@ class Evaluator:
         ]
 
     def _kl(self, samples: Samples) -> list[float]:
-        (log_probs,) = read_in_parts(self.policy, samples.sequences, lambda part: (self.reference(part).log_probs,))
-        found: list[float] = (samples.log_probs - log_probs).sum(1).tolist()
+        policy, sequences, ours = self.policy, samples.sequences, samples.log_probs
+        (theirs,) = read_in_parts(policy, sequences, lambda part: (self.reference(part).log_probs,))
+        if not self.log_probs_from_sampling:
+            (ours,) = read_in_parts(policy, sequences, lambda part: (policy(part).log_probs,))
+        found: list[float] = (ours - theirs).sum(1).tolist()
         return found
 
     def _finish(self, batch: _Batch) -> Iterator[Pair]:

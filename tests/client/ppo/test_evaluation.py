@@ -97,6 +97,22 @@ def test_a_policy_that_is_its_reference_ties_with_kl_zero(folder: Path) -> None:
     assert row["score_mean"] == row["judge_mean"] == row["reference_score_mean"]
 
 
+@pytest.mark.parametrize("settings", [{}, {"lora": {"rank": 2}}], ids=["full", "lora"])
+def test_in_bf16_the_kl_of_a_policy_that_is_its_reference_is_exactly_zero(folder: Path, settings: Any) -> None:
+    """It is of two forward passes: while sampling, the cache makes for another rounding."""
+    config = make_config(
+        folder,
+        **settings,
+        evaluation={"prompts": str(folder / "prompts.jsonl"), "every_steps": 1, "count": 6},
+        ppo={"learning_rate": 1e-30},
+        rollout={"max_response_tokens": 20},
+        train={"num_steps": 1, "mixed_precision": "bf16"},
+    )
+    PPOTrainer(config, FakeRewards()).train()
+    (row,) = read_jsonl(folder / "run" / "evaluations.jsonl")
+    assert row["kl"] == 0.0
+
+
 def test_the_best_is_kept_beside_the_last_ones(folder: Path) -> None:
     PPOTrainer(config_of(folder), Opinions()).train()
     rows = read_jsonl(folder / "run" / "evaluations.jsonl")
