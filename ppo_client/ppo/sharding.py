@@ -50,6 +50,13 @@ def make_accelerator(mixed_precision: Literal["no", "bf16"]) -> Accelerator:
         # Else transformers leaves the weights out in all processes but one.
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     accelerator = Accelerator(mixed_precision=mixed_precision)
+    if (num_steps := accelerator.gradient_accumulation_steps) != 1:
+        # Accelerate divides each loss by it, and a minibatch's losses add up to its mean already.
+        raise ConfigError(
+            f"accelerate is told to accumulate gradients over {num_steps} steps (gradient_accumulation_steps in its "
+            "configuration, or ACCELERATE_GRADIENT_ACCUMULATION_STEPS), which would divide every gradient by that: "
+            "leave it out; ppo.micro_batch_size says how many rows go through a forward pass"
+        )
     if wants_shards and accelerator.distributed_type != DistributedType.FSDP:
         raise ConfigError(
             f"FSDP is configured, and accelerate does without it here (processes: {accelerator.num_processes}, "

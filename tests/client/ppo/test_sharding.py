@@ -80,6 +80,7 @@ def test_a_state_by_number_cannot_be_shared_out(folder: Path, monkeypatch: pytes
     ("environment", "message"),
     [
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM is not supported"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "over 4 steps .* leave it out; ppo.micro_batch_size says"),
         (
             {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
             "accelerate does without it here .processes: 1, device: cpu",
