@@ -39,7 +39,7 @@ class RunStopped(PPOError):
 
 
 class GenerationMismatch(PPOError):
-    """What writes the responses is not the policy, by the log-probabilities of the same tokens."""
+    """What writes the responses is not the policy that learns, by the log-probabilities of the same tokens."""
 
 
 class NonFiniteKL(PPOError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import ClassVar, Protocol
 
@@ -11,6 +12,10 @@ from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.errors import ConfigError, GenerationMismatch
 from ppo_client.ppo.policy import Policy, Samples
 from ppo_client.ppo.sequences import Prompts
+
+# Nats, root mean square. Rounding makes 1e-6 a token in fp32,
+# and up to 3e-4 here, as k3 takes the difference of near numbers.
+_MAX_FIRST_GAP = 1e-2
 
 
 class Generator(Protocol):
@@ -80,3 +85,19 @@ def log_prob_gap(log_probs: Tensor, sampled_log_probs: Tensor, response_mask: Te
             'computes something else: set rollout.generator = "own"'
         )
     return gap
+
+
+def check_first_update(approx_kl: float, kind: str) -> None:
+    """Raises GenerationMismatch where a model of the class `kind` does not learn from what it has sampled.
+
+    `approx_kl`: as MinibatchStatistics has it, before any step, in fp32. It is δ²/2, for small differences δ between
+    the log-probabilities of a token while it was sampled and in the update's forward pass.
+    """
+    gap = math.sqrt(2 * max(approx_kl, 0.0))
+    if gap > _MAX_FIRST_GAP:
+        raise GenerationMismatch(
+            f"the policy is a {kind}, whose log-probabilities of the same tokens differ by {gap:.2g} nats (root mean "
+            "square) between sampling and the update, where only rounding should (1e-6). It computes something else "
+            "with a cache, or in training mode (experts that are drawn at random, say), so PPO's ratio would be wrong. "
+            "Nothing was learnt; take a model of another architecture"
+        )

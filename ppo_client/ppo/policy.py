@@ -192,11 +192,14 @@ def disable_dropout(model: nn.Module) -> None:
 
     Dropout would make the ratio of the first minibatch differ from 1. Evaluation mode is no way out, for it turns
     gradient checkpointing off. Beside `nn.Dropout` there are probabilities kept as plain numbers
-    (`attention_dropout` of Llama and Qwen, `layerdrop` of OPT and BART).
+    (`attention_dropout` of Llama and Qwen, `layerdrop` of OPT and BART), and noise on what a router of experts reads
+    (`jitter_noise` of Mixtral).
     """
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
         for name, value in vars(module).items():
-            if "drop" in name and isinstance(value, float):
+            # PhiMoE's `router_jitter_noise` is no noise, but a threshold, in evaluation mode, too.
+            is_noise = "drop" in name or ("jitter" in name and name != "router_jitter_noise")
+            if is_noise and isinstance(value, float):
                 setattr(module, name, 0.0)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.errors import NonFiniteUpdate
+from ppo_client.ppo.generation import check_first_update
 from ppo_client.ppo.losses import policy_loss, value_loss
 from ppo_client.ppo.schedule import learning_rate
 from ppo_client.ppo.seeds import minibatch_order
@@ -92,15 +93,20 @@ class Updater:
     def update(self, batch: Batch, step: int) -> UpdateStatistics:
         """Changes the parameters by at most epochs × minibatches optimizer steps. `step` counts from 1.
 
-        Raises NonFiniteUpdate before a step with a gradient that is not finite.
+        Raises NonFiniteUpdate before a step with a gradient that is not finite, and GenerationMismatch before the
+        run's first step where the policy is not what it was while it sampled.
         """
         ppo, train = self.config.ppo, self.config.train
+        in_fp32 = self.config.policy.dtype == "float32" and train.mixed_precision == "no"
         done: list[MinibatchStatistics[float]] = []
         norms: list[float] = []
         rate, stopped_early, first = 0.0, False, None
         for index, rows in enumerate(self._minibatches(step, len(batch.sequences))):
             statistics = self._accumulate_gradients(batch, rows)
             first = first or statistics
+            if step == 1 and index == 0 and in_fp32:
+                policy = self.accelerator.unwrap_model(self.model).policy
+                check_first_update(statistics.approx_kl, type(policy.model).__name__)
             if ppo.stop_kl is not None and statistics.approx_kl > ppo.stop_kl:
                 self.stepper.discard()
                 stopped_early = True

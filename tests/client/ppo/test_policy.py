@@ -221,6 +221,17 @@ def test_dropout_is_off_in_training_mode(family: str) -> None:
     assert torch.equal(evaluated(policy.train(), samples.sequences), quiet)
 
 
+def test_routers_of_experts_have_no_noise_in_training_mode() -> None:
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "router_jitter_noise": 0.3}
+    model = make_language_model("llama", model_type="mixtral", **experts)
+    policy = of(model, SamplingRule(0.7, (EOS_ID,), 1))
+    samples = policy.eval().sample(make_prompts(), numbers())
+    quiet = evaluated(policy, samples.sequences)
+    assert float((evaluated(policy.train(), samples.sequences) - quiet).abs().max()) > 0.01
+    disable_dropout(model)
+    assert torch.equal(evaluated(policy.train(), samples.sequences), quiet)
+
+
 @pytest.mark.parametrize("family", ["llama", "t5", "bart"])
 def test_the_numbers_alone_decide_a_sample_not_its_neighbours(family: str) -> None:
     policy = make_policy(family)

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from tiny_policies import KINDS, FakeRewards, make_config, save_policy
+from tiny_models import EOS_ID
+from tiny_policies import ENCODER_DECODERS, KINDS, FakeRewards, make_config, save_policy
 
-from ppo_client.ppo.errors import NonFiniteUpdate
+from ppo_client.ppo.errors import GenerationMismatch, NonFiniteUpdate
 from ppo_client.ppo.run import Run
 from ppo_client.ppo.start import start_run
 from ppo_client.ppo.update import Batch, UpdateStatistics
@@ -118,6 +119,35 @@ def test_a_gradient_that_is_not_finite_changes_no_parameter(folder: Path) -> Non
     assert all(torch.equal(a, b) for a, b in zip(before, parameters(run), strict=True))
 
 
+EXPERTS = {"model_type": "phimoe", "num_local_experts": 4, "num_experts_per_tok": 2}
+PROPHETNET = {
+    "model_type": "prophetnet",
+    "hidden_size": 32,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
+    "num_encoder_attention_heads": 4,
+    "num_decoder_attention_heads": 4,
+    "decoder_start_token_id": EOS_ID,
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "config"), [("llama", EXPERTS), ("prophetnet", {})], ids=["in training mode", "with a cache"]
+)
+def test_a_policy_that_learns_as_another_than_it_samples_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, family: str, config: dict[str, Any]
+) -> None:
+    monkeypatch.setitem(ENCODER_DECODERS, "prophetnet", PROPHETNET)
+    shutil.rmtree(folder / "policy")
+    save_policy(folder / "policy", family, **config)
+    before = parameters(run := make_run(folder))
+    batch = make_batch(run)
+    run.updater.model.train()
+    with pytest.raises(GenerationMismatch, match=r"is a (Phimoe|ProphetNet)\w+, whose .* only rounding should"):
+        update(run, batch)
+    assert all(torch.equal(a, b) for a, b in zip(before, parameters(run), strict=True))
+
+
 def test_an_entropy_bonus_keeps_the_entropy_up(folder: Path) -> None:
     def entropy_after(name: str, coefficient: float) -> float:
         run = make_run(folder, name, entropy_coefficient=coefficient, num_epochs=8)
@@ -155,7 +185,7 @@ def test_a_dual_clip_reaches_the_loss(folder: Path) -> None:
         # A policy that has moved to twice the probability of tokens that were all bad.
         moved = replace(batch, log_probs=batch.log_probs - math.log(2), advantages=-torch.ones_like(batch.advantages))
         assert bool(mask.any())
-        losses.append(update(run, moved).first.policy_loss)
+        losses.append(run.updater.update(moved, step=2).first.policy_loss)
     assert losses == pytest.approx([2.0, 1.5], rel=1e-4)
 
 
