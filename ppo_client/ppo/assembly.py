@@ -61,8 +61,11 @@ def assemble(
     state = replace(state, inputs=inputs)
     check_fits(actor_critic.policy, prompts, config.rollout.max_response_tokens)
     learner = make_learner(accelerator, actor_critic, config)
+    groups = learner.parts()
+    if not config.critic.learning_rate:
+        groups = [[parameter for group in groups for parameter in group]]
     optimizer = torch.optim.AdamW(
-        [parameter for parameter in learner.parameters() if parameter.requires_grad],
+        [{"params": group} for group in groups],
         lr=ppo.learning_rate,
         betas=(ppo.adam_beta1, ppo.adam_beta2),
         eps=ppo.adam_epsilon,

@@ -58,6 +58,8 @@ class CriticConfig:
     init: str = ""
     """Directory of a reward model (sequence classification, one label, the policy's tokenizer and architecture) that a
     separate critic starts from, score head included. Empty: the value head starts at zero."""
+    learning_rate: float = 0.0
+    """Of a separate critic, under `ppo.schedule`. 0: the policy's, `ppo.learning_rate`. Not with DeepSpeed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +209,8 @@ class UpdateConfig:
     adam_epsilon: float = 1e-5
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this global norm."""
+    """Gradients are scaled down to this global norm; a separate critic's by themselves, so that a large value loss
+    takes nothing from the policy. DeepSpeed scales both by one norm."""
     clip_range: float = 0.2
     """ε of the policy's ratio."""
     dual_clip: float | None = None
@@ -215,8 +218,9 @@ class UpdateConfig:
     Absent: no bound."""
     value_clip_range: float = 0.2
     value_coefficient: float = 0.1
-    """Of the value loss. To a separate critic it hardly matters, for Adam sees no scale. A shared one learns little
-    where the loss is small beside the policy's: raise it if `explained_variance` in metrics.jsonl stays near 0."""
+    """Of the value loss. To a separate critic it hardly matters, for Adam sees no scale: see `critic.learning_rate`. A
+    shared one learns little where the loss is small beside the policy's: raise it if `explained_variance` in
+    metrics.jsonl stays near 0."""
     entropy_coefficient: float = 0.0
     gamma: float = 1.0
     gae_lambda: float = 0.95

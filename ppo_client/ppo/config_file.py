@@ -152,8 +152,9 @@ def _unknown(cls: Any, section: str, key: str, known: Sequence[str]) -> str:
     where = f"{section}.{key}" if section else key
     if nearest := difflib.get_close_matches(key, known, n=1, cutoff=0.6):
         return f"unknown setting {where}: did you mean {f'{section}.' if section else ''}{nearest[0]}?"
-    for other in dataclasses.fields(cls) if not section else ():
-        sub = get_type_hints(cls)[other.name]
-        if dataclasses.is_dataclass(sub) and key in {item.name for item in dataclasses.fields(sub)}:
-            return f"unknown setting {where}: did you mean {other.name}.{key}?"
+    sections = (
+        {} if section else {name: sub for name, sub in get_type_hints(cls).items() if dataclasses.is_dataclass(sub)}
+    )
+    if found := [name for name, sub in sections.items() if key in {item.name for item in dataclasses.fields(sub)}]:
+        return f"unknown setting {where}: did you mean {' or '.join(f'{name}.{key}' for name in found)}?"
     return f"unknown setting {where}; known here: {', '.join(known)}"

@@ -62,6 +62,10 @@ def broken_rules(config: PPOConfig) -> list[str]:
             "critic.init and critic.model both say where the critic's trunk starts: remove one",
         ),
         (
+            config.critic.learning_rate >= 0 and (not config.critic.learning_rate or config.critic.kind == "separate"),
+            'critic.learning_rate, at least 0, is a separate critic\'s: set critic.kind = "separate", or remove it',
+        ),
+        (
             not config.data.where or "=" in config.data.where,
             f'data.where is {config.data.where!r}: write it as "field=value"',
         ),

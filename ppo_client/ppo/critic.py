@@ -52,7 +52,10 @@ class SharedCritic(nn.Module):
 
 
 class SeparateCritic(nn.Module):
-    """A trunk of its own under the head: twice the work, and the policy's gradient is the policy's alone."""
+    """A trunk of its own under the head: twice the work, and what the policy learns is the policy's alone.
+
+    Its gradient is clipped by itself (stepping.py), and its learning rate may be another.
+    """
 
     def __init__(self, trunk: Any, hidden_states: Callable[[Any, Sequences], Tensor], hidden_size: int) -> None:
         """`hidden_states` is the policy's method: it knows how a trunk of its architecture is run."""
@@ -88,6 +91,11 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.policy = policy
         self.critic = critic
+
+    def parts(self) -> list[list[nn.Parameter]]:
+        """What is trained: all of it, or the policy's parameters and those of a separate critic, which share none."""
+        modules = (self.policy, self.critic) if isinstance(self.critic, SeparateCritic) else (self,)
+        return [[parameter for parameter in module.parameters() if parameter.requires_grad] for module in modules]
 
     def forward(self, sequences: Sequences, *, with_entropy: bool = False) -> Evaluation:
         """Both by as few forward passes as can be."""

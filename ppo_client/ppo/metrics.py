@@ -67,6 +67,8 @@ def metrics_row(
         "time_s": time.time(),
         **rollout.seconds,
     }
+    if update.critic_gradient_norm is not None:
+        row["critic_gradient_norm"] = update.critic_gradient_norm
     if len(state.versions) > 1:
         row |= _of_each_model(state.versions, rollout)
     if rollout.sampled_log_probs is not None:

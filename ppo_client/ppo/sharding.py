@@ -100,7 +100,9 @@ def make_stepper(accelerator: Accelerator, learner: Any, optimizer: Any, config:
     """For `learner` and `optimizer` as accelerate prepared them."""
     if is_engine(learner):
         return EngineStepper(learner)
-    return PlainStepper(learner, optimizer, accelerator, config.ppo.max_grad_norm)
+    ratios = (1.0, config.critic.learning_rate / config.ppo.learning_rate) if config.critic.learning_rate else (1.0,)
+    parts = accelerator.unwrap_model(learner).parts()
+    return PlainStepper(learner, optimizer, accelerator, config.ppo.max_grad_norm, parts, ratios)
 
 
 @torch.no_grad()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -23,10 +23,11 @@ class Stepper(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Adds to the gradient."""
 
-    def step(self, rate: float) -> float:
-        """One step at the learning rate `rate`, by the gradient, clipped. Afterwards there is none.
+    def step(self, rate: float) -> tuple[float, ...]:
+        """One step at the policy's learning rate `rate`, by the gradient, clipped. Afterwards there is none.
 
-        Returns the gradient's norm before clipping; where that is not finite, nothing has changed.
+        Returns the norms before clipping of what is clipped by itself: all, or the policy's and a separate critic's.
+        Where one is not finite, nothing has changed.
         """
 
     def discard(self) -> None:
@@ -41,6 +42,10 @@ class PlainStepper:
     optimizer: Any
     accelerator: Accelerator
     max_grad_norm: float
+    parts: Sequence[Sequence[nn.Parameter]]
+    """Of the model, each clipped by its own norm"""
+    rate_ratios: tuple[float, ...] = (1.0,)
+    """Of the parameter groups' learning rates to the policy's"""
 
     @contextmanager
     def micro_batch(self, *, is_last: bool) -> Iterator[None]:
@@ -53,14 +58,14 @@ class PlainStepper:
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 
-    def step(self, rate: float) -> float:
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm))
-        if math.isfinite(norm):
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+    def step(self, rate: float) -> tuple[float, ...]:
+        norms = tuple(float(self.accelerator.clip_grad_norm_(part, self.max_grad_norm)) for part in self.parts)
+        if all(map(math.isfinite, norms)):
+            for group, ratio in zip(self.optimizer.param_groups, self.rate_ratios, strict=True):
+                group["lr"] = rate * ratio
             self.optimizer.step()
         self.discard()
-        return norm
+        return norms
 
     def discard(self) -> None:
         self.optimizer.zero_grad()

@@ -72,7 +72,9 @@ class UpdateStatistics:
     mean: MinibatchStatistics[float]
     """Over the minibatches that were stepped on"""
     gradient_norm: float
-    """Before clipping, mean over the optimizer steps"""
+    """Before clipping, mean over the optimizer steps; of the policy alone where the critic's is clipped by itself"""
+    critic_gradient_norm: float | None
+    """Likewise, where it is"""
     learning_rate: float
     """Of the last optimizer step"""
     num_optimizer_steps: int
@@ -99,7 +101,7 @@ class Updater:
         ppo, train = self.config.ppo, self.config.train
         in_fp32 = self.config.policy.dtype == "float32" and train.mixed_precision == "no"
         done: list[MinibatchStatistics[float]] = []
-        norms: list[float] = []
+        norms: list[tuple[float, ...]] = []
         rate, stopped_early, first = 0.0, False, None
         for index, rows in enumerate(self._minibatches(step, len(batch.sequences))):
             statistics = self._accumulate_gradients(batch, rows)
@@ -116,10 +118,12 @@ class Updater:
             done.append(statistics)
         assert first is not None
         means = [sum(column) / len(done) for column in zip(*done, strict=True)] if done else first
+        norm, *critic_norm = [sum(column) / len(norms) for column in zip(*norms, strict=True)] or [0.0]
         return UpdateStatistics(
             first=first,
             mean=MinibatchStatistics(*means),
-            gradient_norm=sum(norms) / max(len(norms), 1),
+            gradient_norm=norm,
+            critic_gradient_norm=critic_norm[0] if critic_norm else None,
             learning_rate=rate,
             num_optimizer_steps=len(norms),
             stopped_early=stopped_early,
@@ -173,12 +177,12 @@ class Updater:
         )
         return loss, torch.stack([column.float() for column in columns])
 
-    def _optimizer_step(self, rate: float) -> float:
-        """One step at the learning rate `rate`; returns the gradient's norm before clipping."""
-        norm = self.stepper.step(rate)
-        if not math.isfinite(norm):
+    def _optimizer_step(self, rate: float) -> tuple[float, ...]:
+        """One step at the learning rate `rate`; returns the gradient's norms before clipping, as the stepper does."""
+        norms = self.stepper.step(rate)
+        if not all(map(math.isfinite, norms)):
             raise NonFiniteUpdate(
-                f"the gradient's norm is {norm}; the parameters were left as they were. Look at the last rows of "
-                "metrics.jsonl; a smaller ppo.learning_rate or ppo.max_grad_norm often helps"
+                f"the gradient's norm is {' and '.join(map(str, norms))}; the parameters were left as they were. Look "
+                "at the last rows of metrics.jsonl; a smaller ppo.learning_rate or ppo.max_grad_norm often helps"
             )
-        return norm
+        return norms

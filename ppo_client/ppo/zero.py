@@ -84,6 +84,8 @@ def engine_settings(given: Mapping[str, Any], config: PPOConfig) -> dict[str, An
     for name in ("offload_optimizer", "offload_param"):
         if given.get("zero_optimization", {}).get(name, {}).get("device") == "nvme":
             wrong.append(f"{name}.device = nvme, from where nothing gets into a checkpoint: take cpu")
+    if config.critic.learning_rate:
+        raise ConfigError("critic.learning_rate is not for DeepSpeed: remove it, or use FSDP")
     if wrong:
         raise ConfigError("the configuration of DeepSpeed says " + "; ".join(wrong))
     settings = {**given, **{name: value for name, (value, _) in decided.items()}}
@@ -128,11 +130,11 @@ class EngineStepper:
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)
 
-    def step(self, rate: float) -> float:
+    def step(self, rate: float) -> tuple[float, ...]:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         self.engine.step()
-        return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else math.inf
+        return (float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else math.inf,)
 
     def discard(self) -> None:
         from deepspeed.utils import logger, safe_get_full_grad, safe_set_full_grad

@@ -13,7 +13,7 @@ from tiny_policies import KINDS, FakeRewards, make_config
 from ppo_client.ppo import PPOConfig, PPOTrainer, checkpoint
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "critic": {"kind": "separate"},
+    "critic": {"kind": "separate", "learning_rate": 3e-3},
     "rollout": {"micro_batch_size": 4},
     "kl": {"controller": "adaptive", "horizon": 100.0},
     "reward": {"normalize_samples": 16},

@@ -57,6 +57,8 @@ def check_same_as_alone(shared_out: Path, alone: Path, kind: str) -> None:
     if kind == "bf16":  # after a step the rounding of a sum decides what is sampled
         return
     for ours, theirs in zip(without_times(together), without_times(expected), strict=True):
+        if "critic_gradient_norm" in theirs.keys() - ours.keys():  # DeepSpeed's norm is of policy and critic
+            del theirs["gradient_norm"], theirs["critic_gradient_norm"]
         for name, value in theirs.items():
             if isinstance(value, float):
                 assert ours[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name

@@ -11,7 +11,9 @@ from ppo_client.ppo import PPOConfig
 
 SHARDED: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "decoder": ("llama", {}),
-    "tied": ("gpt2", {"critic": {"kind": "separate"}}),
+    # So that nothing is clipped: DeepSpeed clips policy and critic by one norm.
+    "tied": ("gpt2", {"critic": {"kind": "separate"}, "ppo": {"max_grad_norm": 1e6}}),
+    "two-rates": ("llama", {"critic": {"kind": "separate", "learning_rate": 3e-3}}),
     "encoder-decoder": ("t5", {"policy": {"gradient_checkpointing": True}}),
     "lora": ("llama", {"lora": {"rank": 2}}),
     "stopped": ("llama", {"ppo": {"stop_kl": 1e-6}}),

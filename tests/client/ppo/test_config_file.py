@@ -48,7 +48,7 @@ def test_overrides_are_toml_or_plain_text(override: str, value: object) -> None:
     [
         ("ppo.learning_rat=1", "unknown setting ppo.learning_rat: did you mean ppo.learning_rate?"),
         ("poo.gamma=1", "unknown setting poo: did you mean ppo?"),
-        ("learning_rate=1", "unknown setting learning_rate: did you mean ppo.learning_rate?"),
+        ("learning_rate=1", "unknown setting learning_rate: did you mean critic.learning_rate or ppo.learning_rate?"),
         ("kl.zzz=1", "unknown setting kl.zzz; known here: estimator, coefficient"),
         ("ppo.batch_size=1.5", "ppo.batch_size is 1.5 (float): int is expected"),
         ("ppo.batch_size=true", "ppo.batch_size is True (bool): int is expected"),

@@ -109,6 +109,46 @@ def test_gradients_are_clipped(folder: Path) -> None:
     assert all(torch.allclose(a, b, atol=1e-8) for a, b in zip(before, parameters(run), strict=True))
 
 
+@pytest.mark.parametrize("lora", [{}, {"rank": 2}], ids=["full", "lora"])
+def test_what_a_separate_critic_learns_takes_nothing_from_the_policy(folder: Path, lora: Any) -> None:
+    policies, norms = [], []
+    for scale in (1.0, 1000.0):
+        config = make_config(
+            folder,
+            critic={"kind": "separate"},
+            lora=lora,
+            ppo={"max_grad_norm": 1e-3, "num_epochs": 1, "num_minibatches": 1},
+            train={"output": str(folder / f"times-{scale}")},
+        )
+        run = start_run(config, FakeRewards())
+        batch = make_batch(run)
+        statistics = update(run, replace(batch, returns=scale * batch.returns))
+        policies.append([parameter.detach().clone() for parameter in run.actor_critic.policy.parameters()])
+        assert statistics.critic_gradient_norm is not None
+        norms.append((statistics.gradient_norm, statistics.critic_gradient_norm))
+    assert all(torch.equal(one, other) for one, other in zip(*policies, strict=True))
+    assert norms[1][0] == norms[0][0]
+    assert norms[1][1] > 100 * norms[0][1]
+
+
+def test_a_separate_critic_may_learn_at_a_rate_of_its_own(folder: Path) -> None:
+    def change(name: str, rate: float) -> tuple[list[torch.Tensor], torch.Tensor]:
+        critic = {"kind": "separate", "learning_rate": rate}
+        ppo = {"num_epochs": 1, "num_minibatches": 1, "schedule": "linear", "warmup_steps": 1}
+        run = start_run(
+            make_config(folder, critic=critic, ppo=ppo, train={"output": str(folder / name)}), FakeRewards()
+        )
+        run.updater.update(make_batch(run), step=2)
+        policy = [parameter.detach().clone() for parameter in run.actor_critic.policy.parameters()]
+        return policy, run.actor_critic.critic.head.linear.bias.detach().clone()
+
+    policy, bias = change("as the policy", 0.0)
+    same_policy, moved_bias = change("five times", 5e-3)
+    assert all(torch.equal(one, other) for one, other in zip(policy, same_policy, strict=True))
+    assert float(bias.abs()) > 0
+    assert torch.allclose(moved_bias, 5 * bias, rtol=1e-3)
+
+
 def test_a_gradient_that_is_not_finite_changes_no_parameter(folder: Path) -> None:
     run = make_run(folder)
     batch = make_batch(run)

@@ -30,11 +30,12 @@ from ppo_client.ppo.zero import engine_settings
 
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason='needs pip install "deepspeed>=0.19.8"')
 
+KINDS = [kind for kind in SHARDED if kind != "two-rates"]
 STAGES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "stage-1": ({"stage": 1}, ["decoder", "lora", "stopped"]),
-    "stage-2": ({"stage": 2}, list(SHARDED)),
+    "stage-2": ({"stage": 2}, KINDS),
     # Parameters this small would stay whole.
-    "stage-3": ({"stage": 3, "stage3_param_persistence_threshold": 0}, list(SHARDED)),
+    "stage-3": ({"stage": 3, "stage3_param_persistence_threshold": 0}, KINDS),
     "offloaded": ({"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memory": False}}, ["decoder", "lora"]),
 }
 """DeepSpeed's `zero_optimization`, and the kinds of runs that are tried with it"""
@@ -119,6 +120,12 @@ def test_the_run_decides_what_is_left_to_it(folder: Path) -> None:
     unclipped = make_config(folder, ppo={"max_grad_norm": float("inf")})
     assert engine_settings(given, unclipped)["gradient_clipping"] == 0.0
     assert "torch_autocast" not in engine_settings(given, unclipped)
+
+
+def test_a_critic_with_a_rate_of_its_own_is_refused(folder: Path) -> None:
+    config = make_config(folder, critic={"kind": "separate", "learning_rate": 1e-4})
+    with pytest.raises(ConfigError, match=r"critic\.learning_rate is not for DeepSpeed"):
+        engine_settings({"zero_optimization": {"stage": 2}}, config)
 
 
 @pytest.mark.parametrize(

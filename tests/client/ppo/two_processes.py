@@ -19,11 +19,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ppo": {"batch_size": 8, "num_minibatches": 2, "micro_batch_size": 1, "whiten_rewards": True},
     "train": {"num_steps": 3, "checkpoint_every_steps": 2},
 }
-CRITICS = {"decoder": "shared", "encoder-decoder": "separate", "lora": "separate"}
+CRITICS: dict[str, dict[str, Any]] = {
+    "decoder": {"kind": "shared"},
+    "encoder-decoder": {"kind": "separate", "learning_rate": 3e-3},
+    "lora": {"kind": "separate"},
+}
 
 
 def settings(folder: Path, kind: str) -> PPOConfig:
-    return make_config(folder, **SETTINGS, critic={"kind": CRITICS[kind]}, **KINDS[kind][1])
+    return make_config(folder, **SETTINGS, critic=CRITICS[kind], **KINDS[kind][1])
 
 
 if __name__ == "__main__":
