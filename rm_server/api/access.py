@@ -45,6 +45,9 @@ class Permit:
         """
         return _NOTHING
 
+    def check_model(self, model: str) -> None:
+        """Raises PermissionDenied where the token is not for a model that the request reaches by another one."""
+
     def check_alive(self) -> None:
         """Raises Unauthenticated once the token has expired or is in the file no more. For answers that go on."""
 
@@ -94,6 +97,9 @@ class CallerPermit(Permit):
 
     def admit(self, request: Any) -> AbstractContextManager[None]:
         return self._access.admit(self._caller, self._rule, request)
+
+    def check_model(self, model: str) -> None:
+        self._access.check_model(self._caller, model)
 
     def check_alive(self) -> None:
         self._access.living_entry(self._caller)
@@ -201,7 +207,9 @@ class Access:
         entry = self.living_entry(caller)
         self._check_role(entry, rule.role_for(request))
         if entry.models:
-            self._check_model(entry, rule, request)
+            model = rule.model_of(request)
+            if rule.is_whole_server or (model is not None and not entry.can_touch(model)):
+                raise self._refused(_not_its_model(entry, model))
         if caller.is_free:
             return _NOTHING
         num_items = rule.items(request) if rule.items is not None else 0
@@ -212,6 +220,12 @@ class Access:
                 RateLimited(f"This token's {limit} is {allowed:g}; that is reached.", retry_after_s=retry_after_s)
             )
         return caller
+
+    def check_model(self, caller: Caller, model: str) -> None:
+        """Raises PermissionDenied where the caller's token is not for the model; Unauthenticated."""
+        entry = self.living_entry(caller)
+        if not entry.can_touch(model):
+            raise self._refused(_not_its_model(entry, model))
 
     def _caller(self, authorization: str | bytes | None, identities: Identities) -> Caller:
         if authorization:
@@ -227,14 +241,6 @@ class Access:
                     return caller
         raise self._refused(_unauthenticated())
 
-    def _check_model(self, entry: TokenEntry, rule: Rule, request: Any) -> None:
-        model = rule.model_of(request)
-        if rule.is_whole_server or (model is not None and not entry.can_touch(model)):
-            what = f"the model {model!r}" if model else "all models at once"
-            raise self._refused(
-                PermissionDenied(f"This token is for {', '.join(entry.models)}; the call concerns {what}.")
-            )
-
     def _check_role(self, entry: TokenEntry, role: Role) -> None:
         if entry.role < role:
             raise self._refused(
@@ -244,6 +250,11 @@ class Access:
     def _refused(self, error: RmError) -> RmError:
         self._metrics.access_refused(error.reason)
         return error
+
+
+def _not_its_model(entry: TokenEntry, model: str | None) -> PermissionDenied:
+    what = f"the model {model!r}" if model else "all models at once"
+    return PermissionDenied(f"This token is for {', '.join(entry.models)}; the call concerns {what}.")
 
 
 def _unauthenticated() -> Unauthenticated:

@@ -47,7 +47,9 @@ class ModelService:
         """Copies a folder of this machine in as the model's next version."""
         if not request.path:
             raise InvalidRequest("`path` is empty; a folder on the server's machine was expected.")
-        record, created = await self._versions.register(request.model, Path(request.path), call.actor, request.comment)
+        record, created = await self._versions.register(
+            request.model, Path(request.path), call.actor, request.comment, call.permit.check_model
+        )
         call.key = record.key
         return models_pb2.RegisterVersionResponse(version=self._version(record.key), created=created)
 

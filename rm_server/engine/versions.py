@@ -27,6 +27,7 @@ from rm_server.registry.manifest import Precision
 from rm_server.registry.names import check_label
 from rm_server.registry.records import Snapshot, Split, VersionKey, VersionRecord
 from rm_server.registry.runs import Look
+from rm_server.registry.versions_by_name import CheckModel, any_model
 
 T = TypeVar("T")
 
@@ -188,9 +189,12 @@ class VersionManager:
         """Takes a label away. Returns what it named. Raises ModelNotFound, LabelNotFound."""
         return await self._tasks.to_the_end(self._remove_label(model, label, actor, comment))
 
-    async def register(self, model: str, folder: Path, actor: str, comment: str = "") -> tuple[VersionRecord, bool]:
-        """Copies a folder in as the model's next version; False: it has that content already."""
-        return await self._tasks.to_the_end(self._register(model, folder, actor, comment))
+    async def register(
+        self, model: str, folder: Path, actor: str, comment: str = "", check_model: CheckModel = any_model
+    ) -> tuple[VersionRecord, bool]:
+        """Copies a folder in as the model's next version; False: it has that content already. See `add_version`."""
+        add = partial(add_version, self._catalog, self._artifacts, model, folder, actor=actor, comment=comment)
+        return await self._tasks.to_the_end(self._register(folder, partial(add, check_model=check_model)))
 
     async def delete(self, key: VersionKey, actor: str, comment: str = "") -> None:
         """Takes a version out of the catalog, and its files off the disk where no other version has them.
@@ -264,7 +268,7 @@ class VersionManager:
             why = f"forced, although named by the label {', '.join(labels)}" if is_loaded and labels else ""
             await asyncio.to_thread(self._catalog.set_wanted, *key, False, actor, comment, why=why)
             # A run may have been given it meanwhile, here or on another server; a split may have got it.
-            await self._refresh()
+            await self.refresh()
             await self._following.refresh_holders()
             # From here to the engine no await: then none is given it any more.
             try:
@@ -272,7 +276,7 @@ class VersionManager:
             except VersionInUse:
                 if was_wanted:
                     await asyncio.to_thread(self._catalog.set_wanted, *key, True, actor, precision=precision or "")
-                await self._refresh()
+                await self.refresh()
                 raise
             self._retiring.pop(key, None)
             self._deployment.forget(key)
@@ -301,7 +305,7 @@ class VersionManager:
             return previous
 
     async def _rollback(self, model: str, label: str, actor: str, comment: str) -> tuple[int, int]:
-        await self._refresh()  # another process may have registered what the label goes back to
+        await self.refresh()  # another process may have registered what the label goes back to
         _, target = await asyncio.to_thread(self._catalog.rollback_versions, model, label)
         key = (model, target)
         async with self._lock(key):
@@ -347,13 +351,9 @@ class VersionManager:
         except RmError as error:
             _log.info("%s stays loaded for now: %s", _name(key), error)
 
-    async def _register(self, model: str, folder: Path, actor: str, comment: str) -> tuple[VersionRecord, bool]:
+    async def _register(self, folder: Path, add: Callable[[], T]) -> T:
         await asyncio.to_thread(check_spec, folder)
-        registered = await asyncio.to_thread(
-            add_version, self._catalog, self._artifacts, model, folder, actor=actor, comment=comment
-        )
-        await self._take_in()
-        return registered
+        return await self._change(add)
 
     async def _delete(self, key: VersionKey, actor: str, comment: str) -> None:
         async with self._lock(key):
@@ -375,13 +375,10 @@ class VersionManager:
             if is_free and not self._following.is_busy(key):
                 self._following.begin(key, partial(self._retire, key, actor))
 
-    async def _refresh(self) -> None:
-        await self._following.refresh()
-
     async def _take_in(self) -> None:
         """Takes in what the catalog says after a change that is done, and is not undone where it cannot be read now."""
         try:
-            await self._refresh()
+            await self.refresh()
         except CatalogUnavailable as error:
             _log.warning("The catalog was changed, and could not be read after that; it will be soon: %s", error)
 

@@ -21,7 +21,7 @@ from typing import Any
 from rm_server.errors import ArtifactUnreadable, DigestMismatch, NotCalibrated, RmError, UnsupportedArtifact
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.records import Snapshot, VersionKey, VersionRecord
-from rm_server.registry.versions_by_name import find_version
+from rm_server.registry.versions_by_name import CheckModel, any_model, find_version
 
 FILE_NAME = "composite.json"
 
@@ -42,13 +42,16 @@ def read_components(folder: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def pinned_folder(folder: Path, snapshot: Snapshot, artifacts: ArtifactStore) -> Iterator[Path]:
+def pinned_folder(
+    folder: Path, snapshot: Snapshot, artifacts: ArtifactStore, check_model: CheckModel = any_model
+) -> Iterator[Path]:
     """A folder with the pinned `composite.json`, for the time; the same for one that is pinned already.
 
     Raises what `read_components` raises; ModelNotFound, VersionNotFound, LabelNotFound, InvalidSelector, DigestMismatch
-    and NotCalibrated for components that cannot be pinned, UnsupportedArtifact for one that is a composite itself.
+    and NotCalibrated for components that cannot be pinned, UnsupportedArtifact for one that is a composite itself, and
+    what ``check_model`` raises.
     """
-    components = [_pinned(component, snapshot) for component in read_components(folder)]
+    components = [_pinned(component, snapshot, check_model) for component in read_components(folder)]
     with artifacts.scratch() as scratch:
         text = json.dumps({"components": components}, indent=2, ensure_ascii=False) + "\n"
         (scratch / FILE_NAME).write_text(text, encoding="utf-8")
@@ -62,13 +65,13 @@ def parts_of(folder: Path, snapshot: Snapshot) -> Mapping[VersionKey, str]:
     return {record.key: record.digest for record in records}
 
 
-def _pinned(component: dict[str, Any], snapshot: Snapshot) -> dict[str, Any]:
+def _pinned(component: dict[str, Any], snapshot: Snapshot, check_model: CheckModel) -> dict[str, Any]:
     if "version" not in component:
         return component
     name = str(component["version"])
     where = f"Component {component.get('name', name)!r}"
     try:
-        record = find_version(snapshot, name)
+        record = find_version(snapshot, name, check_model)
     except RmError as error:
         raise type(error)(f"{where}: {error.message}") from None
     if record.kind == "composite":

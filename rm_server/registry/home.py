@@ -19,6 +19,7 @@ from rm_server.registry.lora import add_base, base_of, pinned_adapter
 from rm_server.registry.manifest import Manifest, read_manifest
 from rm_server.registry.records import Snapshot, VersionKey, VersionRecord
 from rm_server.registry.shared_store import SharedStore
+from rm_server.registry.versions_by_name import CheckModel, any_model
 
 CATALOG_FILE = "catalog.db"
 """In the home that has a catalog of its own."""
@@ -104,14 +105,17 @@ def add_version(
     comment: str = "",
     origin: str = "",
     manifest: Manifest | None = None,
+    check_model: CheckModel = any_model,
 ) -> tuple[VersionRecord, bool]:
     """Copies a folder in and registers it: (record, True), or (record, False) when the model has that content already.
 
-    ``manifest`` stands in for the folder's own ``reward_model.json``. Raises what `ArtifactStore.put` and
+    ``manifest`` stands in for the folder's own ``reward_model.json``. ``check_model`` is asked about every other model
+    whose versions this one stands on, before anything is added. Raises what it, `ArtifactStore.put` and
     `Catalog.register` raise. Killed in between, it leaves files that no version names, for `sweep_artifacts`.
     """
     manifest = manifest or read_manifest(folder)
-    with artifacts.hold(), as_version(catalog, artifacts, model, folder, manifest, actor=actor) as folder:
+    pinning = as_version(catalog, artifacts, model, folder, manifest, actor=actor, check_model=check_model)
+    with artifacts.hold(), pinning as folder:
         digest = artifacts.put(folder, manifest)
         return catalog.register(
             model,
@@ -127,17 +131,24 @@ def add_version(
 
 @contextmanager
 def as_version(
-    catalog: Catalog, artifacts: ArtifactStore, model: str, folder: Path, manifest: Manifest, *, actor: str
+    catalog: Catalog,
+    artifacts: ArtifactStore,
+    model: str,
+    folder: Path,
+    manifest: Manifest,
+    *,
+    actor: str,
+    check_model: CheckModel = any_model,
 ) -> Iterator[Path]:
     """The folder whose files become the version's, for the time: a composite's parts, an adapter's base are pinned.
 
     Raises what `pinned_folder` and `add_base` raise.
     """
     if manifest.kind == "composite":
-        with pinned_folder(folder, catalog.snapshot(), artifacts) as pinned:
+        with pinned_folder(folder, catalog.snapshot(), artifacts, check_model) as pinned:
             yield pinned
     elif manifest.kind == "lora":
-        base = add_base(catalog, artifacts, model, folder, actor=actor)
+        base = add_base(catalog, artifacts, model, folder, actor=actor, check_model=check_model)
         with pinned_adapter(folder, base, artifacts) as pinned:
             yield pinned
     else:

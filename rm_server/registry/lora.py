@@ -25,7 +25,7 @@ from rm_server.registry.manifest import FILE_NAME as MANIFEST_NAME
 from rm_server.registry.manifest import Kind, Manifest, read_manifest
 from rm_server.registry.names import check_digest
 from rm_server.registry.records import Snapshot, VersionRecord
-from rm_server.registry.versions_by_name import find_version
+from rm_server.registry.versions_by_name import CheckModel, any_model, find_version
 
 if TYPE_CHECKING:
     from rm_server.registry.catalog import Catalog
@@ -108,20 +108,30 @@ def tokenizer_folder(folder: Path) -> Path:
     return folder if tokenizer_files(folder) else base_folder(folder)
 
 
-def add_base(catalog: Catalog, artifacts: ArtifactStore, model: str, folder: Path, *, actor: str) -> BaseName:
+def add_base(
+    catalog: Catalog,
+    artifacts: ArtifactStore,
+    model: str,
+    folder: Path,
+    *,
+    actor: str,
+    check_model: CheckModel = any_model,
+) -> BaseName:
     """The base of the adapter in ``folder``, pinned; the one in ``base/`` is registered first, as ``<model>-base``.
 
     Raises what `ArtifactStore.put`, `Catalog.register` and `read_base_name` raise; ModelNotFound, VersionNotFound,
-    LabelNotFound, InvalidSelector, DigestMismatch and UnsupportedArtifact for a base that cannot be pinned.
+    LabelNotFound, InvalidSelector, DigestMismatch and UnsupportedArtifact for a base that cannot be pinned, and what
+    ``check_model`` raises of the base's model.
     """
     if (folder / BASE_FOLDER).is_dir() and not (folder / BASE_FILE).is_file():
-        base = folder / BASE_FOLDER
+        base, base_model = folder / BASE_FOLDER, f"{model}-base"
+        check_model(base_model)
         has_manifest = (base / MANIFEST_NAME).is_file()
         manifest = read_manifest(base) if has_manifest else Manifest(BASE_KIND)
         with artifacts.hold():
             digest = artifacts.put(base, manifest)
             record, _ = catalog.register(
-                f"{model}-base",
+                base_model,
                 digest,
                 manifest.kind,
                 manifest.max_tokens,
@@ -129,13 +139,13 @@ def add_base(catalog: Catalog, artifacts: ArtifactStore, model: str, folder: Pat
                 "the base of adapters; not to be loaded by itself" if not has_manifest else "the base of adapters",
             )
         return BaseName(f"{record.model}@{record.version}", record.digest)
-    return pinned_base(catalog.snapshot(), read_base_name(folder))
+    return pinned_base(catalog.snapshot(), read_base_name(folder), check_model)
 
 
-def pinned_base(snapshot: Snapshot, name: BaseName) -> BaseName:
+def pinned_base(snapshot: Snapshot, name: BaseName, check_model: CheckModel = any_model) -> BaseName:
     """The name with number and digest. Raises RmError's members for one that is not there or is no checkpoint."""
     try:
-        record = find_version(snapshot, name.version)
+        record = find_version(snapshot, name.version, check_model)
     except RmError as error:
         raise type(error)(f"The adapter's base: {error.message}") from None
     if record.kind != BASE_KIND:

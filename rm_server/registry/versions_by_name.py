@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rm_server.errors import InvalidSelector, LabelNotFound, ModelNotFound, VersionNotFound
 from rm_server.registry.records import Snapshot, VersionRecord
 
+CheckModel = Callable[[str], None]
+"""Raises PermissionDenied for a model that whoever asks may not use."""
 
-def find_version(snapshot: Snapshot, name: str) -> VersionRecord:
-    """Raises InvalidSelector, ModelNotFound, LabelNotFound or VersionNotFound."""
+
+def any_model(model: str) -> None:
+    """The check of those who may use all."""
+
+
+def find_version(snapshot: Snapshot, name: str, check_model: CheckModel = any_model) -> VersionRecord:
+    """Raises InvalidSelector, ModelNotFound, LabelNotFound or VersionNotFound, and before them what the check does."""
     model, _, which = name.rpartition("@")
     if not model or not which:
         raise InvalidSelector(f"{name!r} names no version; write model@version or model@label.")
+    check_model(model)  # first: what else is said tells what there is
     numbers = snapshot.versions_of(model)
     if not numbers:
         raise ModelNotFound(f"There is no model {model!r}; known are {', '.join(snapshot.models()) or 'none'}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -28,6 +29,7 @@ from rm_server.api.tokens import TokenEntry, hash_of
 from rm_server.api.tokens_file import add_token
 from rm_server.config import AuthSettings
 from rm_server.metrics import Metrics
+from rm_server.registry.manifest import Manifest, write_manifest
 
 SERVICES = [
     service
@@ -383,6 +385,46 @@ def test_history_names_the_token(server: RunningServer, tmp_path: Path) -> None:
     server.models.RegisterVersion(request, metadata=headers("deploy"))
     history = server.models.ListHistory(models_pb2.ListHistoryRequest(model="ruled"), metadata=headers("score"))
     assert {entry.actor for entry in history.entries} == {"deploy"}
+
+
+def test_a_token_for_some_models_builds_on_no_others(server: RunningServer, tmp_path: Path) -> None:
+    def register(model: str, folder: Path, caller: str) -> models_pb2.RegisterVersionResponse:
+        request = models_pb2.RegisterVersionRequest(model=model, path=str(folder))
+        return server.models.RegisterVersion(request, metadata=headers(caller))
+
+    rule = {"type": "length", "max": 3}
+    for weight, model in enumerate(("theirs", "our-rules"), start=5):
+        register(model, make_rules_version(tmp_path / model, {**rule, "weight": weight}), "admin")
+
+    def composite_of(version: str) -> Path:
+        folder = tmp_path / f"of-{version}"
+        folder.mkdir()
+        (folder / "composite.json").write_text(json.dumps({"components": [{"name": "part", "version": version}]}))
+        write_manifest(folder, Manifest("composite", transform="weighted_sum"))
+        return folder
+
+    def adapter(name: str) -> Path:
+        folder = tmp_path / name
+        (folder / "base").mkdir(parents=True)
+        write_manifest(folder, Manifest("lora"))
+        return folder
+
+    named = adapter("adapter")
+    (named / "base.json").write_text(json.dumps({"version": "theirs@1"}))
+    before = {path.name for path in (server.settings.home / "artifacts").iterdir()}
+    refused = {
+        "'theirs'": (composite_of("theirs@1"), named),
+        "'not-there'": (composite_of("not-there@1"),),  # told apart from what is there by nothing
+        "'mine-base'": (adapter("with-base"),),
+    }
+    for model, folders in refused.items():
+        for folder in folders:
+            code, error = error_of(lambda folder=folder: register("mine", folder, "some-models"))
+            assert code is grpc.StatusCode.PERMISSION_DENIED
+            assert f"the call concerns the model {model}" in error.message
+    assert {path.name for path in (server.settings.home / "artifacts").iterdir()} == before
+    assert register("mine", composite_of("our-rules@1"), "some-models").created
+    assert register("mine", tmp_path / "of-theirs@1", "admin").created
 
 
 def test_a_trainer_ends_runs_on_the_models_of_its_token_and_no_others(
