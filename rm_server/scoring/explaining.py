@@ -59,7 +59,7 @@ class Explainer:
         route = await self._scorer.route(selector, call.run, deadline)
         calibration = self._scorer.checked_calibration(call, route)
         # No await between finding the version and holding it, so that no unload can come in between.
-        with self._engine.use(route.key) as version:
+        with self._scorer.use(route.key) as version:
             return await self._of_version(version, _in_words(route, call.run), call, calibration, deadline)
 
     async def _of_version(

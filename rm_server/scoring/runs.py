@@ -255,7 +255,8 @@ class Runs:
 
     def _check_ready(self, route: Route, run: str) -> None:
         key = route.key
-        state = self._versions.state_of(key).state
+        status = self._versions.state_of(key)
+        state = status.state
         if state == "READY" or self._versions.pager.is_away(key):  # a call brings it back, and waits for that
             return
         if state in ("REGISTERED", "LOADING") and key in self._versions.wanted:
@@ -263,9 +264,10 @@ class Runs:
                 f"{_name(key)}, which the run {run!r} has, is being loaded on this server; come back soon.",
                 retry_after_s=_RETRY_AFTER_S,
             )
+        why = f" Its last load failed: {status.error.message}" if status.error is not None else ""
         raise VersionNotLoaded(
             f"The run {run!r} was given {_name(key)}, which is not loaded. Load it, or register the run with "
-            "`move` to get what the bare name means now."
+            f"`move` to get what the bare name means now.{why}"
         )
 
     @contextmanager

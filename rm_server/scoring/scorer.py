@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias
 from rm_server.backends.items import Content
 from rm_server.config import LimitSettings
 from rm_server.engine.engine import Engine
-from rm_server.engine.loaded import LoadedVersion
+from rm_server.engine.loaded import Hold, LoadedVersion
 from rm_server.engine.versions import VersionManager
 from rm_server.engine.work import ItemScore
 from rm_server.errors import (
@@ -22,6 +22,7 @@ from rm_server.errors import (
     RequestTooLarge,
     RmError,
     VersionChanged,
+    VersionNotLoaded,
 )
 from rm_server.registry.manifest import Transform, TruncationRule
 from rm_server.registry.records import CalibrationRecord, VersionKey
@@ -139,7 +140,7 @@ class Scorer:
         route = await self.route(selector, call.run, deadline)
         calibration = self.checked_calibration(call, route)
         # No await between finding the version and holding it, so that no unload can come in between.
-        with self._engine.use(route.key) as version:
+        with self.use(route.key) as version:
             self._runs.keep(selector, call.run)
             evaluated = await self.evaluate(version, call, deadline)
         scores = [outcome for outcome in evaluated.outcomes if isinstance(outcome, ItemScore)]
@@ -183,6 +184,15 @@ class Scorer:
             await self._versions.pager.bring_back(route.key, deadline)
             route = self._runs.route(selector, run)
         return route
+
+    def use(self, key: VersionKey) -> Hold:
+        """As `Engine.use`; where the version could not be loaded here, VersionNotLoaded says why."""
+        try:
+            return self._engine.use(key)
+        except VersionNotLoaded as error:
+            if (failure := self._versions.state_of(key).error) is None:
+                raise
+            raise VersionNotLoaded(f"{error.message} Its last load failed: {failure.message}") from None
 
     async def _settle_run(self, selector: Selector, call: ScoreCall) -> None:
         """Waits for the catalog where this server does not know the run, or knows something else than its caller."""

@@ -15,6 +15,7 @@ from fake_world import BY, World, running_world
 
 from rm_server.config import LimitSettings, RunSettings
 from rm_server.errors import (
+    ArtifactUnreadable,
     DeadlineExceeded,
     Draining,
     EmptyItem,
@@ -193,6 +194,26 @@ async def test_a_call_without_a_version_fails(tmp_path: Path, selector: str, err
     async with running_service(tmp_path) as service:
         with pytest.raises(error):
             await service.score(selector, ((), [(2,)]))
+
+
+async def test_a_call_is_told_why_its_version_could_not_be_loaded(tmp_path: Path) -> None:
+    async with running_service(tmp_path) as service:
+        await service.score("m", ((), [(2,)]), run="r")
+        await service.runs.end("r", "m")
+        await service.versions.unload(("m", 1), True, **BY)
+        (service.folder / "rules.json").unlink()
+        with pytest.raises(ArtifactUnreadable) as refused:
+            await service.versions.load(("m", 1), None, **BY)
+        for selector in ("m", "m@1", "m@stable"):
+            with pytest.raises(VersionNotLoaded, match="load it first") as told:
+                await service.score(selector, ((), [(2,)]))
+            assert refused.value.message in told.value.message
+        with pytest.raises(VersionNotLoaded, match="'r' was given m@1") as told:
+            await service.score("m", ((), [(2,)]), run="r")
+        assert refused.value.message in told.value.message
+        with pytest.raises(VersionNotLoaded) as told:
+            await service.score("m@2", ((), [(2,)]))
+        assert "failed" not in told.value.message, "nobody tried"
 
 
 async def test_a_call_with_too_many_items_fails(tmp_path: Path) -> None:
