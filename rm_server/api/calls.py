@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from rm_server.api.access import Permit
 from rm_server.errors import Draining, InternalError, RmError
 from rm_server.metrics import OK, Metrics, VersionKey
-from rm_server.scoring.scorer import ScoreAnswer, Timings
+from rm_server.scoring.scorer import ScoreAnswer, ScoreCall, Timings
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +30,10 @@ def new_request_id() -> str:
 class Call:
     """Who asks for what, and until when.
 
-    ``deadline`` is on the event loop's clock; None: the caller waits for ever. ``key`` is set, for metrics and log,
-    by whoever finds out which version answers. ``permit`` admits each request of a stream. ``trace_context``: what the
-    caller sent of W3C's headers. ``timings`` are set where there were scores.
+    ``deadline`` is on the event loop's clock; None: the caller waits for ever. ``key`` is set, for metrics and log, by
+    whoever finds out which version answers; ``num_waiting_items`` of it have no answer yet. ``permit`` admits each
+    request of a stream. ``trace_context``: what the caller sent of W3C's headers. ``timings`` are set where there were
+    scores.
     """
 
     method: str
@@ -41,13 +42,18 @@ class Call:
     request_id: str = field(default_factory=new_request_id)
     run: str = ""
     key: VersionKey | None = None
+    num_waiting_items: int = 0
     permit: Permit = field(default_factory=lambda: Permit(""))
     trace_context: tuple[tuple[str, str], ...] = ()
     timings: Timings | None = None
 
+    def routed(self, asked: ScoreCall, key: VersionKey) -> None:
+        """Notes which version is to answer: where the call fails, it fails on that one, and all its items with it."""
+        self.key, self.num_waiting_items = key, asked.num_items
+
     def scored(self, answer: ScoreAnswer) -> None:
-        """Notes which version answered, and where the time went."""
-        self.key, self.timings = (answer.model, answer.version), answer.timings
+        """Notes which version answered, and where the time went. The scorer has counted the items."""
+        self.key, self.num_waiting_items, self.timings = (answer.model, answer.version), 0, answer.timings
 
 
 TRACE_HEADERS = ("traceparent", "tracestate")
@@ -129,6 +135,8 @@ class Calls:
         finally:
             seconds = time.perf_counter() - started
             self._metrics.request_finished(call.method, call.key, reason, seconds)
+            if call.key is not None and call.num_waiting_items:
+                self._metrics.items_finished(call.key, reason, call.num_waiting_items)
             if self._tracing is not None and not is_read:
                 end_ns = time.time_ns()
                 self._tracing.call_ended(call, reason, end_ns - int(seconds * 1e9), end_ns)

@@ -127,7 +127,7 @@ class HttpService:
             groups = groups_of(body)
             with permit.admit(HttpScoring(selector, sum(len(completions) for _, completions in groups))):
                 answer = await self._scorer.score(
-                    http_shapes.score_call(selector, groups, call.run, call.request_id), call.deadline
+                    http_shapes.score_call(selector, groups, call.run, call.request_id), call.deadline, call.routed
                 )
             call.scored(answer)
             return web.json_response(response_of(answer, call), headers={"x-request-id": call.request_id})

@@ -89,7 +89,8 @@ class OipService:
         call.request_id = request.id or call.request_id
         score_call = oip_shapes.score_call(request, call.request_id)
         call.run = score_call.run
-        answer = await self._scorer.score(score_call, _earlier(call.deadline, oip_shapes.timeout_s(request)))
+        deadline = _earlier(call.deadline, oip_shapes.timeout_s(request))
+        answer = await self._scorer.score(score_call, deadline, call.routed)
         call.scored(answer)
         return oip_shapes.infer_response(request, answer)
 

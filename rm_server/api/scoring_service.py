@@ -33,7 +33,7 @@ class ScoringService:
         """Scores the completions of one call."""
         call.request_id = request.request_id or call.request_id
         call.run = request.run
-        answer = await self._scorer.score(score_call(request, call.request_id), call.deadline)
+        answer = await self._scorer.score(score_call(request, call.request_id), call.deadline, call.routed)
         call.scored(answer)
         return score_response(answer)
 

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from typing import Protocol, TypeAlias
 
@@ -59,7 +60,13 @@ class ScoreCall:
     expected_digest: str = ""
     priority: int = 0
 
+    @property
+    def num_items(self) -> int:
+        """Completions of all groups."""
+        return sum(len(completions) for _, completions in self.groups)
 
+
+OnRouted: TypeAlias = Callable[[ScoreCall, VersionKey], None]
 OnScored: TypeAlias = Callable[[ScoreCall, Route, Sequence[float | None]], None]
 
 
@@ -125,19 +132,21 @@ class Scorer:
         self.log: Callable[[ScoreCall, Route, Evaluated, CalibrationRecord | None], None] | None = None
         """Told of the same, with all that became of the items. None: nobody keeps a log."""
 
-    async def score(self, call: ScoreCall, deadline: float | None) -> ScoreAnswer:
+    async def score(
+        self, call: ScoreCall, deadline: float | None, on_routed: OnRouted = lambda call, key: None
+    ) -> ScoreAnswer:
         """Scores all completions with one version; each succeeds or fails by itself.
 
-        ``deadline`` on the event loop's clock. Cancelling drops what is not being computed yet. Raises only when
-        nothing could be tried: InvalidSelector, InvalidRequest, RequestTooLarge, NotFound's members, VersionChanged,
-        NotCalibrated, QueueFull, Draining, WorkerFailed, DeadlineExceeded, CatalogUnavailable; and what a load raises,
-        where the version was paged out.
+        ``deadline`` on the event loop's clock. ``on_routed`` is told which version, before all waiting.
+        Cancelling drops what is not being computed yet. Raises only when nothing could be tried: InvalidSelector,
+        InvalidRequest, RequestTooLarge, NotFound's members, VersionChanged, NotCalibrated, QueueFull, Draining,
+        WorkerFailed, DeadlineExceeded, CatalogUnavailable; and what a load raises, where the version was paged out.
         """
         started = time.perf_counter()
         self._check_size(call)
         selector = parse(call.selector)
         await self._settle_run(selector, call)
-        route = await self.route(selector, call.run, deadline)
+        route = await self.route(selector, call.run, deadline, partial(on_routed, call))
         calibration = self.checked_calibration(call, route)
         # No await between finding the version and holding it, so that no unload can come in between.
         with self.use(route.key) as version:
@@ -174,16 +183,23 @@ class Scorer:
             return await self._composites.evaluate(version, pairs, how)
         return await evaluate(self._engine, version, pairs, how)
 
-    async def route(self, selector: Selector, run: str, deadline: float | None) -> Route:
+    async def route(
+        self,
+        selector: Selector,
+        run: str,
+        deadline: float | None,
+        on_found: Callable[[VersionKey], None] = lambda key: None,
+    ) -> Route:
         """Which version a call of this run means; one that was paged out is back when this returns.
 
-        Raises what `Runs.route` and `Pager.bring_back` raise.
+        ``on_found`` is told before it is waited for. Raises what `Runs.route` and `Pager.bring_back` raise.
         """
-        route = self._runs.route(selector, run)
-        while self._versions.pager.is_away(route.key):
-            await self._versions.pager.bring_back(route.key, deadline)
+        while True:
             route = self._runs.route(selector, run)
-        return route
+            on_found(route.key)
+            if not self._versions.pager.is_away(route.key):
+                return route
+            await self._versions.pager.bring_back(route.key, deadline)
 
     def use(self, key: VersionKey) -> Hold:
         """As `Engine.use`; where the version could not be loaded here, VersionNotLoaded says why."""
@@ -202,10 +218,10 @@ class Scorer:
             await self._runs.look_again(selector, call.run)
 
     def _check_size(self, call: ScoreCall) -> None:
-        num_items = sum(len(completions) for _, completions in call.groups)
-        if num_items > self._limits.max_items_per_request:
+        limit = self._limits.max_items_per_request
+        if call.num_items > limit:
             raise RequestTooLarge(
-                f"The call has {num_items} completions; at most {self._limits.max_items_per_request} may come at once. "
+                f"The call has {call.num_items} completions; at most {limit} may come at once. "
                 "Send them in several calls."
             )
 

@@ -66,6 +66,9 @@ def test_a_deadline_that_passes_in_the_queue_drops_the_work(server: RunningServe
         for reason in ("deadline_exceeded", "cancelled")
     )
     assert dropped == 1
+    of_it = {"model": "helpfulness", "version": "1", "reason": "deadline_exceeded"}
+    assert server.metric("rm_requests_total", method="Score", **of_it) == 1
+    assert server.metric("rm_items_total", **of_it) == 1
 
 
 def test_a_cancelled_call_is_not_computed(server: RunningServer, gate: Gate) -> None:
@@ -78,7 +81,9 @@ def test_a_cancelled_call_is_not_computed(server: RunningServer, gate: Gate) -> 
     first.result(timeout=60)
     assert gate.batch_sizes == [1]
     assert server.metric("rm_dropped_items_total", model="helpfulness", version="1", reason="cancelled") == 2
-    assert server.metric("rm_requests_total", method="Score", model="", version="", reason="cancelled") == 1
+    of_it = {"model": "helpfulness", "version": "1", "reason": "cancelled"}
+    assert server.metric("rm_requests_total", method="Score", **of_it) == 1
+    assert server.metric("rm_items_total", **of_it) == 2
 
 
 def test_a_dropped_stream_takes_its_requests_along(server: RunningServer, gate: Gate) -> None:
