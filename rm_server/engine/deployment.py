@@ -184,6 +184,7 @@ class Deployment:
                 load_seconds=time.perf_counter() - started,
             )
             self._metrics.memory_changed(self._engine.memory.by_version())
+            _log.info("%s is loaded: digest %s, %s", _name(key), record.digest, loaded.precision or record.kind)
         except RmError as error:
             # What did not fit now may fit when it is asked for again.
             if not (key in self._paged_out and isinstance(error, OutOfMemory)):

@@ -11,6 +11,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Protocol
 
+from rm_server.engine.change_log import change_lines
 from rm_server.engine.changes import Changes
 from rm_server.engine.deployment import Deployment, DeploymentMetrics
 from rm_server.engine.lifecycle import SERVING, Policy, Step, next_steps, served_labels
@@ -299,5 +300,8 @@ class Following:
         kept = {key: before.versions[key] for key in named if key in before.versions}
         versions = {**self.in_catalog.versions, **kept} if kept else self.in_catalog.versions
         self.served = replace(self.in_catalog, labels=MappingProxyType(labels), versions=MappingProxyType(versions))
+        if before.revision >= 0:  # what was so when the server started is no change
+            for line in change_lines(before, self.served):
+                _log.info("%s", line)
         for model in sorted({model for (model, _), _ in before.labels.items() ^ labels.items()}):
             self.changes.publish("LABELS", model)
