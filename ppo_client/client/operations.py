@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +34,7 @@ from ppo_client.client.score_call import ScoreCall
 from ppo_client.client.scores import Scores
 from ppo_client.client.scoring import Scorer
 from ppo_client.client.settings import ClientSettings
+from ppo_client.client.stream_thread import answers_of
 
 
 class Operations:
@@ -129,12 +129,11 @@ class Operations:
             models_pb2.WatchModelsRequest(model=model), metadata=channels.metadata
         )
         try:
-            while (change := await asyncio.to_thread(next, call, None)) is not None:
-                yield read_change(change)
+            async with aclosing(answers_of(call)) as changes:
+                async for change in changes:
+                    yield read_change(change)
         except grpc.RpcError:
             raise error_of(call) from None
-        finally:
-            call.cancel()
         # Orderly, as when the connection has reached its greatest age.
         raise ServerUnreachable("the server ended the watch")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +121,23 @@ def test_models_versions_and_a_watch(server: RunningServer, client: RewardClient
         server.models.SetLabel(models_pb2.SetLabelRequest(model="helpfulness", label="watched", version=2))
         change = next(change for change in watch if change.change == "labels")
         assert change.model.labels["watched"] == 2
+
+
+def test_many_watches_do_not_keep_each_other_waiting(client: RewardClient) -> None:
+    def threads() -> int:
+        return sum(thread.name == "reward-client-stream" for thread in threading.enumerate())
+
+    watches = [client.watch("helpfulness") for _ in range(40)]  # more than the loop's executor has threads
+    with ThreadPoolExecutor(len(watches)) as pool:
+        firsts = list(pool.map(next, watches, timeout=30))
+    assert {change.change for change in firsts} == {"initial"}
+    assert threads() == len(watches)
+    for watch in watches:
+        watch.close()
+    until = time.monotonic() + 30
+    while threads():
+        assert time.monotonic() < until, "a watch that is closed gives its thread back"
+        time.sleep(0.01)
 
 
 def test_a_server_that_drains_and_one_that_takes_over(tmp_path: Path, versions: list[Path]) -> None:
