@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -34,6 +36,7 @@ _TYPES: Mapping[str, type] = {
 
 PAIR_TEMPLATE = "pair"
 CHAT_TEMPLATE = "chat"
+_PLACES = ("prompt", "completion")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,26 @@ class Manifest:
         ):
             if value not in allowed:
                 raise UnsupportedArtifact(f"{FILE_NAME}: {name} is {value!r}; known are {', '.join(allowed)}.")
-        if self.template not in (PAIR_TEMPLATE, CHAT_TEMPLATE) and "{completion}" not in self.template:
+        self._check_template()
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether the template has a place for the prompt; without one an item is scored by its completion alone."""
+        return self.template in (PAIR_TEMPLATE, CHAT_TEMPLATE) or "{prompt}" in self.template
+
+    def _check_template(self) -> None:
+        """A misspelt place would be read as plain text, and what belongs there by nobody."""
+        if self.template in (PAIR_TEMPLATE, CHAT_TEMPLATE):
+            return
+        for word in re.findall(r"\{(\s*\w+\s*)\}", self.template):
+            if word not in _PLACES:
+                near = difflib.get_close_matches(word.strip().lower(), _PLACES, n=1)
+                hint = f"; did you mean {{{near[0]}}}?" if near else "."
+                raise UnsupportedArtifact(
+                    f"{FILE_NAME}: template {self.template!r} has {{{word}}}, and only {{prompt}} and {{completion}} "
+                    f"are filled in{hint}"
+                )
+        if "{completion}" not in self.template:
             raise UnsupportedArtifact(
                 f"{FILE_NAME}: template {self.template!r} has no {{completion}}; "
                 f"use {PAIR_TEMPLATE!r}, {CHAT_TEMPLATE!r} or a text with {{prompt}} and {{completion}}."

@@ -111,6 +111,8 @@ def register_folder(
             if base is not None:
                 whole = stack.enter_context(with_base(found.folder, base, catalog.snapshot(), artifacts))
             manifest = _manifest_of(whole, reading)
+            if not manifest.reads_prompt:
+                logger.warning("Prompts will not be read: the template %r has no {prompt}.", manifest.template)
             # A composite's file says by number and digest what it is made of, an adapter's what its base is.
             folder = stack.enter_context(as_version(catalog, artifacts, model, whole, manifest, actor=actor))
             settings = ComputeSettings(device=device, deterministic=True)

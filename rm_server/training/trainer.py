@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import platform
 import shutil
@@ -43,6 +44,8 @@ from rm_server.training.progress import ProgressBar, quiet_transformers
 from rm_server.training.run_folder import CHECKPOINTS, begin_folder, find_checkpoint, step_of
 from rm_server.training.saved_adapter import save_adapter
 from rm_server.training.settings import TrainSettings
+
+logger = logging.getLogger(__name__)
 
 TRAINING_FILE = "training.json"
 SPLIT_FILE = "split.json"
@@ -145,6 +148,8 @@ def _encode(
             truncation=settings.truncation,
             trim_padding=False,  # it gets a pad id with which no item ends
         )
+        if not manifest.reads_prompt:
+            logger.warning("Prompts will not be read: the template %r has no {prompt}.", manifest.template)
         check_positions(model, manifest.max_tokens)
         return manifest, encode_pairs(load_encoder(folder, manifest), pairs, shows_progress=shows_progress)
 

@@ -107,8 +107,8 @@ def test_a_rendered_text_is_left_alone_where_the_template_takes_other_messages_o
 
 
 def test_the_template_is_filled_in_one_pass(llama: Path) -> None:
-    item = encoder(llama, JOINED, template="Q: {prompt}{x} A: {completion}.").encode("{completion}", "{prompt}")
-    text = "Q: {completion}{x} A: {prompt}."
+    item = encoder(llama, JOINED, template="Q: {prompt}{} A: {completion}.").encode("{completion}", "{prompt}")
+    text = "Q: {completion}{} A: {prompt}."
     plain = AutoTokenizer.from_pretrained(llama)
     assert item.ids.tolist() == plain.encode(text)
     assert plain.decode(item.ids[item.completion_start :]) == "{prompt}."

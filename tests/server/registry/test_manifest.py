@@ -59,6 +59,13 @@ def test_what_is_no_manifest_is_unreadable(tmp_path: Path, text: str) -> None:
         ({"truncation": "middle"}, "truncation is 'middle'"),
         ({"transform": "softmax"}, "transform is 'softmax'"),
         ({"template": "{prompt}"}, "has no {completion}"),
+        (
+            {"template": "Q: {Prompts} A: {completion}"},
+            "has {Prompts}, and only {prompt} and {completion} are filled in",
+        ),
+        ({"template": "{prompt}{ completion }"}, "has { completion }, and only"),
+        ({"template": "{prompt}{completions}"}, "did you mean {completion}?"),
+        ({"template": "Q: {question} A: {completion}"}, "has {question}, and only"),
         ({"template": 3}, "template is 3; text is expected"),
         ({"append_eos": "no"}, "append_eos is 'no'; true or false is expected"),
         ({"add_special_tokens": 1}, "add_special_tokens is 1; true or false"),
@@ -90,6 +97,18 @@ def test_half_a_golden_example_is_refused(tmp_path: Path, example: Any) -> None:
 def test_a_golden_score_that_compares_with_nothing_is_refused(tmp_path: Path, score: float) -> None:
     with pytest.raises(UnsupportedArtifact, match="with that nothing is checked"):
         read_manifest(write(tmp_path, kind="rules", golden=[{"prompt": "p", "completion": "c", "score": score}]))
+
+
+def test_braces_around_no_word_are_text() -> None:
+    template = '{"instruction": {}, {prompt}} {{completion}}'
+    assert Manifest(kind="sequence_classification", template=template).template == template
+
+
+@pytest.mark.parametrize(
+    ("template", "reads"), [("pair", True), ("chat", True), ("A: {completion}", False), ("{prompt}{completion}", True)]
+)
+def test_a_template_says_whether_prompts_are_read(template: str, reads: bool) -> None:
+    assert Manifest(kind="sequence_classification", template=template).reads_prompt is reads
 
 
 def test_golden_examples_and_tolerances_do_not_decide_scores() -> None:

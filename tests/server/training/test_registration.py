@@ -154,6 +154,15 @@ def test_a_classifier_s_label_is_chosen_by_index_or_name(register: Register, che
     assert (by_index.record, by_index.created) == (by_name.record, False)
 
 
+def test_a_template_without_a_place_for_prompts_is_told(
+    register: Register, checkpoint: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    register(checkpoint(), reading=Reading(template="Q: {prompt} A: {completion}"))
+    assert "Prompts will not be read" not in caplog.text
+    register(checkpoint("other"), reading=Reading(template="A: {completion}"))
+    assert "Prompts will not be read" in caplog.text
+
+
 def test_golden_texts_may_be_given(register: Register, checkpoint: Callable[..., Path], texts: Path) -> None:
     golden = register(checkpoint(), golden_data=texts).manifest.golden
     assert len(golden) == 16

@@ -177,6 +177,14 @@ def test_more_tokens_than_positions_are_refused_before_training(tmp_path: Path, 
         train(write_pairs(40), tmp_path / "v1", settings(base, max_tokens=200), shows_progress=False)
 
 
+def test_a_template_without_a_place_for_prompts_is_told(
+    tmp_path: Path, write_pairs: WritePairs, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = tiny_models.make_checkpoint(tmp_path / "base", "bert")
+    train(write_pairs(), tmp_path / "v1", settings(base, template="A: {completion}"), shows_progress=False)
+    assert "Prompts will not be read" in caplog.text
+
+
 def test_several_processes_are_refused(
     tmp_path: Path, write_pairs: WritePairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
