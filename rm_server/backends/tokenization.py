@@ -8,6 +8,7 @@ Nothing that a result depends on is changed after construction: one encoder serv
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias, cast
@@ -28,6 +29,9 @@ from rm_server.registry.manifest import Manifest, TruncationRule
 _FIRST_CHARACTERS_PER_TOKEN = 4.0
 _RATE_SHARE = 0.1
 """Of the characters per token: what is expected before any text came, and how much each new text says of the next."""
+
+# No tokenizer drops these; white space and control characters may leave no token.
+_VISIBLE = re.compile(r"[!-~]|\w")
 
 Int64Array: TypeAlias = npt.NDArray[np.int64]
 
@@ -144,8 +148,8 @@ class TextEncoder:
         return EncodedItem(ids, len(ids), type_ids=type_ids if _has_any(type_ids) else None)
 
     def _joined_text(self, prompt: Content, completion: Content) -> JoinedText | None:
-        """None: no texts, or something is wrong with them, or they will probably be cut."""
-        if not completion or not isinstance(prompt, str) or not isinstance(completion, str):
+        """None: no texts, or something is or may be wrong with them, or they will probably be cut."""
+        if not isinstance(prompt, str) or not isinstance(completion, str) or not _VISIBLE.search(completion):
             return None
         if self.max_tokens and len(prompt) + len(completion) > self._characters_per_token * self.max_tokens:
             return None
@@ -186,9 +190,12 @@ class TextEncoder:
     def _finish(self, encoding: Any, joined: JoinedText, rule: TruncationRule) -> EncodedItem:
         """Appends EOS and cuts."""
         ids, type_ids = self._with_eos(*self._arrays(encoding))
-        if not len(ids):
-            raise EmptyItem("The item has no tokens: its text is nothing but what the tokenizer drops (white space).")
         completion_start = _first_token(encoding, joined.completion, joined.completion_segment)
+        # Without an answer a prompt can be scored. What is left without both is the same for every such item.
+        if completion_start == len(encoding) == _first_token(encoding, joined.prompt, 0):
+            raise EmptyItem(
+                "The item has no tokens of its own: its text is nothing but what the tokenizer drops (white space)."
+            )
         if self.max_tokens and len(ids) > self.max_tokens:
             in_prompt, in_completion = self._cuttable(encoding, ids, joined)
             kept = kept_tokens(in_prompt, in_completion, self.max_tokens, rule)

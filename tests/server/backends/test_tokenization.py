@@ -266,9 +266,18 @@ def test_text_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["normalizer"] = {"type": "Strip", "strip_left": True, "strip_right": True}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(EmptyItem, match="has no tokens"):
-        encoder(folder, JOINED, add_special_tokens=False).encode(" ", "\n")
-    # With its special tokens it is an item like another: a prompt with an answer of blanks.
+    for manifest in (
+        JOINED,
+        PAIR,
+        replace(JOINED, add_special_tokens=False),
+        replace(JOINED, template="A:{completion}"),
+    ):
+        for prompt, completion in ((" ", "\n"), ("", "  ")):
+            with pytest.raises(EmptyItem, match="has no tokens of its own"):
+                encoder(folder, manifest).encode(prompt, completion)
+            assert encoder(folder, manifest).encode_usual([(prompt, completion)]) == [None]
+    assert encoder(folder, JOINED).encode("", SEP).num_tokens == 3  # what the text brings is its own
+    # A prompt with an answer of blanks is an item like another.
     item = encoder(folder, PAIR).encode("a", " ")
     assert item.completion_start == item.num_tokens
 
