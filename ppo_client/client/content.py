@@ -68,10 +68,11 @@ def _check_list(name: str, values: object) -> None:
 
 
 def _check_one_kind(prompt: _WireContent, completion: _WireContent, where: str) -> None:
+    """Text goes with messages, as one turn of the user or of the assistant; token ids go with token ids alone."""
     kinds = prompt.WhichOneof("content"), completion.WhichOneof("content")
-    if kinds[0] != kinds[1] and None not in kinds:
+    if kinds[0] != kinds[1] and None not in kinds and "token_ids" in kinds:
         raise UnsupportedContent(
-            f"{where}the prompt is {kinds[0]} and the completion {kinds[1]}; both must be of one kind"
+            f"{where}the prompt is {kinds[0]} and the completion {kinds[1]}; token ids are for both or for neither"
         )
 
 

@@ -10,7 +10,9 @@ Message: TypeAlias = Mapping[str, str]
 """A chat message, ``{"role": ..., "content": ...}``."""
 
 Content: TypeAlias = str | Sequence[Message] | Sequence[int]
-"""One prompt or one completion: text, chat messages, or the reward model's own token ids."""
+"""One prompt or one completion: text, chat messages, or the reward model's own token ids.
+
+Text beside messages is one turn of a chat: the user's as a prompt, the assistant's as a completion."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,10 +136,12 @@ class Joiner:
 def message_spans(text: str, prompt: Content, completion: Content) -> list[Span]:
     """Where the messages' own words are in a rendered chat; none where no messages came."""
     spans: list[Span] = []
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return spans
     position = 0
-    for content in (prompt, completion):
-        for message in content if not isinstance(content, str) else ():
-            words = message.content.strip() if isinstance(message, ChatMessage) else ""
+    for content, role in ((prompt, "user"), (completion, "assistant")):
+        for message in _messages(content, role):
+            words = message["content"].strip()
             start = text.find(words, position) if words else -1
             if start >= 0:
                 position = start + len(words)

@@ -21,6 +21,8 @@ def test_text_messages_and_ids() -> None:
     message = {"role": "user", "content": "hi"}
     assert kinds([message], [message]) == ("messages", "messages")
     assert kinds(({"role": "user", "content": ""},), [message]) == ("messages", "messages")
+    assert kinds([message], "b") == ("messages", "text")
+    assert kinds("a", [message]) == ("text", "messages")
 
 
 @pytest.mark.parametrize(
@@ -89,6 +91,7 @@ def test_no_items_are_fine() -> None:
         (["a"], [7], UnsupportedContent, "completion 0 is int"),
         (["a"], [{"role": "user", "content": "x"}], UnsupportedContent, "completion 0 is dict"),
         (["a", "a"], ["b", [1]], UnsupportedContent, "item 1: the prompt is text and the completion token_ids"),
+        ([[{"role": "user", "content": "a"}]], [[1]], UnsupportedContent, "token ids are for both or for neither"),
         ([[1]], [["b"]], InvalidTokenIds, "completion 0 is no list of token ids"),
         ([[1]], [[1.0]], InvalidTokenIds, "float"),
         ([[1]], [torch.tensor([1.5])], InvalidTokenIds, "float"),

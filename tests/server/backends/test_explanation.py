@@ -96,6 +96,7 @@ def test_what_the_chat_template_writes_is_added(llama: Path) -> None:
     assert of(reading, "prompt").replace(" ", "") == "beinlinetheone"
     assert of(reading, "completion").replace(" ", "") == "ontheline"
     assert "user" in of(reading, "added").replace(" ", "")
+    assert encoder(llama).explain(TALK[0], "on the line") == reading  # text is the assistant's turn
     (text,) = reading.texts
     assert "".join(token.text for token in reading.tokens).replace("Ġ", " ").removeprefix(BOS) in text
 

@@ -154,6 +154,10 @@ def test_chat_is_rendered_by_the_tokenizer_s_template(llama: Path) -> None:
         [{"role": "system", "content": "be kind"}, *messages], return_dict=False
     )
     assert plain.decode(longer.ids[longer.completion_start :]) == " the one<eos>"
+    for reader in (encoder(llama, JOINED), encoder(llama, CHAT)):
+        answered = reader.encode(talk, "the one")  # text is the assistant's turn
+        assert answered.ids.tolist() == longer.ids.tolist()
+        assert answered.completion_start == longer.completion_start
 
 
 def test_messages_need_a_chat_template_that_takes_them(bert: Path, tmp_path: Path) -> None:
