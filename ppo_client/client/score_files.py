@@ -21,7 +21,15 @@ from typing import Any
 
 from ppo_client.client.client import RewardClient
 from ppo_client.client.content import check_pair
-from ppo_client.client.errors import InvalidFile, InvalidRequest, InvalidSettings, ItemsFailed, ItemsUnavailable
+from ppo_client.client.errors import (
+    InvalidFile,
+    InvalidRequest,
+    InvalidSettings,
+    ItemsFailed,
+    ItemsUnavailable,
+    RewardClientError,
+    UnsupportedContent,
+)
 from ppo_client.client.records import Row, checked_rows, read_rows, write_with_fields
 from ppo_client.client.score_call import ScoreOptions, TruncationRule
 from ppo_client.client.scores import Scores
@@ -87,6 +95,19 @@ class _Pin:
     digest: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Rows of one call. Those that cannot be sent are ``refused``, by index."""
+
+    rows: list[Row]
+    refused: dict[int, InvalidRequest]
+
+    @property
+    def sent(self) -> list[int]:
+        """The others, by index."""
+        return [index for index in range(len(self.rows)) if index not in self.refused]
+
+
 def score_file(
     client: RewardClient, job: ScoreJob, *, on_progress: Callable[[int, int, int], None] = lambda *_: None
 ) -> Summary:
@@ -100,8 +121,8 @@ def score_file(
         _check_is_new(job.output)  # of whoever had the journal before
         resumed = journal.num_rows
         on_progress(resumed, total, journal.num_failed)
-        for rows, outcome in _outcomes(client, job, journal):
-            journal.add(*_lines(job, journal.num_rows, rows, outcome))
+        for batch, outcome in _outcomes(client, job, journal):
+            journal.add(*_lines(job, journal.num_rows, batch, outcome))
             on_progress(journal.num_rows, total, journal.num_failed)
         write_with_fields(job.output, job.source, _added_fields(job, journal), _added(job, journal))
         journal.path.unlink()
@@ -122,18 +143,18 @@ def _check_is_new(output: Path) -> None:
         raise InvalidFile(f"{output} is there already; remove it, or choose another name")
 
 
-def _outcomes(
-    client: RewardClient, job: ScoreJob, journal: Journal
-) -> Iterator[tuple[list[Row], Scores | ItemsFailed]]:
+def _outcomes(client: RewardClient, job: ScoreJob, journal: Journal) -> Iterator[tuple[_Batch, Scores | ItemsFailed]]:
     """Batches of the rows that are left with what became of them, in order; a few are under way at a time."""
     rows = islice(read_rows(job.source), journal.num_rows, None)
-    under_way: deque[tuple[list[Row], Future[Scores]]] = deque()
+    under_way: deque[tuple[_Batch, Future[Scores]]] = deque()
     try:
         while True:
             # The first batch goes alone: it says which version the others are for.
             while len(under_way) < (_BATCHES_UNDER_WAY if journal.pin else 1):
-                if not (batch := list(islice(rows, job.batch_size))):
+                if not (taken := list(islice(rows, job.batch_size))):
                     break
+                refusals = enumerate(_refusal(job, row) for row in taken)
+                batch = _Batch(taken, {index: error for index, error in refusals if error is not None})
                 under_way.append((batch, _submit(client, job, journal.pin, batch)))
             if not under_way:
                 return
@@ -147,7 +168,8 @@ def _outcomes(
             future.cancel()
 
 
-def _submit(client: RewardClient, job: ScoreJob, pin: _Pin | None, rows: list[Row]) -> Future[Scores]:
+def _submit(client: RewardClient, job: ScoreJob, pin: _Pin | None, batch: _Batch) -> Future[Scores]:
+    rows = [batch.rows[index] for index in batch.sent]
     options: ScoreOptions = {"calibrated": job.calibrated, "truncation": job.truncation}
     if pin is not None:
         options["expected_digest"] = pin.digest
@@ -159,36 +181,44 @@ def _submit(client: RewardClient, job: ScoreJob, pin: _Pin | None, rows: list[Ro
     )
 
 
-def _lines(job: ScoreJob, first: int, rows: list[Row], outcome: Scores | ItemsFailed) -> tuple[_Pin, list[Row]]:
+def _lines(job: ScoreJob, first: int, batch: _Batch, outcome: Scores | ItemsFailed) -> tuple[_Pin, list[Row]]:
     """What the journal gets for these rows, the first of which is number ``first``, from 0."""
-    pin = _Pin(outcome.model, outcome.version, outcome.digest)
     if isinstance(outcome, Scores):
         pairs = zip(outcome.values, outcome.truncated, strict=True)
-        return pin, [{"score": value, "truncated": is_cut} for value, is_cut in pairs]
+        answers = [{"score": value, "truncated": is_cut} for value, is_cut in pairs]
     # What may get its score later is left for later: an error in the file is for ever.
-    if not job.keep_going or isinstance(outcome, ItemsUnavailable):
-        raise _by_rows(job, first, len(rows), outcome) from outcome
-    return pin, [
-        {"score": outcome.scores[index], "truncated": outcome.truncated[index]}
-        if index in outcome.scores
-        else {"error": f"{type(outcome.errors[index]).__name__}: {outcome.errors[index]}"}
-        for index in range(len(rows))
-    ]
+    elif not job.keep_going or isinstance(outcome, ItemsUnavailable):
+        raise _by_rows(job, [first + index + 1 for index in batch.sent], outcome) from outcome
+    else:
+        answers = [
+            {"score": outcome.scores[place], "truncated": outcome.truncated[place]}
+            if place in outcome.scores
+            else _error_line(outcome.errors[place])
+            for place in range(len(batch.sent))
+        ]
+    lines = {index: _error_line(error) for index, error in batch.refused.items()}
+    lines |= zip(batch.sent, answers, strict=True)
+    pin = _Pin(outcome.model, outcome.version, outcome.digest)
+    return pin, [lines[index] for index in range(len(batch.rows))]
 
 
-def _by_rows(job: ScoreJob, first: int, num_rows: int, failed: ItemsFailed) -> ItemsFailed:
-    """The same failure, told by the numbers of the file's rows, from 1 as in all messages about it."""
-    errors = {first + index + 1: error for index, error in failed.errors.items()}
+def _error_line(error: RewardClientError) -> Row:
+    return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _by_rows(job: ScoreJob, numbers: list[int], failed: ItemsFailed) -> ItemsFailed:
+    """The same failure, told by the ``numbers`` of the file's rows, from 1 as in all messages about it."""
+    errors = {numbers[place]: error for place, error in failed.errors.items()}
     number, error = min(errors.items())
-    others = f", and {len(errors) - 1} more of the rows {first + 1} to {first + num_rows}" if len(errors) > 1 else ""
+    others = f", and {len(errors) - 1} more of the rows {numbers[0]} to {numbers[-1]}" if len(errors) > 1 else ""
     advice = "the same command goes on from there"
     if not isinstance(failed, ItemsUnavailable):
         advice = "correct it, or write errors in place of such scores (--keep-going)"
     return type(failed)(
         f"{job.source}: no score for row {number}, {type(error).__name__}: {error}{others}; {advice}",
         errors=errors,
-        scores={first + index + 1: value for index, value in failed.scores.items()},
-        truncated={first + index + 1: is_cut for index, is_cut in failed.truncated.items()},
+        scores={numbers[place]: value for place, value in failed.scores.items()},
+        truncated={numbers[place]: is_cut for place, is_cut in failed.truncated.items()},
         model=failed.model,
         version=failed.version,
         digest=failed.digest,
@@ -204,15 +234,23 @@ def _check_rows(job: ScoreJob) -> int:
         place = f"{job.source}, row {number}"
         if missing := [name for name in needed if name not in row]:
             raise InvalidFile(f"{place} has no {missing[0]!r}, only {sorted(row)}; name other fields?")
-        if empty := [name for name in needed if row[name] is None]:
-            raise InvalidFile(f"{place}: {empty[0]!r} is null; text, chat messages or token ids are expected")
         if taken := added & row.keys():
             raise InvalidFile(f"{place} has a field {min(taken)!r} already; choose another name for the score's")
-        try:
-            check_pair(row[job.prompt_field] if job.prompt_field else "", row[job.completion_field])
-        except InvalidRequest as error:
+        if not job.keep_going and (error := _refusal(job, row)):
             raise InvalidFile(f"{place}: {error}") from error
     return number
+
+
+def _refusal(job: ScoreJob, row: Row) -> InvalidRequest | None:
+    """Why the row's content cannot be sent; None: it can."""
+    for name in filter(None, (job.prompt_field, job.completion_field)):
+        if row[name] is None:
+            return UnsupportedContent(f"{name!r} is null; text, chat messages or token ids are expected")
+    try:
+        check_pair(row[job.prompt_field] if job.prompt_field else "", row[job.completion_field])
+    except InvalidRequest as error:
+        return error
+    return None
 
 
 def _added_fields(job: ScoreJob, journal: Journal) -> dict[str, type]:

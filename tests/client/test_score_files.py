@@ -128,11 +128,35 @@ def test_or_has_an_error_and_no_number_where_that_was_asked_for(
     assert [row for row in rows if row["id"] != 2] == [expected(number) for number in range(NUM_ROWS) if number != 2]
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "script", "failed"),
+    [(1, [], {0, 2, 3}), (5, [fail_items(1, reason="ITEM_TOO_LONG")], {0, 2, 3, 4})],
+)
+def test_a_row_that_cannot_be_sent_has_an_error_too(
+    server: FakeServer, client: RewardClient, job: ScoreJob, batch_size: int, script: list[Any], failed: set[int]
+) -> None:
+    wrong: dict[int, dict[str, Any]] = {0: {"completion": None}, 2: {"prompt": [1]}, 3: {"completion": 7}}
+    write_rows(job.source, [row | wrong.get(number, {}) for number, row in enumerate(ROWS)])
+    server.will(*script)
+    summary = score_file(client, but(job, keep_going=True, batch_size=batch_size))
+    assert (summary.scored, summary.failed) == (NUM_ROWS - len(failed), len(failed))
+    rows = list(read_rows(job.output))
+    told = {row["id"]: row["score_error"] for row in rows if "score" not in row}
+    assert set(told) == failed
+    assert told[0] == "UnsupportedContent: 'completion' is null; text, chat messages or token ids are expected"
+    assert told[2].startswith("UnsupportedContent: the prompt is token_ids and the completion text")
+    assert told[3].startswith("UnsupportedContent: the completion is int")
+    assert [row for row in rows if row["id"] not in failed] == [
+        expected(number) for number in range(NUM_ROWS) if number not in failed
+    ]
+
+
 def test_what_may_work_later_is_never_written_down_as_failed(
     server: FakeServer, client: RewardClient, job: ScoreJob
 ) -> None:
     server.always = fail_items(0, reason="WORKER_FAILED")
-    with pytest.raises(errors.ItemsUnavailable):
+    write_rows(job.source, [ROWS[0] | {"completion": None}, *ROWS[1:]])
+    with pytest.raises(errors.ItemsUnavailable, match="no score for row 2, WorkerFailed"):
         score_file(client, but(job, keep_going=True))
 
 
