@@ -18,6 +18,8 @@ from rm_server.backends.checkpoint import Model, position_limit
 from rm_server.backends.device_memory import is_out_of_memory
 from rm_server.backends.forward import Forward, OneByOneForward, PackedForward, PaddedForward, smallest_window
 from rm_server.backends.items import Batch, EncodedItem
+from rm_server.backends.json_file import first_line
+from rm_server.errors import UnsupportedArtifact
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +32,10 @@ _NUM_SHARED = 48
 def choose_forward(model: Model, device: torch.device, check: Batch) -> Forward:
     """The first of packed (in two ways), padded and one by one that agrees with the model's own forward on ``check``.
 
-    ``model`` is in fp32 on ``device``; the result owns it. Want of memory is raised as torch raises it.
+    ``model`` is in fp32 on ``device``; the result owns it. Want of memory is raised as torch raises it. Raises
+    UnsupportedArtifact where its own forward fails.
     """
-    expected = OneByOneForward(model, device).logits(check)
+    expected = _own_logits(model, device, check)
     ways: dict[str, Callable[[Model, torch.device], PackedForward | PaddedForward]] = {
         "packed, its last layer only where it is read": PackedForward,
         "packed": partial(PackedForward, reads_only=False),
@@ -56,6 +59,17 @@ def choose_forward(model: Model, device: torch.device, check: Batch) -> Forward:
         if forward is not None:
             forward.undo()
     return OneByOneForward(model, device)
+
+
+def _own_logits(model: Model, device: torch.device, check: Batch) -> torch.Tensor:
+    try:
+        return OneByOneForward(model, device).logits(check)
+    except Exception as error:  # the model's own code may raise anything
+        if is_out_of_memory(error):
+            raise
+        raise UnsupportedArtifact(
+            f"{type(model).__name__} cannot be served: its own forward fails on ordinary tokens: {first_line(error)}"
+        ) from error
 
 
 def check_batch(model: Model, max_tokens: int) -> Batch:

@@ -372,6 +372,13 @@ def test_an_unknown_device_is_refused(tmp_path: Path) -> None:
         load(folder, device="abacus")
 
 
+def test_a_model_that_fails_on_ordinary_tokens_is_refused_in_its_own_words(tmp_path: Path) -> None:
+    tiny = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+    folder = tiny_models.make_checkpoint(tmp_path, "gpt2", model_type="t5", **tiny)
+    with pytest.raises(UnsupportedArtifact, match=r"T5ForSequenceClassification cannot be served: .*<eos> token"):
+        load(folder)
+
+
 def test_memory_counts_every_weight(tmp_path: Path) -> None:
     folder = tiny_models.make_checkpoint(tmp_path, "bert")
     weights = sum(weight.nbytes for weight in tiny_models.make_model("bert").state_dict().values())
