@@ -32,7 +32,7 @@ def metrics_row(
     """Plain numbers and strings; `…_s` are wall seconds of the main process.
 
     `kl` is the mean over episodes of the KL from the reference, summed over tokens, in nats; `kl_coefficient` the one
-    that was used in this step; `entropy` is nats per token while sampling.
+    that was used in this step; `entropy` is nats per token while sampling. Values and returns are means over tokens.
     """
     mask, main = rollout.sequences.response_mask, state.versions[0]
     entropy, _ = masked_mean_variance(rollout.entropies, mask)
@@ -56,6 +56,8 @@ def metrics_row(
         "approx_kl": update.mean.approx_kl,
         "first_ratio": update.first.ratio,
         "first_max_log_ratio": update.first.max_log_ratio,
+        "value_mean": float(rollout.values[mask].mean()),
+        "return_mean": float(returns[mask].mean()),
         "explained_variance": explained_variance(rollout.values, returns, mask),
         "gradient_norm": update.gradient_norm,
         "learning_rate": update.learning_rate,

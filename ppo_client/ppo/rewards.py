@@ -28,3 +28,15 @@ def token_rewards(scores: Tensor, kl: Tensor, response_mask: Tensor, coefficient
     rows = torch.arange(len(scores), device=scores.device)
     rewards[rows, last_token(response_mask)] += scores
     return rewards
+
+
+def reward_facts(scores: Tensor, shaped: Tensor, rewards: Tensor, clip: float | None) -> dict[str, float]:
+    """What PPO is given to maximise, for the row of a step: means over its episodes.
+
+    `scores` (B,) are as they were before `shaped_scores` made `shaped` (B,) of them, `rewards` (B, R) what
+    `token_rewards` made of those. Their sum over an episode is Σ (score − β·KL), the objective of Ziegler et al. 2019.
+    """
+    facts = {"shaped_score_mean": float(shaped.mean()), "rlhf_reward_mean": float(rewards.sum(1).mean())}
+    if clip is not None:
+        facts["score_clip_fraction"] = float((scores.abs() > clip).float().mean())
+    return facts

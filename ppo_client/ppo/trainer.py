@@ -25,7 +25,7 @@ from ppo_client.ppo.normalize import ScoreNormalizer
 from ppo_client.ppo.progress import is_due
 from ppo_client.ppo.prompts import Prompt
 from ppo_client.ppo.reward_source import RewardSource
-from ppo_client.ppo.rewards import shaped_scores, token_rewards
+from ppo_client.ppo.rewards import reward_facts, shaped_scores, token_rewards
 from ppo_client.ppo.rollout import Rollout, Started
 from ppo_client.ppo.seeds import Purpose, prompt_rows, uniforms
 from ppo_client.ppo.sharding import autocast, copy_weights
@@ -112,6 +112,7 @@ class PPOTrainer:
         normalized = self._normalized(rollout, found, versions)
         scores = shaped_scores(normalized, rollout.has_eos, config.reward)
         rewards = token_rewards(scores, kl, mask, kl_coefficient)
+        rewarded = reward_facts(normalized, scores, rewards, config.reward.clip)
         if config.ppo.whiten_rewards:
             rewards = whiten(rewards, mask, keep_mean=True)
 
@@ -163,7 +164,7 @@ class PPOTrainer:
             is_normalized_anew=run.state.normalizer != normalizer,
             max_importance_weight=config.rollout.max_importance_weight,
         )
-        run.tracker.step(row | {"update_s": update_s, "step_s": time.perf_counter() - started_at})
+        run.tracker.step(row | rewarded | {"update_s": update_s, "step_s": time.perf_counter() - started_at})
         every = config.train.samples_every_steps
         if every and (step % every == 0 or step == 1):
             run.tracker.samples(sample_rows(step, rollout, run.worker.desk.parts, config.train.samples_per_step))

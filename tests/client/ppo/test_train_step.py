@@ -146,6 +146,22 @@ def test_the_coefficient_follows_the_kl_of_whole_episodes(folder: Path, trainer:
     assert trainer.state.kl_coefficient != BETA
 
 
+def test_what_is_maximised_is_in_the_metrics(folder: Path, trainer: PPOTrainer, seen: Seen) -> None:
+    trainer.train_step()
+    (rollout,), (batch,) = seen.rollouts, seen.batches
+    (row,) = read_jsonl(folder / "run" / "metrics.jsonl")
+    mask, scores = rollout.sequences.response_mask, rollout.scores.double().numpy()
+    shaped = np.clip(scores, -CLIP, CLIP) - PENALTY * ~rollout.has_eos.numpy()
+    log_ratios = rows_of(rollout.reference_log_probs - rollout.log_probs, mask)
+    penalties = [BETA * (np.exp(log_ratio) - 1 - log_ratio).sum() for log_ratio in log_ratios]
+    assert row["shaped_score_mean"] == pytest.approx(shaped.mean(), abs=1e-5)
+    assert 0 < row["score_clip_fraction"] < 1
+    assert row["score_clip_fraction"] == pytest.approx((scores > CLIP).mean())
+    assert row["rlhf_reward_mean"] == pytest.approx((shaped - penalties).mean(), abs=1e-4)
+    assert row["value_mean"] == pytest.approx(np.concatenate(rows_of(rollout.values, mask)).mean(), abs=1e-5)
+    assert row["return_mean"] == pytest.approx(np.concatenate(rows_of(batch.returns, mask)).mean(), abs=1e-5)
+
+
 def test_the_optimizer_is_the_one_of_the_settings(folder: Path, trainer: PPOTrainer) -> None:
     rates: list[float] = []
     optimizer = trainer.run.updater.optimizer.optimizer
