@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.utils import logging as transformers_logging
 
@@ -79,6 +79,7 @@ def prepared(model: Any) -> Any:
     """The same model, made to compute in training what it does in evaluation: without dropout; and faster."""
     disable_dropout(model)
     _fuse_gelu(model)
+    _trust_with_masks(model)
     return model
 
 
@@ -149,3 +150,17 @@ def _fuse_gelu(model: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
                 setattr(module, name, nn.GELU(approximate="tanh"))
+
+
+def _trust_with_masks(model: nn.Module) -> None:
+    """Prompts without padding get no mask on purpose, and what pads a response cannot be seen from within it.
+
+    GPT-2 and others would look at the ids in each forward pass, for which a GPU must be waited for, and warn.
+    """
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.warn_if_padding_and_no_attention_mask = _pass
+
+
+def _pass(*_: Any) -> None:
+    """In place of transformers' check of the mask."""

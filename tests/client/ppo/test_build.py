@@ -9,12 +9,13 @@ import torch
 from tiny_models import EOS_ID, PAD_ID, VOCAB_SIZE, make_tokenizer
 from tiny_policies import make_language_model, save_policy
 from torch import nn
-from transformers import BertConfig
+from transformers import BertConfig, modeling_utils
 
 from ppo_client.ppo.build import check_fits, load_language_model, load_policy, load_tokenizer, sampling_rule
 from ppo_client.ppo.config import RolloutConfig
 from ppo_client.ppo.errors import ConfigError
 from ppo_client.ppo.prompts import Prompt
+from ppo_client.ppo.sequences import Prompts, Sequences
 
 
 def test_a_policy_is_its_checkpoint_with_a_faster_activation(tmp_path: Path) -> None:
@@ -26,6 +27,19 @@ def test_a_policy_is_its_checkpoint_with_a_faster_activation(tmp_path: Path) -> 
     with torch.no_grad():
         expected = make_language_model("gpt2").eval()(input_ids=ids).logits
         assert torch.allclose(policy.model(input_ids=ids).logits, expected, atol=1e-5)
+
+
+def test_padded_responses_to_prompts_without_padding_raise_no_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_policy(tmp_path, "gpt2")
+    policy = load_policy(str(tmp_path), "float32", RolloutConfig(), load_tokenizer(str(tmp_path)))
+    warnings: list[str] = []
+    monkeypatch.setattr(modeling_utils.logger, "warning_once", warnings.append)
+    response_ids = torch.tensor([[9, 10, 11, 12], [9, EOS_ID, PAD_ID, PAD_ID]])
+    lengths = torch.tensor([[4], [2]])
+    policy(Sequences(Prompts.collate([[5, 6], [7, 8]], PAD_ID), response_ids, torch.arange(4) < lengths))
+    assert warnings == []
 
 
 def test_places_that_hold_no_policy(tmp_path: Path) -> None:
