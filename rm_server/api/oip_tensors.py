@@ -117,7 +117,10 @@ def _read(message: inference_pb2.ModelInferRequest.InferInputTensor, raw: bytes 
             )
         array = np.frombuffer(raw, encoding.dtype)
     _check_count(message, array.size)
-    return Tensor(message.name, message.datatype, shape, array.reshape(shape))
+    try:
+        return Tensor(message.name, message.datatype, shape, array.reshape(shape))
+    except ValueError as error:  # more sizes than NumPy knows, or a 0 among ones that overflow
+        raise InvalidRequest(f"{message.name} cannot have shape {list(shape)[:8]}: {error}.") from None
 
 
 def _check_count(message: inference_pb2.ModelInferRequest.InferInputTensor, num_elements: int) -> None:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError,
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from rm_server.config import ConfigError
-from rm_server.errors import CatalogUnavailable, RmError, StorageFull
+from rm_server.errors import CatalogUnavailable, InvalidRequest, RmError, StorageFull
 from rm_server.registry.tables import state
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -128,8 +128,11 @@ class Database:
     def _translated_errors(self) -> Iterator[None]:
         try:
             yield
-        except (IntegrityError, ProgrammingError, DataError, NotSupportedError):
+        except (IntegrityError, ProgrammingError, NotSupportedError):
             raise  # a defect of ours, not a state of the database
+        except DataError as error:  # PostgreSQL's texts have no NUL, and its numbers of versions end at 2^31
+            what = str(error.orig).partition("\n")[0]
+            raise InvalidRequest(f"The catalog cannot hold what was given: {what}.") from error
         except DBAPIError as error:
             raise self._named_error(error) from error
         except PoolTimeout as error:

@@ -87,6 +87,8 @@ def shared_memory() -> Any:
         (typed("ids", "INT64", [], "int64_contents", [1]), "at least one size"),
         (raw("ids", "INT64", [1], b"1234567"), "7 raw bytes; INT64 takes 8"),
         (raw("ids", "INT32", [10**12], b"1234"), "1 elements"),
+        (typed("ids", "INT64", [2**40, 2**40, 0], "int64_contents", []), "ids cannot have shape"),
+        (raw("ids", "INT32", [1] * 1000, b"1234"), "ids cannot have shape"),
         (raw("text", "BYTES", [1], b"\x05\0\0\0ab"), "end within element 0"),
         (raw("text", "BYTES", [2], b"\x01\0\0\0a\x01\0"), "end within element 1"),
         (raw("text", "BYTES", [2], b"\x01\0\0\0a"), "1 elements of BYTES"),

@@ -15,7 +15,7 @@ from postgresql import PASSWORD, PostgreSQL, new_database
 from sqlalchemy import insert, select, text
 
 from rm_server.config import ConfigError
-from rm_server.errors import CatalogUnavailable, StorageFull
+from rm_server.errors import CatalogUnavailable, InvalidRequest, StorageFull
 from rm_server.registry import database as database_module
 from rm_server.registry.database import Database
 from rm_server.registry.tables import metadata, models
@@ -81,6 +81,15 @@ def test_a_database_that_was_restarted_is_used_again_and_one_that_is_away_is_sai
         with database.reading() as connection:
             assert connection.scalar(select(models.c.name)) == "m"
         database.close()
+
+
+@pytest.mark.parametrize(("name", "next_version"), [("m\0", 1), ("m", 4_000_000_000)])
+def test_what_postgresql_cannot_hold_is_the_caller_s_mistake(postgresql_url: str, name: str, next_version: int) -> None:
+    database = Database(postgresql_url)
+    with pytest.raises(InvalidRequest, match=r"^The catalog cannot hold what was given: .*(NUL|out of range)"):  # noqa: SIM117
+        with database.writing() as connection:
+            connection.execute(insert(models).values(name=name, next_version=next_version))
+    database.close()
 
 
 def test_a_driver_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
