@@ -181,10 +181,22 @@ class Access:
             return self._open
         if rule.role is Role.PUBLIC:
             return self._public
-        caller = self._caller(authorization, identities)
+        if (caller := self._known(authorization, identities)) is None:
+            raise self._refused(_unauthenticated())
         entry = self.living_entry(caller)
         self._check_role(entry, rule.role)
         return CallerPermit(self, caller, rule, entry.name)
+
+    def can_see(self, model: str, authorization: str | bytes | None, identities: Identities = no_identities) -> bool:
+        """Whether a public answer may tell the caller of the model: to all without tokens, else to who may read of it.
+
+        Nobody is refused, so nothing is counted.
+        """
+        if self._open is not None:
+            return True
+        caller = self._known(authorization, identities)
+        entry = caller.entry if caller is not None and self._time_s() < caller.expires_at else None
+        return entry is not None and entry.can_touch(model)
 
     def living_entry(self, caller: Caller) -> TokenEntry:
         """The caller's entry. Raises Unauthenticated once it has expired or is gone."""
@@ -227,7 +239,7 @@ class Access:
         if not entry.can_touch(model):
             raise self._refused(_not_its_model(entry, model))
 
-    def _caller(self, authorization: str | bytes | None, identities: Identities) -> Caller:
+    def _known(self, authorization: str | bytes | None, identities: Identities) -> Caller | None:
         if authorization:
             text = authorization.decode("utf-8", "replace") if isinstance(authorization, bytes) else authorization
             scheme, _, token = text.partition(" ")
@@ -239,7 +251,7 @@ class Access:
             for identity in identities():
                 if (caller := self._callers.get(identity)) is not None:
                     return caller
-        raise self._refused(_unauthenticated())
+        return None
 
     def _check_role(self, entry: TokenEntry, role: Role) -> None:
         if entry.role < role:

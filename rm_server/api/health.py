@@ -24,11 +24,11 @@ SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A version that should be loaded here and is not."""
+    """A version that should be loaded here and is not. ``error``: of what FAILED."""
 
     key: VersionKey
     state: str
-    message: str
+    error: RmError | None
 
 
 class Readiness:
@@ -67,7 +67,7 @@ class Readiness:
         for key in sorted(self._versions.wanted):
             status = self._versions.state_of(key)
             if status.state not in SERVING_STATES:
-                missing.append(Missing(key, status.state, status.error.message if status.error else ""))
+                missing.append(Missing(key, status.state, status.error))
         return missing
 
     @property

@@ -10,10 +10,10 @@ from typing import Any
 from aiohttp import web
 
 from rm_server.api import http_shapes
-from rm_server.api.access import Access, Permit, http_identities
+from rm_server.api.access import Access, Identities, Permit, http_identities
 from rm_server.api.calls import Call, Calls, trace_context
 from rm_server.api.error_map import outcome_of
-from rm_server.api.health import Readiness
+from rm_server.api.health import Missing, Readiness
 from rm_server.api.roles import METRICS_WITH_TOKEN, HttpScoring, Rule, rule_of
 from rm_server.errors import InvalidRequest, RequestTooLarge, RmError
 from rm_server.metrics import Metrics
@@ -69,19 +69,23 @@ class HttpService:
         return web.json_response({"alive": True})
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        missing = [
-            {"model": part.key[0], "version": part.key[1], "state": part.state, "message": part.message}
-            for part in self._readiness.missing()
-        ]
         is_ready = self._readiness.is_ready
         body = {
             "ready": is_ready,
             "draining": self._calls.is_draining,
-            "missing": missing,
+            "missing": [self._described(part, request) for part in self._readiness.missing()],
             # The text of the error stays in the log: it may name hosts.
             "catalog_reachable": self._readiness.is_catalog_reachable,
         }
         return web.json_response(body, status=200 if is_ready else 503)
+
+    def _described(self, missing: Missing, request: web.Request) -> dict[str, Any]:
+        """Its name, and the error's text, which has paths, are only for callers who may read of the model."""
+        (model, version), error = missing.key, missing.error
+        what = {"state": missing.state, "reason": error.reason if error is not None else ""}
+        if not self._access.can_see(model, *_shown(request)):
+            return what
+        return {"model": model, "version": version, **what, "message": error.message if error is not None else ""}
 
     async def _scrape(self, request: web.Request) -> web.Response:
         rule = METRICS_WITH_TOKEN if self._metrics_need_token else _rule(request)
@@ -133,11 +137,7 @@ class HttpService:
             return web.json_response(response_of(answer, call), headers={"x-request-id": call.request_id})
 
     def _permit(self, request: web.Request, rule: Rule) -> Permit:
-        return self._access.permit(
-            rule,
-            request.headers.get("authorization"),
-            lambda: http_identities(request.get_extra_info("peercert")),
-        )
+        return self._access.permit(rule, *_shown(request))
 
     def _selector(self, request: web.Request, body: dict[str, Any]) -> str:
         """The path's, else the default, else the body's ``model``: verl has its own model's path in there."""
@@ -156,6 +156,11 @@ class HttpService:
             raise RequestTooLarge(
                 f"The body has more than {self._max_body_bytes} bytes (transport.max_message_mb). Send it in parts."
             ) from None
+
+
+def _shown(request: web.Request) -> tuple[str | None, Identities]:
+    """What tells who calls: a token, a certificate."""
+    return request.headers.get("authorization"), lambda: http_identities(request.get_extra_info("peercert"))
 
 
 def _rule(request: web.Request) -> Rule:

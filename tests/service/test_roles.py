@@ -387,6 +387,32 @@ def test_history_names_the_token(server: RunningServer, tmp_path: Path) -> None:
     assert {entry.actor for entry in history.entries} == {"deploy"}
 
 
+def test_readyz_names_what_is_missing_to_those_who_may_know(tmp_path: Path) -> None:
+    with running(tmp_path / "home") as server:
+        (version,) = server.deploy("theirs", make_rules_version(tmp_path / "v", {"type": "length", "max": 3}))
+    rules = tmp_path / "home" / "artifacts" / version.digest / "rules.json"
+    rules.chmod(0o644)
+    rules.write_text("{}")
+    for entry in ENTRIES:
+        add_token(tmp_path / "tokens.toml", entry)
+    with running(tmp_path / "home", auth=AuthSettings(tokens=tmp_path / "tokens.toml")) as server:
+
+        def missing(caller: str) -> list[dict[str, Any]]:
+            connection = http.client.HTTPConnection(server.app.http_address, timeout=30)
+            connection.request("GET", "/readyz", headers=dict(headers(caller)))
+            response = connection.getresponse()
+            assert response.status == 503
+            body: dict[str, Any] = json.load(response)
+            connection.close()
+            return list(body["missing"])
+
+        for caller in ("none", "wrong", "expired", "some-models"):
+            assert missing(caller) == [{"state": "FAILED", "reason": "artifact_unreadable"}], caller
+        (told,) = missing("score")
+        assert (told["model"], told["version"], told["reason"]) == ("theirs", 1, "artifact_unreadable")
+        assert str(rules) in told["message"]
+
+
 def test_a_token_for_some_models_builds_on_no_others(server: RunningServer, tmp_path: Path) -> None:
     def register(model: str, folder: Path, caller: str) -> models_pb2.RegisterVersionResponse:
         request = models_pb2.RegisterVersionRequest(model=model, path=str(folder))

@@ -170,6 +170,28 @@ def test_a_token_for_some_models_is_not_told_of_others() -> None:
     assert "secret" not in told("confined")
 
 
+def test_public_answers_tell_of_a_model_only_to_who_may_read_of_it() -> None:
+    clock = Clock()
+    guarded = access(
+        entry("a"),
+        entry("late", expires=EXPIRY),
+        entry("mine", models=("mine",)),
+        TokenEntry("ops", Role.SCORE, certificate="ops.example.org"),
+        clock=clock,
+    )
+    for token in ("a", "late"):
+        assert guarded.can_see("theirs", bearer(token))
+    assert guarded.can_see("theirs", None, lambda: ["ops.example.org"])
+    assert [guarded.can_see(model, bearer("mine")) for model in ("mine", "theirs")] == [True, False]
+    assert not guarded.can_see("theirs", None)
+    assert not guarded.can_see("theirs", bearer("wrong"))
+    clock.now = EXPIRY.timestamp()
+    assert not guarded.can_see("theirs", bearer("late"))
+    assert access().can_see("theirs", None), "there are no tokens"
+    refusals = guarded._metrics.registry.get_sample_value("rm_auth_refusals_total", {"reason": "unauthenticated"})
+    assert refusals == 0
+
+
 def test_a_certificate_is_asked_for_where_no_token_is_shown() -> None:
     guarded = access(entry("a"), TokenEntry("ops", Role.ADMIN, certificate="ops.example.org"))
     assert guarded.permit(SCORE, None, lambda: ["cn", "ops.example.org"]).actor == "ops"
