@@ -57,8 +57,9 @@ class RewardClient:
         """One score for each completion, in order, all from one version.
 
         ``model``: ``name@3``, ``name@label`` or ``name``. ``prompts`` and ``completions``: lists of equal length, of
-        text, of chat messages, or of the reward model's token ids (rows of arrays and tensors, too); an equal prompt
-        travels once. ``options``: see ScoreOptions. Large calls are sent in several requests.
+        text (arrays and Series, too), of chat messages, or of the reward model's token ids (rows of arrays and
+        tensors, too); an equal prompt travels once. ``options``: see ScoreOptions. Large calls are sent in several
+        requests.
 
         Raises RewardClientError (the tree is in `ppo_client.errors`); ItemsFailed where some completions have no
         score. There is no number in place of a score that could not be had.

@@ -32,8 +32,7 @@ class Item(NamedTuple):
 
 def to_items(prompts: Sequence[Content], completions: Sequence[Content]) -> list[Item]:
     """The items, those with equal prompts beside each other. Raises InvalidRequest, naming the place."""
-    _check_list("prompts", prompts)
-    _check_list("completions", completions)
+    prompts, completions = _as_list("prompts", prompts), _as_list("completions", completions)
     if len(prompts) != len(completions):
         raise InvalidRequest(
             f"{len(prompts)} prompts and {len(completions)} completions: the lists must be of equal length, each "
@@ -59,12 +58,17 @@ def check_pair(prompt: Content, completion: Content) -> None:
     _check_one_kind(_to_message(prompt, "the prompt"), _to_message(completion, "the completion"), "")
 
 
-def _check_list(name: str, values: object) -> None:
-    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Sequence):
-        hint = ""
-        if hasattr(values, "tolist"):
-            hint = ": pass the rows without their padding, [row[:length] for row, length in zip(rows, lengths)]"
-        raise InvalidRequest(f"{name} must be a list, got {type(values).__name__}{hint}")
+def _as_list(name: str, values: Any) -> Sequence[Content]:
+    """A list as it is, or the texts of an array or a Series."""
+    if isinstance(values, Sequence) and not isinstance(values, (str, bytes)):
+        return values
+    hint = ""
+    if hasattr(values, "tolist"):
+        rows = values.tolist()
+        if isinstance(rows, list) and (not rows or any(isinstance(row, str) for row in rows)):
+            return rows
+        hint = ": pass the rows without their padding, [row[:length] for row, length in zip(rows, lengths)]"
+    raise InvalidRequest(f"{name} must be a list, got {type(values).__name__}{hint}")
 
 
 def _check_one_kind(prompt: _WireContent, completion: _WireContent, where: str) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -45,6 +46,15 @@ def test_messages_from_an_array_as_parquet_files_give_them() -> None:
     row = np.array([{"role": "user", "content": "hi", "name": None}], dtype=object)
     (item,) = to_items([row], [[{"role": "assistant", "content": "ho"}]])
     assert item.prompt.messages.messages[0].content == "hi"
+
+
+def test_texts_in_an_array_or_a_series() -> None:
+    texts = ["a", "b"]
+    for values in (np.array(texts), np.array(texts, dtype=object), pd.Series(texts), pd.Series(texts, dtype="string")):
+        assert to_items(values, values) == to_items(texts, texts)
+    assert to_items(np.array([]), pd.Series([], dtype=str)) == []
+    with pytest.raises(UnsupportedContent, match="completion 1 is float"):
+        to_items(texts, pd.Series(["a", np.nan], dtype=object))
 
 
 def test_the_empty_string_is_a_text_and_an_empty_prompt_is_nothing() -> None:
