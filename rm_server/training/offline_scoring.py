@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
+from safetensors import safe_open
 from tqdm import tqdm
 
-from rm_server.backends.interface import Backend, ComputeSettings
+from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, Content, EncodedItem
 from rm_server.backends.loading import load_backend, load_encoder
 from rm_server.errors import NonFiniteScore, RmError
-from rm_server.registry.manifest import Manifest
+from rm_server.registry.manifest import Manifest, Precision
 
 MAX_BATCH_TOKENS = 4096
 
@@ -35,8 +37,11 @@ def offline_scorer(
     folder: Path, manifest: Manifest, settings: ComputeSettings | None = None, *, shows_progress: bool = False
 ) -> ScoreTexts:
     """Loads the version in ``folder``. Raises what `load_backend` raises."""
+    settings = settings or ComputeSettings()
     encoder = load_encoder(folder, manifest)
-    backend = load_backend(folder, manifest, settings or ComputeSettings())
+    backend = load_backend(folder, manifest, settings)
+    # All weights are read for it, so once and not for each text.
+    cause = cache(lambda: _cause_of_non_finite(folder, settings.precision))
 
     def score(texts: Sequence[tuple[Content, Content]]) -> list[Scored]:
         results: list[Scored | None] = [None] * len(texts)
@@ -48,8 +53,11 @@ def offline_scorer(
                 results[index] = Scored(error)
         with tqdm(total=len(items), desc="scores", unit="text", disable=not shows_progress, leave=False) as bar:
             for batch in _batches(items):
-                for (index, item), value in zip(batch, _scores(backend, [item for _, item in batch]), strict=True):
-                    results[index] = Scored(value, item.truncated)
+                values = backend.score(Batch.of([item for _, item in batch]))
+                for (index, item), value in zip(batch, values.tolist(), strict=True):
+                    is_finite = math.isfinite(value)
+                    score = value if is_finite else NonFiniteScore(f"{folder} gave {value} for a text. {cause()}")
+                    results[index] = Scored(score, item.truncated)
                 bar.update(len(batch))
         return [result for result in results if result is not None]
 
@@ -68,9 +76,18 @@ def _batches(items: list[tuple[int, EncodedItem]]) -> Iterator[list[tuple[int, E
         yield batch
 
 
-def _scores(backend: Backend, items: Sequence[EncodedItem]) -> list[float | RmError]:
-    values = backend.score(Batch.of(items))
-    return [
-        float(value) if np.isfinite(value) else NonFiniteScore(f"The version gave {value} for a text.")
-        for value in values
-    ]
+def _cause_of_non_finite(folder: Path, precision: Precision) -> str:
+    """Why a score is none, as far as the weights tell, and what to do about it."""
+    paths, bad = sorted(folder.rglob("*.safetensors")), []
+    if not paths:
+        return "Look for NaN in its weights."
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            bad += [name for name in list(file.keys()) if not bool(file.get_tensor(name).isfinite().all())]
+    if bad:
+        return (
+            f"The weights of {len(bad)} of its tensors are not finite, first those of {bad[0]}: its training diverged, "
+            "or it was not saved whole. Take an earlier checkpoint, or train it with a smaller learning rate."
+        )
+    remedy = "Train it again, with weight decay say." if precision == "fp32" else "Compute it in fp32."
+    return f"Its weights are finite, so a number on the way to the score is too large for {precision}. {remedy}"

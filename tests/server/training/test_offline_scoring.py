@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
+from safetensors.torch import load_file, save_file
 
 from rm_server.backends.items import Batch, Content, Float64Array
 from rm_server.backends.loading import infer_manifest, load_encoder
@@ -50,4 +51,16 @@ def test_a_score_that_is_none_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(offline_scoring, "load_backend", lambda *args: Broken())
     scores = [entry.score for entry in offline_scorer(folder, infer_manifest(folder))(TEXTS)]
     assert isinstance(scores[1], NonFiniteScore)
+    assert f"{folder} gave nan for a text. Its weights are finite" in scores[1].message
     assert scores[0] == 1.5
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "bert")
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.weight"][0, 0] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (scored,) = offline_scorer(folder, infer_manifest(folder))(TEXTS[:1])
+    assert isinstance(scored.score, NonFiniteScore)
+    assert f"{folder} gave nan" in scored.score.message
+    assert "weights of 1 of its tensors are not finite, first those of classifier.weight" in scored.score.message
