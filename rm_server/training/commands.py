@@ -25,8 +25,9 @@ EVALUATION_PAGE = "evaluation.html"
 _TRAIN_HELP = """\
 Trains a reward model on preference pairs and writes a version's folder: config, weights (safetensors), tokenizer,
 reward_model.json, and training.json with what was done. DATA is JSON Lines (.jsonl, .jsonl.gz) or Parquet with
-`prompt`, `chosen`, `rejected` (text, or chat messages); rows with the same `group`, or the same prompt, are never torn
-apart. The held-out pairs are evaluated at the end, into evaluation.json and evaluation.html of the folder.
+`prompt`, `chosen`, `rejected` (text, or chat messages); whole conversations that begin alike, of messages or of text
+like hh-rlhf's, need no `prompt`. Rows with the same `group`, or the same prompt, are never torn apart. The held-out
+pairs are evaluated at the end, into evaluation.json and evaluation.html of the folder.
 """
 
 _TRAIN_EXAMPLES = """\

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,9 @@ from rm_server.backends.items import ChatMessage, Content
 from rm_server.training.rows import BadData, Row, content_of, key_of, length_of, name_of, read_rows
 
 logger = logging.getLogger(__name__)
+
+_ASSISTANT_TURN = "\n\nAssistant:"
+"""Before each answer in a dialogue that is one text, as in Anthropic's hh-rlhf."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +55,10 @@ class Split:
 def read_preferences(path: Path) -> list[Preference]:
     """Reads ``{prompt, chosen, rejected}`` rows, with ``group`` and ``subset`` where there are any.
 
-    Chat rows may leave ``prompt`` out when ``chosen`` and ``rejected`` are whole conversations: what both begin with is
-    the prompt then. Without ``group``, pairs of the same prompt are a group; with it, groups that share a prompt are
-    made one. Pairs whose completions are the same are left out, with a warning: there is nothing to learn from them.
+    Rows may leave ``prompt`` out when ``chosen`` and ``rejected`` are whole conversations: what both begin with is the
+    prompt then. They are chat messages, or texts as in hh-rlhf. Without ``group``, pairs of the same prompt are a
+    group; with it, groups that share a prompt are made one. Pairs whose completions are the same are left out, with a
+    warning: there is nothing to learn from them.
 
     Raises BadData for a file that cannot be read, a row that is no pair, or a file without pairs.
     """
@@ -70,6 +75,8 @@ def _preference_of(row: Row, place: str) -> Preference:
     chosen, rejected = content_of(row, "chosen", place), content_of(row, "rejected", place)
     if row.get("prompt") is None and _is_conversation(chosen) and _is_conversation(rejected):
         prompt, chosen, rejected = _split_conversations(chosen, rejected, place)
+    elif row.get("prompt") is None and isinstance(chosen, str) and isinstance(rejected, str):
+        prompt, chosen, rejected = _split_dialogues(chosen, rejected, place)
     else:
         prompt = content_of(row, "prompt", place)
     group = name_of(row, "group", place)
@@ -96,6 +103,19 @@ def _split_conversations(chosen: Content, rejected: Content, place: str) -> tupl
         raise BadData(
             f"{place} has no `prompt`, and `chosen` and `rejected` are not two conversations that begin alike "
             "and then differ."
+        )
+    return chosen[:length], chosen[length:], rejected[length:]
+
+
+def _split_dialogues(chosen: str, rejected: str, place: str) -> tuple[str, str, str]:
+    """The prompt ends with the last turn's mark that both have; joined again, all is as it was."""
+    ends = (turn.end() for turn in re.finditer(_ASSISTANT_TURN, chosen))
+    length = max((end for end in ends if rejected.startswith(chosen[:end])), default=0)
+    if not 0 < length < min(len(chosen), len(rejected)):
+        raise BadData(
+            f"{place} has no `prompt`, and `chosen` and `rejected` are not two dialogues that begin alike up to an "
+            f"answer after {_ASSISTANT_TURN!r}. Put what both begin with into `prompt`, and only the answers into "
+            "`chosen` and `rejected`."
         )
     return chosen[:length], chosen[length:], rejected[length:]
 

@@ -60,11 +60,27 @@ def test_conversations_that_begin_alike_are_divided(tmp_path: Path) -> None:
     assert read.lengths == (9, 2)
 
 
+def test_dialogues_in_one_text_are_divided_before_the_last_answer_that_both_begin(tmp_path: Path) -> None:
+    begin = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant:"
+    rows = [
+        {"chosen": f"{begin} So it is.", "rejected": f"{begin} So what?"},
+        {"chosen": f"{begin} No.\n\nHuman: Oh\n\nAssistant: Yes.", "rejected": f"{begin} Never."},
+    ]
+    path = write(tmp_path / "a.jsonl", *rows)
+    read = read_preferences(path)
+    assert [(pair.prompt, pair.rejected) for pair in read] == [(begin, " So what?"), (begin, " Never.")]
+    for row, one in zip(rows, read, strict=True):
+        assert one.prompt + one.chosen == row["chosen"]  # what the default template joins
+    assert read[0].group == read[1].group
+
+
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
         ({"prompt": "p", "chosen": "yes"}, ":1 has no `rejected`"),
         ({"chosen": "yes", "rejected": "no"}, ":1 has no `prompt`"),
+        ({"chosen": "Human: a\n\nAssistant: b", "rejected": "c"}, "only the answers into `chosen`"),
+        ({"chosen": "a\n\nAssistant: b", "rejected": "a\n\nAssistant:"}, "are not two dialogues"),
         (
             {"chosen": [{"role": "user", "content": "a"}], "rejected": [{"role": "user", "content": "b"}]},
             "not two conversations that begin alike",
