@@ -17,7 +17,7 @@ from ppo_client.client.errors import ClientClosed, InvalidRequest
 from ppo_client.client.explanation import Explanation
 from ppo_client.client.loop_thread import LoopThread, check_not_forked
 from ppo_client.client.operations import Operations
-from ppo_client.client.score_call import ScoreCall, ScoreOptions, TruncationRule
+from ppo_client.client.score_call import ScoreCall, ScoreOptions, TruncationRule, check_options
 from ppo_client.client.scores import Content, Scores
 from ppo_client.client.settings import ClientSettings
 
@@ -82,6 +82,7 @@ class Core:
     def score(
         self, model: str, prompts: Sequence[Content], completions: Sequence[Content], options: ScoreOptions
     ) -> Work[Scores]:
+        check_options(options)
         given = dict(options)
         timeout_s = cast("float | None", given.pop("timeout_s", None))
         if timeout_s is None:

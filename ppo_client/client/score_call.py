@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
@@ -38,6 +39,15 @@ class ScoreOptions(TypedDict, total=False):
     priority: int
     expected_digest: str | None
     bypass_cache: bool
+
+
+def check_options(options: Mapping[str, object]) -> None:
+    """Raises TypeError, as Python does for a keyword that a function has not, and names the nearest option."""
+    for name in options:
+        if name not in ScoreOptions.__annotations__:
+            near = difflib.get_close_matches(name, ScoreOptions.__annotations__, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"score() has no option {name!r}; it has {', '.join(ScoreOptions.__annotations__)}.{hint}")
 
 
 @dataclass(frozen=True, slots=True)
