@@ -94,7 +94,7 @@ def assemble(
         on_trouble=lambda: run.save_as_marked(),  # noqa: PLW0108 - `run` is made below
     )
     parts = parts_of(config.reward)
-    desk = RewardDesk(rewards, parts, patience)
+    desk = RewardDesk(rewards, parts, patience, config.reward.truncation or None)
     worker = RolloutWorker(
         actor_critic=actor_critic,
         reference=models.reference,

@@ -135,6 +135,9 @@ class RewardConfig:
     """What is sent: decoded text without special tokens, or the ids as they were sampled (EOS included)."""
     prompt_template: str = "{prompt}"
     """The reward model's view of a text prompt; `{prompt}` stands for it."""
+    truncation: Literal["", "refuse", "keep_end", "keep_start"] = ""
+    """What becomes of prompt and response together where they are longer than the reward model reads: `refuse`, an
+    error; `keep_end` and `keep_start`, what is scored of them. Empty: the version's own rule."""
     calibrated: bool = False
     """Asks for scores on the model's common scale, so that another version's are comparable; every version needs a
     calibration. False: raw scores."""

@@ -7,6 +7,7 @@ import json
 import sys
 from argparse import SUPPRESS
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "calibrated": False,
     "input": "text",
     "prompt_template": "{prompt}",
+    "truncation": None,
     "empty_score": None,
     "max_response_tokens": 64,
     "min_response_tokens": 1,
@@ -83,6 +85,11 @@ def add_parser(subparsers: Any) -> None:
     )
     given.add_argument("--input", choices=("text", "token_ids"), help="what is sent (default: text)")
     given.add_argument("--prompt-template", help="the reward model's view of a text prompt (default: {prompt})")
+    given.add_argument(
+        "--truncation",
+        choices=("refuse", "keep_end", "keep_start"),
+        help="of what is too long for a reward model (default: the version's rule)",
+    )
     given.add_argument("--empty-score", type=float, metavar="SCORE", help="of responses without text, by either")
     given.add_argument("--max-response-tokens", type=int, metavar="N", help="(default: 64)")
     given.add_argument("--min-response-tokens", type=int, metavar="N", help="(default: 1)")
@@ -111,6 +118,7 @@ def _like(run: Path) -> dict[str, Any]:
         "second": config.evaluation.model or None,
         "input": config.reward.input,
         "prompt_template": config.reward.prompt_template,
+        "truncation": config.reward.truncation or None,
         "empty_score": config.reward.empty_score,
         "max_response_tokens": config.rollout.max_response_tokens,
         "min_response_tokens": config.rollout.min_response_tokens,
@@ -165,12 +173,13 @@ def _evaluate(
     check_fits(policy, prompts, rollout.max_response_tokens)
     # The client itself asks again, within its own deadline.
     patience = Patience(0.0, away_errors=AWAY_ERRORS, report=lambda text: print(text, file=sys.stderr))
-    judge = RewardDesk(client, (RewardModelConfig(args.second),), patience) if args.second else None
+    desk = RewardDesk(client, (RewardModelConfig(args.reward, calibrated=args.calibrated),), patience, args.truncation)
+    judge = replace(desk, parts=(RewardModelConfig(args.second),)) if args.second else None
     evaluator = Evaluator(
         policy=policy,
         reference=reference,
         prompts=prompts,
-        desk=RewardDesk(client, (RewardModelConfig(args.reward, calibrated=args.calibrated),), patience),
+        desk=desk,
         judge=judge,
         tokenizer=tokenizer,
         batch_size=args.batch_size,

@@ -85,6 +85,7 @@ class Evaluator:
             max_response_tokens=self.max_response_tokens,
             temperature=self.policy.rule.temperature,
             scores=scale_of(self.desk.parts),
+            truncation=self.desk.truncation,
             empty_score=self.empty_score,
             seed=self.seed,
         )

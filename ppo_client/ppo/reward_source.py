@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ppo_client.client.scores import Content, Scores
 from ppo_client.ppo.config import RewardConfig, RewardModelConfig
@@ -14,12 +14,21 @@ from ppo_client.ppo.errors import InvalidScores
 from ppo_client.ppo.versions import RewardVersion
 from ppo_client.ppo.waiting import Patience
 
+if TYPE_CHECKING:
+    from ppo_client.client.score_call import TruncationRule
+
 
 class RewardSource(Protocol):
     """What the trainer needs of a reward service; `ppo_client.RewardClient` is one."""
 
     def submit(
-        self, model: str, *, prompts: Sequence[Content], completions: Sequence[Content], calibrated: bool = False
+        self,
+        model: str,
+        *,
+        prompts: Sequence[Content],
+        completions: Sequence[Content],
+        calibrated: bool = False,
+        truncation: TruncationRule | None = None,
     ) -> Future[Scores]:
         """Starts scoring and returns at once; the result has one score per completion, in order."""
         ...
@@ -49,6 +58,8 @@ class RewardDesk:
     source: RewardSource
     parts: tuple[RewardModelConfig, ...]
     patience: Patience
+    truncation: TruncationRule | None = None
+    """Of what is too long for a model; None: the version's own rule"""
 
     def ask(self, prompts: Sequence[Content], completions: Sequence[Content]) -> PendingScores:
         """Asks all models at the same time."""
@@ -103,8 +114,10 @@ class _Request:
         self._future.cancel()
 
     def _submit(self) -> Future[Scores]:
-        # Sources that know of no calibration are never asked for one.
-        options = {"calibrated": True} if self.part.calibrated else {}
+        # Sources that know of no calibration or truncation are never asked for it.
+        options: dict[str, Any] = {"calibrated": True} if self.part.calibrated else {}
+        if self._desk.truncation is not None:
+            options["truncation"] = self._desk.truncation
         return self._desk.source.submit(
             self.part.model, prompts=self._prompts, completions=self._completions, **options
         )

@@ -63,6 +63,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--server", help="host:port, several with commas; default: RM_TARGET")
     parser.add_argument("--calibrated", action="store_true", help="scores on the model's common scale")
     parser.add_argument(
+        "--truncation",
+        choices=("refuse", "keep_end", "keep_start"),
+        help="of what is too long for the reward model (default: the version's rule)",
+    )
+    parser.add_argument(
         "--prompt-template", default="{prompt}", help="the reward model's view of a text prompt (default: %(default)s)"
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to standard output")
@@ -149,6 +154,7 @@ def _scored(client: RewardClient, args: argparse.Namespace) -> Iterator[Row]:
                 prompts=[prompts[index] for index in sent],
                 completions=[completions[index] for index in sent],
                 calibrated=args.calibrated,
+                truncation=args.truncation,
             )
             under_way.append(([rows[index] for index in sent], future))
         if len(under_way) >= _BATCHES_UNDER_WAY:

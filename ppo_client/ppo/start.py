@@ -34,6 +34,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "reward.targets",
         "reward.model",
         "reward.empty_score",
+        "reward.truncation",
         "reward.lease_s",
         "reward.on_version_change",
         "reward.timeout_s",

@@ -70,7 +70,7 @@ def test_the_number_of_scores_is_checked(values: list[float]) -> None:
         checked(make_scores(values), num_expected=2)
 
 
-def test_calibration_is_asked_for_when_it_is_wanted() -> None:
+def test_calibration_and_truncation_are_asked_for_when_they_are_wanted() -> None:
     asked: list[dict[str, Any]] = []
 
     class Noting(Flaky):
@@ -81,7 +81,9 @@ def test_calibration_is_asked_for_when_it_is_wanted() -> None:
     desk = make_desk(Noting(), Clock(), 1.0)
     desk.ask(["p"], ["c"])
     replace(desk, parts=(RewardModelConfig("m", calibrated=True),)).ask(["p"], ["c"])
-    assert ["calibrated" in request for request in asked] == [False, True]
+    replace(desk, truncation="keep_end").ask(["p"], ["c"])
+    options = [{name: request[name] for name in request.keys() - {"prompts", "completions"}} for request in asked]
+    assert options == [{}, {"calibrated": True}, {"truncation": "keep_end"}]
 
 
 def test_it_is_asked_again_while_the_service_is_away() -> None:

@@ -53,9 +53,21 @@ def test_best_of_n_is_the_best_of_what_would_have_been_written(
         assert (row["model"], row["version"], row["best_of"]) == ("length", 1, 3)
         assert row["completion"] in [one["completion"] for one in mine]
     threshold = min(float(str(row["score"])) for row in every)
+    assert not server.requests[-1].options.truncation
     kept = sampled(
-        capsys, policies[0], "--prompts", prompts, "--completions", "3", *scored, "--keep-above", str(threshold)
+        capsys,
+        policies[0],
+        "--prompts",
+        prompts,
+        "--completions",
+        "3",
+        *scored,
+        "--keep-above",
+        str(threshold),
+        "--truncation",
+        "keep_end",
     )
+    assert server.requests[-1].options.truncation
     assert kept == [row for row in every if float(str(row["score"])) > threshold]
     assert kept
 
@@ -104,7 +116,13 @@ def test_evaluate_repeats_what_a_run_found(
     config = make_config(
         folder,
         data={"prompts": prompts, "field": "opening"},
-        reward={"model": "length@1", "input": "text", "prompt_template": "Tell: {prompt}", "empty_score": 0.0},
+        reward={
+            "model": "length@1",
+            "input": "text",
+            "prompt_template": "Tell: {prompt}",
+            "truncation": "keep_start",
+            "empty_score": 0.0,
+        },
         rollout={"max_response_tokens": 5, "temperature": 0.7},
         evaluation={"prompts": prompts, "where": "split=test", "count": 3, "model": "length@2"},
         train={"seed": 3},
@@ -119,9 +137,15 @@ def test_evaluate_repeats_what_a_run_found(
     assert again["reference"] == config.policy.model
     for name in found.keys() - {"step", "texts"}:
         assert again[name] == pytest.approx(found[name], abs=1e-5), name
-    assert cli.main([*arguments, "--temperature", "1.3", "--calibrated"]) == 0
+    assert found["conditions"]["truncation"] == "keep_start"
+    keep_start = server.requests[-1].options.truncation
+    assert {request.options.truncation for request in server.requests} == {keep_start}
+    assert keep_start
+    assert cli.main([*arguments, "--temperature", "1.3", "--calibrated", "--truncation", "keep_end"]) == 0
     other = json.loads(capsys.readouterr().out)
-    assert other["conditions"] == {**found["conditions"], "temperature": 1.3, "scores": "calibrated"}
+    changed = {"temperature": 1.3, "scores": "calibrated", "truncation": "keep_end"}
+    assert other["conditions"] == {**found["conditions"], **changed}
+    assert server.requests[-1].options.truncation not in (0, keep_start)
 
     place = run.parent / "other.json"
     place.write_text(json.dumps(other), encoding="utf-8")
@@ -129,6 +153,7 @@ def test_evaluate_repeats_what_a_run_found(
     assert json.loads(capsys.readouterr().out)["differences"] == [
         "temperature: 0.7 (run), 1.3 (other)",
         "scores: raw (run), calibrated (other)",
+        "truncation: keep_start (run), keep_end (other)",
     ]
     assert cli.main(["report", str(run), "--compare", str(place)]) == 0
     page = (run / "report.html").read_text(encoding="utf-8")

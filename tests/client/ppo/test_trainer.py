@@ -14,6 +14,7 @@ import torch
 from tiny_policies import FakeRewards, even_share, make_config, make_scores, read_jsonl, save_id_prompts, save_policy
 from transformers import AutoModelForCausalLM
 
+from ppo_client.client.errors import ItemTooLong
 from ppo_client.ppo import PPOConfig, PPOTrainer
 from ppo_client.ppo.checkpoint import latest_checkpoint
 from ppo_client.ppo.errors import CheckpointError, ConfigError, InvalidScores, RewardServiceAway, VersionChanged
@@ -201,6 +202,25 @@ def test_a_service_that_stays_away_ends_the_run_after_a_checkpoint(folder: Path)
     assert PPOTrainer.resume(folder / "run", FakeRewards(), ["train.num_steps=1"]).train().step == 1
     shutil.rmtree(folder / "run" / "checkpoints" / "step-000001")
     assert PPOTrainer(config, FakeRewards()).train().step == 2
+
+
+class Refusing(FakeRewards):
+    """From the third call on, without a truncation."""
+
+    def submit(self, model: str, *, truncation: str | None = None, **texts: Any) -> Any:
+        future = super().submit(model, **texts)
+        if self.num_calls > 2 and truncation is None:
+            future = type(future)()
+            future.set_exception(ItemTooLong("ask for truncation (keep_end or keep_start)"))
+        return future
+
+
+def test_a_run_that_an_item_too_long_ended_goes_on_with_a_truncation(folder: Path) -> None:
+    with pytest.raises(ItemTooLong):
+        PPOTrainer(make_config(folder, train={"num_steps": 3}), rewards := Refusing()).train()
+    with pytest.raises(ItemTooLong):
+        PPOTrainer.resume(folder / "run", rewards).train()
+    assert PPOTrainer.resume(folder / "run", rewards, ["reward.truncation=keep_end"]).train().step == 3
 
 
 class Promoted(FakeRewards):
