@@ -50,6 +50,8 @@ class RunState:
     """SHA-256 of what the run reads beside its checkpoint, by setting"""
     progress: Progress = field(default_factory=Progress)
     """What the evaluations so far have shown"""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of setting_changes.ADJUSTABLE, as of the last step"""
 
     @property
     def version(self) -> RewardVersion | None:

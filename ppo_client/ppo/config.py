@@ -172,7 +172,7 @@ class KLConfig:
     estimator: Literal["k1", "k2", "k3"] = "k1"
     """Per-token estimator that is subtracted from the reward."""
     coefficient: float = 0.05
-    """β, at the start where it does not stay the same."""
+    """β, at the start where it does not stay the same; set on resume, from there on."""
     controller: Literal["fixed", "adaptive", "scheduled"] = "fixed"
     """`adaptive`: β rises and falls until the KL is `target`. `scheduled`: from `coefficient` in a straight line to
     `final_coefficient`, over `schedule_steps`."""

@@ -12,6 +12,7 @@ from ppo_client.ppo.advantages import explained_variance, masked_mean_variance
 from ppo_client.ppo.checkpoint import RunState
 from ppo_client.ppo.config import RewardModelConfig
 from ppo_client.ppo.rollout import Record, Rollout
+from ppo_client.ppo.setting_changes import SettingChange
 from ppo_client.ppo.update import UpdateStatistics
 from ppo_client.ppo.versions import RewardVersion, VersionChange
 
@@ -24,7 +25,7 @@ def metrics_row(
     *,
     kl: float,
     kl_coefficient: float,
-    changes: Sequence[VersionChange],
+    changes: Sequence[VersionChange | SettingChange],
     max_importance_weight: float,
 ) -> dict[str, Any]:
     """Plain numbers and strings; `…_s` are wall seconds of the main process.
@@ -70,19 +71,7 @@ def metrics_row(
     if rollout.sampled_log_probs is not None:
         row |= _off_policy(rollout, rollout.sampled_log_probs, max_importance_weight)
     if changes:
-        row["events"] = [
-            {
-                "kind": "version_changed",
-                "text": str(change),
-                "model": change.after.model,
-                "before": change.before.version,
-                "before_digest": change.before.digest,
-                "after": change.after.version,
-                "after_digest": change.after.digest,
-                "is_calibrated": change.is_calibrated,
-            }
-            for change in changes
-        ]
+        row["events"] = [change.to_event() for change in changes]
     return row
 
 

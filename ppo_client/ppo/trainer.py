@@ -27,6 +27,7 @@ from ppo_client.ppo.reward_source import RewardSource
 from ppo_client.ppo.rewards import shaped_scores, token_rewards
 from ppo_client.ppo.rollout import Rollout, Started
 from ppo_client.ppo.seeds import Purpose, prompt_rows, uniforms
+from ppo_client.ppo.setting_changes import SettingChange, adjustable_settings, setting_changes
 from ppo_client.ppo.sharding import autocast, copy_weights
 from ppo_client.ppo.staleness import from_tensors, importance_weights
 from ppo_client.ppo.start import resume_run, start_run
@@ -102,7 +103,8 @@ class PPOTrainer:
         step, started_at, kl_coefficient = run.state.step + 1, time.perf_counter(), run.state.kl_coefficient
 
         # 1. Roll out; scores are asked for meanwhile.
-        rollout, found, ahead = self._roll_out(Purpose.SAMPLING, step, config.ppo.batch_size)
+        rollout, switches, ahead = self._roll_out(Purpose.SAMPLING, step, config.ppo.batch_size)
+        changes: list[SettingChange | VersionChange] = [*setting_changes(run.state.settings, config), *switches]
         mask = rollout.sequences.response_mask
 
         # 2. Rewards: minus the KL penalty at each token, plus the score at the last.
@@ -141,12 +143,13 @@ class PPOTrainer:
             kl_coefficient=next_coefficient(
                 config.kl, kl_coefficient, episode_kl, step=step, num_episodes=num_episodes
             ),
+            settings=adjustable_settings(config),
         )
         run.started = ahead
 
         # 6. Log.
-        if found:
-            run.tracker.say(f"step {step}: " + "; ".join(map(str, found)))
+        if changes:
+            run.tracker.say(f"step {step}: " + "; ".join(map(str, changes)))
         row = metrics_row(
             run.state,
             rollout,
@@ -154,7 +157,7 @@ class PPOTrainer:
             returns,
             kl=episode_kl,
             kl_coefficient=kl_coefficient,
-            changes=found,
+            changes=changes,
             max_importance_weight=config.rollout.max_importance_weight,
         )
         run.tracker.step(row | {"update_s": update_s, "step_s": time.perf_counter() - started_at})

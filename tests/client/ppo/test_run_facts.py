@@ -32,6 +32,7 @@ def test_facts_compare_the_ends() -> None:
     rows = [row(step, step / 10) for step in range(1, 21)]
     rows[11] |= {"reward_version": 2, "events": [{"kind": "version_changed", "is_calibrated": False}]}
     rows[15] |= {"events": [{"kind": "version_changed", "is_calibrated": True}]}
+    rows[17] |= {"events": [{"kind": "setting_changed", "setting": "ppo.learning_rate"}]}
     rows[12:] = [entry | {"reward_version": 2} for entry in rows[12:]]
     facts = run_facts(rows)
     assert facts.score_first == pytest.approx(0.15)
