@@ -97,6 +97,11 @@ def latest_checkpoint(output: Path) -> Path:
     return found[-1]
 
 
+def saved_steps(output: Path) -> list[int]:
+    """Of the checkpoints that are there, in order."""
+    return [step for step, _ in _numbered(output)]
+
+
 def save_checkpoint(output: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
     """Has `write` fill a directory beside, then renames it to its place; removes all but the last `keep`."""
     place = checkpoint_path(output, step)

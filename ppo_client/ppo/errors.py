@@ -42,7 +42,14 @@ class GenerationMismatch(PPOError):
 
 
 class NonFiniteUpdate(PPOError):
-    """A gradient is not finite; the optimizer step was not made."""
+    """A gradient is not finite; the optimizer step was not made.
+
+    `num_optimizer_steps`: those of the same update that were made before it.
+    """
+
+    def __init__(self, message: str, num_optimizer_steps: int = 0) -> None:
+        super().__init__(message)
+        self.num_optimizer_steps = num_optimizer_steps
 
 
 class RewardError(PPOError):

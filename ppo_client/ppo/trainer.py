@@ -11,11 +11,12 @@ from pathlib import Path
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from ppo_client.ppo import checkpoint as disk
 from ppo_client.ppo.advantages import gae, whiten
 from ppo_client.ppo.checkpoint import RunState
 from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.distributed import gather_rollout, is_true_anywhere, own_rows, raise_together
-from ppo_client.ppo.errors import EmptyResponse, RunStopped
+from ppo_client.ppo.errors import EmptyResponse, NonFiniteUpdate, RunStopped
 from ppo_client.ppo.evaluation_facts import evaluation_facts, text_rows
 from ppo_client.ppo.generation import log_prob_gap
 from ppo_client.ppo.kl import kl_per_token, next_coefficient
@@ -99,7 +100,7 @@ class PPOTrainer:
 
     def train_step(self) -> None:
         """One batch of episodes, and what is learnt from it."""
-        run, config = self.run, self.run.config
+        run, config, before = self.run, self.run.config, self.run.state
         step, started_at, kl_coefficient = run.state.step + 1, time.perf_counter(), run.state.kl_coefficient
 
         # 1. Roll out; scores are asked for meanwhile.
@@ -129,7 +130,13 @@ class PPOTrainer:
             limit = config.rollout.max_importance_weight
             weights = importance_weights(rollout.log_probs, rollout.sampled_log_probs, mask, limit)
         batch = Batch(rollout.sequences, rollout.log_probs, rollout.values, advantages, returns, weights)
-        update = run.updater.update(batch, step)
+        try:
+            update = run.updater.update(batch, step)
+        except NonFiniteUpdate as error:
+            if ahead is not None:
+                ahead.cancel()
+            run.state = before
+            raise self._told(error) from error
         copy_weights(run.updater.model, run.actor_critic)
         update_s = time.perf_counter() - update_started
 
@@ -164,6 +171,13 @@ class PPOTrainer:
         every = config.train.samples_every_steps
         if every and (step % every == 0 or step == 1):
             run.tracker.samples(sample_rows(step, rollout, run.worker.desk.parts, config.train.samples_per_step))
+
+    def _told(self, error: NonFiniteUpdate) -> NonFiniteUpdate:
+        """The same, with what to do about it. A state that is as before the step is saved, beside all others."""
+        run, step = self.run, self.run.state.step
+        if error.num_optimizer_steps == 0 and not run.is_saved:
+            run.save(num_older=run.config.train.keep_checkpoints)
+        return NonFiniteUpdate(f"step {step + 1}: {error}. {_way_on(run.output, step, error.num_optimizer_steps)}")
 
     def _roll_out(
         self, purpose: Purpose, step: int, num_episodes: int
@@ -308,3 +322,17 @@ class PPOTrainer:
         rollout, _, _ = self._roll_out(Purpose.NORMALIZATION, 0, run.config.reward.normalize_samples)
         run.state = replace(run.state, normalizer=ScoreNormalizer.fit(rollout.scores))
         run.tracker.say(f"scores are normalised: {run.state.normalizer}, by {len(rollout.scores)} responses")
+
+
+def _way_on(output: Path, step: int, num_made: int) -> str:
+    """After an update that broke off in the step after `step`, with `num_made` optimizer steps made."""
+    saved, smaller = disk.saved_steps(output), "a smaller ppo.learning_rate or ppo.max_grad_norm"
+    if num_made:
+        back = f"resume, after step {saved[-1]}," if saved else "start again"
+        return f"The {num_made} before it are not saved: {back} with {smaller}"
+    earlier = [one for one in saved if one < step]
+    back = f"remove it and resume, after step {earlier[-1]}," if earlier else "start again"
+    return (
+        f"{disk.checkpoint_path(output, step)} is the state before it, where the same settings have the same gradient: "
+        f"resume with another kl.coefficient, or {back} with {smaller}"
+    )

@@ -106,7 +106,14 @@ class Updater:
                 stopped_early = True
                 break
             rate = learning_rate(ppo, step - 1 + index / self.config.optimizer_steps_per_step, train.num_steps)
-            norms.append(self._optimizer_step(rate))
+            norm = self.stepper.step(rate)
+            if not math.isfinite(norm):
+                raise NonFiniteUpdate(
+                    f"the gradient's norm is {norm} in optimizer step {index + 1} of "
+                    f"{self.config.optimizer_steps_per_step}; the parameters were left as they were",
+                    num_optimizer_steps=index,
+                )
+            norms.append(norm)
             done.append(statistics)
         assert first is not None
         means = [sum(column) / len(done) for column in zip(*done, strict=True)] if done else first
@@ -166,13 +173,3 @@ class Updater:
             max_log_ratio=policy.max_log_ratio,
         )
         return loss, torch.stack([column.float() for column in columns])
-
-    def _optimizer_step(self, rate: float) -> float:
-        """One step at the learning rate `rate`; returns the gradient's norm before clipping."""
-        norm = self.stepper.step(rate)
-        if not math.isfinite(norm):
-            raise NonFiniteUpdate(
-                f"the gradient's norm is {norm}; the parameters were left as they were. Look at the last rows of "
-                "metrics.jsonl; a smaller ppo.learning_rate or ppo.max_grad_norm often helps"
-            )
-        return norm
