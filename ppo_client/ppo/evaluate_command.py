@@ -153,7 +153,7 @@ def _evaluate(
 ) -> tuple[EvaluationFacts, Conditions, list[dict[str, Any]]]:
     import torch
 
-    from ppo_client.ppo.build import check_fits, load_policy, load_tokenizer, quiet_transformers
+    from ppo_client.ppo.build import check_fits, check_knows, load_policy, load_tokenizer, quiet_transformers
     from ppo_client.ppo.evaluation import Evaluator
 
     quiet_transformers()
@@ -167,10 +167,11 @@ def _evaluate(
     reference = load_policy(args.reference, "float32", rollout, tokenizer).eval()
     if type(policy) is not type(reference):
         raise ConfigError(f"--reference: {args.reference} is of another architecture than {args.policy}")
+    check_knows("--reference", reference.model, policy.model)
     data = DataConfig(prompts=args.prompts, field=args.field, where=args.where, max_prompt_tokens=sys.maxsize)
     reward = RewardConfig(prompt_template=args.prompt_template, input=args.input)
     prompts = load_prompts(data, reward, tokenizer, keeps_eos=not policy.continues_prompt)[: args.count]
-    check_fits(policy, prompts, rollout.max_response_tokens)
+    check_fits(policy, prompts, rollout.max_response_tokens, {"--reference": reference.model})
     # The client itself asks again, within its own deadline.
     patience = Patience(0.0, away_errors=AWAY_ERRORS, report=lambda text: print(text, file=sys.stderr))
     desk = RewardDesk(client, (RewardModelConfig(args.reward, calibrated=args.calibrated),), patience, args.truncation)

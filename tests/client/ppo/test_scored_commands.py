@@ -163,6 +163,27 @@ def test_evaluate_repeats_what_a_run_found(
 
 
 @pytest.mark.parametrize(
+    ("smaller", "message"),
+    [
+        ({"vocab_size": 100}, "--reference: it knows 100 tokens, and the policy writes"),
+        ({"n_positions": 16}, "and --reference 16 positions"),
+    ],
+)
+def test_evaluate_refuses_a_reference_that_cannot_read_what_the_policy_writes(
+    policies: tuple[str, str],
+    prompts: str,
+    tmp_path: Path,
+    smaller: dict[str, int],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    reference = str(save_policy(tmp_path / "small", **smaller))
+    arguments = ["--reference", reference, "--prompts", prompts, "--server", "127.0.0.1:1", "--reward", "m"]
+    assert cli.main(["evaluate", "--policy", policies[0], *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["evaluate", "--policy", "x", "--reference", "y", "--prompts", "z"], "--reward is missing"),
