@@ -68,7 +68,8 @@ class DataConfig:
     field: str = "prompt"
     """Name of the field that holds the prompt."""
     where: str = ""
-    """`name=value`: only rows whose field `name` has this value. Empty: all rows."""
+    """`name=value`: only rows whose field `name` has this value; `true` and `false` are booleans', too. Empty: all
+    rows."""
     max_prompt_tokens: int = 512
     """Longer prompts are handled as `overlong` says."""
     overlong: Literal["refuse", "drop", "keep_end"] = "refuse"
