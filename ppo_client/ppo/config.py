@@ -64,7 +64,8 @@ class DataConfig:
     """The prompts."""
 
     prompts: str = ""
-    """JSON Lines file, `.gz` too, one prompt a row: text, chat messages or token ids. Required."""
+    """One prompt a row: text, chat messages or token ids. A file of JSON Lines, a JSON array or CSV (`.gz`, too), or
+    Parquet, or a folder by datasets' `save_to_disk`. Required."""
     field: str = "prompt"
     """Name of the field that holds the prompt."""
     where: str = ""
@@ -234,7 +235,7 @@ class EvaluationConfig:
     """Looking at the policy from outside, on prompts it does not train on. Changes nothing about what is learnt."""
 
     prompts: str = ""
-    """JSON Lines file as `data.prompts`, with its `field`. Empty: no evaluation."""
+    """A file as `data.prompts`, with its `field`. Empty: no evaluation."""
     where: str = ""
     """As `data.where`."""
     every_steps: int = 10

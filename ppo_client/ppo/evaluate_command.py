@@ -71,7 +71,7 @@ def add_parser(subparsers: Any) -> None:
         "what --like gives, too", "--reference, --prompts and --reward are needed without it", argument_default=SUPPRESS
     )
     given.add_argument("--reference", metavar="DIR", help="what the policy is compared with")
-    given.add_argument("--prompts", metavar="FILE", help="JSON Lines file, .gz too")
+    given.add_argument("--prompts", metavar="FILE", help="as data.prompts of a run: .jsonl, .json, .csv, .parquet")
     given.add_argument("--field", help="of the file's rows (default: prompt)")
     given.add_argument("--where", metavar="FIELD=VALUE", help="only rows that have this value")
     given.add_argument("--count", type=int, metavar="N", help="only the first N prompts")

@@ -1,4 +1,4 @@
-"""Prompts from a JSON Lines file: what the policy reads, and what the reward model is told."""
+"""Prompts from a data file: what the policy reads, and what the reward model is told."""
 
 from __future__ import annotations
 

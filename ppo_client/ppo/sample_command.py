@@ -47,7 +47,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("policy", help="model directory, for example RUN/policy")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", action="append", help="a prompt; may be given several times")
-    source.add_argument("--prompts", metavar="FILE", help="JSON Lines file, .gz too")
+    source.add_argument("--prompts", metavar="FILE", help="as data.prompts of a run: .jsonl, .json, .csv, .parquet")
     parser.add_argument("--field", default="prompt", help="of the file's rows (default: prompt)")
     parser.add_argument("--where", default="", metavar="FIELD=VALUE", help="only rows that have this value")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N prompts")

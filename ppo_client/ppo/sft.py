@@ -26,8 +26,9 @@ class SFTSettings:
     model: str = ""
     """Directory of a decoder-only or encoder-decoder checkpoint with its tokenizer. Required."""
     data: str = ""
-    """JSON Lines file, `.gz` too. Rows have `text`, or `prompt` and `completion`; of the latter only the completion
-    is learnt. EOS is added. An encoder-decoder needs the latter. Required."""
+    """File of JSON Lines, a JSON array or CSV (`.gz`, too), or Parquet, or a folder by datasets' `save_to_disk`. Rows
+    have `text`, or `prompt` and `completion`; of the latter only the completion is learnt. EOS is added. An
+    encoder-decoder needs the latter. Required."""
     output: str = ""
     """Directory that becomes a plain model directory. Required."""
     where: str = ""
@@ -164,7 +165,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("config", nargs="?", type=Path, help="TOML file of settings")
     parser.add_argument("--model", help="directory of the checkpoint to start from")
-    parser.add_argument("--data", help="JSON Lines file, .gz too: rows with text, or prompt and completion")
+    parser.add_argument("--data", help=".jsonl, .json, .csv or .parquet: rows with text, or prompt and completion")
     parser.add_argument("--output", help="directory of the fine-tuned model")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
