@@ -192,6 +192,7 @@ def _by_rows(job: ScoreJob, first: int, num_rows: int, failed: ItemsFailed) -> I
         model=failed.model,
         version=failed.version,
         digest=failed.digest,
+        calibration=failed.calibration,
     )
 
 

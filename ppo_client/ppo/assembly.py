@@ -94,7 +94,13 @@ def assemble(
         on_trouble=lambda: run.save_as_marked(),  # noqa: PLW0108 - `run` is made below
     )
     parts = parts_of(config.reward)
-    desk = RewardDesk(rewards, parts, patience, config.reward.truncation or None)
+    desk = RewardDesk(
+        rewards,
+        parts,
+        patience,
+        truncation=config.reward.truncation or None,
+        drops_failed_items=config.reward.on_failed_item == "drop",
+    )
     worker = RolloutWorker(
         actor_critic=actor_critic,
         reference=models.reference,

@@ -156,6 +156,10 @@ class RewardConfig:
     empty_score: float | None = None
     """Takes the place of the score of a response without text (EOS first, or special tokens alone), which the service
     is not asked for. Absent: such a response ends the run."""
+    on_failed_item: Literal["stop", "drop"] = "stop"
+    """When the service has no score for one response and its prompt, and asking again cannot help: too long for the
+    model, say, or NaN. `drop`: nothing is learnt from that episode, and the log counts it. Failures of whole calls
+    stop the run in any case."""
     normalize_samples: int = 0
     """Scores of this many responses of the starting policy fix a gain and a bias, so that they have mean 0 and
     standard deviation 1. 0: scores as they are."""

@@ -8,6 +8,7 @@ PPOError
 ├── GenerationMismatch     what writes the responses has other log-probabilities than the policy
 ├── NonFiniteUpdate        a gradient that is not finite; the parameters were left as they were
 └── RewardError            a score that could not be had or trusted
+    ├── FailedItems        some responses have no score, and asking again cannot help
     ├── EmptyResponse      a response without text, and no setting says what it is worth
     ├── InvalidScores      the reply has the wrong count, or a value that is not a finite number
     ├── RewardServiceAway  the service could not be reached for as long as the run is willing to wait
@@ -54,6 +55,10 @@ class NonFiniteUpdate(PPOError):
 
 class RewardError(PPOError):
     """A score could not be had or cannot be trusted; no number takes its place."""
+
+
+class FailedItems(RewardError):
+    """The service has no score for some responses, though it has for others; `reward.on_failed_item` may drop them."""
 
 
 class EmptyResponse(RewardError):

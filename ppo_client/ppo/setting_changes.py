@@ -8,7 +8,14 @@ from typing import Any
 
 from ppo_client.ppo.config import PPOConfig
 
-ADJUSTABLE = ("reward.truncation", "reward.empty_score", "kl.coefficient", "ppo.learning_rate", "ppo.max_grad_norm")
+ADJUSTABLE = (
+    "reward.truncation",
+    "reward.empty_score",
+    "reward.on_failed_item",
+    "kl.coefficient",
+    "ppo.learning_rate",
+    "ppo.max_grad_norm",
+)
 
 
 @dataclass(frozen=True, slots=True)

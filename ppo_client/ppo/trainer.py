@@ -16,11 +16,12 @@ from ppo_client.ppo.advantages import gae, whiten
 from ppo_client.ppo.checkpoint import RunState
 from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.distributed import gather_rollout, is_true_anywhere, own_rows, raise_together
-from ppo_client.ppo.errors import EmptyResponse, NonFiniteUpdate, RunStopped
+from ppo_client.ppo.dropped import without_dropped
+from ppo_client.ppo.errors import EmptyResponse, FailedItems, NonFiniteUpdate, RunStopped
 from ppo_client.ppo.evaluation_facts import evaluation_facts, text_rows
 from ppo_client.ppo.generation import log_prob_gap
 from ppo_client.ppo.kl import kl_per_token, next_coefficient
-from ppo_client.ppo.metrics import metrics_row, sample_rows
+from ppo_client.ppo.metrics import Event, metrics_row, sample_rows
 from ppo_client.ppo.normalize import ScoreNormalizer
 from ppo_client.ppo.progress import is_due
 from ppo_client.ppo.prompts import Prompt
@@ -28,12 +29,12 @@ from ppo_client.ppo.reward_source import RewardSource
 from ppo_client.ppo.rewards import shaped_scores, token_rewards
 from ppo_client.ppo.rollout import Rollout, Started
 from ppo_client.ppo.seeds import Purpose, prompt_rows, uniforms
-from ppo_client.ppo.setting_changes import SettingChange, adjustable_settings, setting_changes
+from ppo_client.ppo.setting_changes import adjustable_settings, setting_changes
 from ppo_client.ppo.sharding import autocast, copy_weights
 from ppo_client.ppo.staleness import from_tensors, importance_weights
 from ppo_client.ppo.start import resume_run, start_run
 from ppo_client.ppo.update import Batch
-from ppo_client.ppo.versions import VersionChange, changes_of_all, follows
+from ppo_client.ppo.versions import changes_of_all, follows
 
 
 class PPOTrainer:
@@ -104,8 +105,8 @@ class PPOTrainer:
         step, started_at, kl_coefficient = run.state.step + 1, time.perf_counter(), run.state.kl_coefficient
 
         # 1. Roll out; scores are asked for meanwhile.
-        rollout, switches, ahead = self._roll_out(Purpose.SAMPLING, step, config.ppo.batch_size)
-        changes: list[SettingChange | VersionChange] = [*setting_changes(run.state.settings, config), *switches]
+        rollout, found, ahead = self._roll_out(Purpose.SAMPLING, step, config.ppo.batch_size)
+        events = [*setting_changes(run.state.settings, config), *found]
         mask = rollout.sequences.response_mask
 
         # 2. Rewards: minus the KL penalty at each token, plus the score at the last.
@@ -141,12 +142,12 @@ class PPOTrainer:
         update_s = time.perf_counter() - update_started
 
         # 5. Adjust the KL coefficient.
-        episode_kl = float((rollout.log_probs - rollout.reference_log_probs).sum(1).mean())
-        num_episodes = config.ppo.batch_size
+        episode_kl = float((rollout.log_probs - rollout.reference_log_probs).sum(1)[rollout.kept].mean())
+        num_episodes = int(rollout.kept.sum())
         run.state = replace(
             run.state,
             step=step,
-            episodes=run.state.episodes + num_episodes,
+            episodes=run.state.episodes + config.ppo.batch_size,
             kl_coefficient=next_coefficient(
                 config.kl, kl_coefficient, episode_kl, step=step, num_episodes=num_episodes
             ),
@@ -155,8 +156,8 @@ class PPOTrainer:
         run.started = ahead
 
         # 6. Log.
-        if changes:
-            run.tracker.say(f"step {step}: " + "; ".join(map(str, changes)))
+        if events:
+            run.tracker.say(f"step {step}: " + "; ".join(map(str, events)))
         row = metrics_row(
             run.state,
             rollout,
@@ -164,7 +165,7 @@ class PPOTrainer:
             returns,
             kl=episode_kl,
             kl_coefficient=kl_coefficient,
-            changes=changes,
+            events=events,
             max_importance_weight=config.rollout.max_importance_weight,
         )
         run.tracker.step(row | {"update_s": update_s, "step_s": time.perf_counter() - started_at})
@@ -179,10 +180,8 @@ class PPOTrainer:
             run.save(num_older=run.config.train.keep_checkpoints)
         return NonFiniteUpdate(f"step {step + 1}: {error}. {_way_on(run.output, step, error.num_optimizer_steps)}")
 
-    def _roll_out(
-        self, purpose: Purpose, step: int, num_episodes: int
-    ) -> tuple[Rollout, list[VersionChange], Started | None]:
-        """`num_episodes` over all processes, what changed about the rewards' versions, and the next step's beginning.
+    def _roll_out(self, purpose: Purpose, step: int, num_episodes: int) -> tuple[Rollout, list[Event], Started | None]:
+        """`num_episodes` over all processes, what is to be told of their rewards, and the next step's beginning.
 
         Nothing has been learnt from them yet: where they cannot be had, the run is saved as it is, and can go on.
         """
@@ -209,7 +208,10 @@ class PPOTrainer:
             raise_together(run.accelerator, error)
             rollout = gather_rollout(run.accelerator, local, run.actor_critic.policy.pad_id)
             self._check_generation(rollout)
-            versions, found = changes_of_all(
+            rollout, dropped = without_dropped(rollout)
+            if dropped is not None and dropped.num_dropped == num_episodes:
+                raise FailedItems(f"{dropped}; there is nothing to learn from")
+            versions, changes = changes_of_all(
                 run.state.versions,
                 [record.given.versions for record in rollout.records if record.given.versions],
                 selectors=[part.model for part in run.worker.desk.parts],
@@ -218,7 +220,7 @@ class PPOTrainer:
             if not versions:
                 raise EmptyResponse(f"all {num_episodes} responses are empty, so there is no score to learn from")
         run.state = replace(run.state, versions=versions)
-        return rollout, found, ahead
+        return rollout, [*changes, *([dropped] if dropped else [])], ahead
 
     def _check_generation(self, rollout: Rollout) -> None:
         """Where another engine wrote: that it has the policy's weights, each time; how near it comes, once."""
@@ -268,7 +270,9 @@ class PPOTrainer:
             error = caught
         with self._saved_if_it_fails():
             raise_together(run.accelerator, error)
-        pairs = sorted(gather_object(local), key=lambda pair: pair.row)
+            pairs = sorted(gather_object(local), key=lambda pair: pair.row)
+            if not pairs:
+                raise FailedItems("each of the evaluation's prompts has a response without a score")
         facts = evaluation_facts(pairs)
         value = getattr(facts, config.evaluation.best_by)
         run.state = replace(run.state, progress=progress.after(run.state.step, facts.kl, value))
@@ -320,8 +324,8 @@ class PPOTrainer:
         """Fixes gain and bias by responses of the policy as it starts."""
         run = self.run
         rollout, _, _ = self._roll_out(Purpose.NORMALIZATION, 0, run.config.reward.normalize_samples)
-        run.state = replace(run.state, normalizer=ScoreNormalizer.fit(rollout.scores))
-        run.tracker.say(f"scores are normalised: {run.state.normalizer}, by {len(rollout.scores)} responses")
+        run.state = replace(run.state, normalizer=ScoreNormalizer.fit(rollout.scores[rollout.kept]))
+        run.tracker.say(f"scores are normalised: {run.state.normalizer}, by {int(rollout.kept.sum())} responses")
 
 
 def _way_on(output: Path, step: int, num_made: int) -> str:

@@ -99,6 +99,8 @@ class Updater:
         norms: list[float] = []
         rate, stopped_early, first = 0.0, False, None
         for index, rows in enumerate(self._minibatches(step, len(batch.sequences))):
+            if not bool(batch.sequences.response_mask[rows.to(batch.log_probs.device)].any()):
+                continue  # all of its episodes are dropped; Adam would move by its momentum
             statistics = self._accumulate_gradients(batch, rows)
             first = first or statistics
             if ppo.stop_kl is not None and statistics.approx_kl > ppo.stop_kl:
