@@ -25,6 +25,16 @@ from ppo_client.ppo.seq2seq import Seq2SeqPolicy
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
+def chosen_device(name: str) -> torch.device:
+    """The device of this name; empty: a CUDA device where there is one, else the CPU. Raises ConfigError."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device: nothing can be computed on {name!r}: {str(error).splitlines()[0]}") from error
+    return device
+
+
 def load_tokenizer(place: str) -> Any | None:
     """The tokenizer in `place`; None if there is none, which is fine where prompts and rewards are token ids."""
     if Path(place).is_dir() and not any((Path(place) / name).exists() for name in _TOKENIZER_FILES):

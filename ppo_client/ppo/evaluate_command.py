@@ -96,6 +96,7 @@ def add_parser(subparsers: Any) -> None:
     given.add_argument("--temperature", type=float, help="(default: 1.0)")
     given.add_argument("--seed", type=int, help="(default: 0)")
     parser.add_argument("--server", help="host:port, several with commas; default: RM_TARGET")
+    parser.add_argument("--device", default="", help="such as cpu or cuda:1 (default: cuda where there is one)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
     parser.add_argument("--texts", type=int, default=5, metavar="N", help="pairs of texts in the JSON (default: 5)")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
@@ -151,20 +152,26 @@ def _run(args: argparse.Namespace) -> int:
 def _evaluate(
     client: RewardClient, args: argparse.Namespace
 ) -> tuple[EvaluationFacts, Conditions, list[dict[str, Any]]]:
-    import torch
-
-    from ppo_client.ppo.build import check_fits, check_knows, load_policy, load_tokenizer, quiet_transformers
+    from ppo_client.ppo.build import (
+        check_fits,
+        check_knows,
+        chosen_device,
+        load_policy,
+        load_tokenizer,
+        quiet_transformers,
+    )
     from ppo_client.ppo.evaluation import Evaluator
 
     quiet_transformers()
+    device = chosen_device(args.device)
     tokenizer = load_tokenizer(args.policy)
     rollout = RolloutConfig(
         max_response_tokens=args.max_response_tokens,
         min_response_tokens=args.min_response_tokens,
         temperature=args.temperature,
     )
-    policy = load_policy(args.policy, "float32", rollout, tokenizer).eval()
-    reference = load_policy(args.reference, "float32", rollout, tokenizer).eval()
+    policy = load_policy(args.policy, "float32", rollout, tokenizer).eval().to(device)
+    reference = load_policy(args.reference, "float32", rollout, tokenizer).eval().to(device)
     if type(policy) is not type(reference):
         raise ConfigError(f"--reference: {args.reference} is of another architecture than {args.policy}")
     check_knows("--reference", reference.model, policy.model)
@@ -186,7 +193,7 @@ def _evaluate(
         batch_size=args.batch_size,
         max_response_tokens=rollout.max_response_tokens,
         seed=args.seed,
-        device=torch.device("cpu"),
+        device=device,
         empty_score=args.empty_score,
     )
     pairs = evaluator.pairs(range(len(prompts)))

@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from client.fake_server import FakeServer, as_version, usual
 from tiny_policies import make_config, read_jsonl, save_policy
 
 from ppo_client import RewardClient, cli
 from ppo_client.ppo import PPOTrainer
+from ppo_client.ppo.errors import ConfigError
+from ppo_client.ppo.policy import Policy
+from ppo_client.ppo.sequences import Prompts
 
 
 @pytest.fixture
@@ -160,6 +164,30 @@ def test_evaluate_repeats_what_a_run_found(
     assert "<li>temperature: 0.7 (run), 1.3 (other)</li>" in page
     assert cli.main(["report", str(run), "--compare", str(run)]) == 0
     assert "like for like" not in (run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("device", ["meta", ""])
+@pytest.mark.parametrize("command", ["evaluate", "sample"])
+def test_models_and_tensors_are_on_the_device_that_is_named(
+    policies: tuple[str, str], prompts: str, command: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = ["--policy", policies[0], "--reference", policies[1]] if command == "evaluate" else [policies[0]]
+    found: list[tuple[str, str]] = []
+
+    def sample(policy: Policy, prompts: Prompts, *_: object) -> None:
+        found.append((next(policy.parameters()).device.type, prompts.ids.device.type))
+        if len(found) == (2 if command == "evaluate" else 1):
+            raise ConfigError("each model has been asked")
+
+    monkeypatch.setattr(Policy, "sample", sample)
+    scored = ["--prompts", prompts, "--reward", "m", "--server", "127.0.0.1:1"]
+    assert cli.main([command, *models, *scored, *(["--device", device] if device else [])]) == 2
+    assert set(found) == {(device or ("cuda" if torch.cuda.is_available() else "cpu"),) * 2}
+
+
+def test_a_device_that_is_not_there_is_named(policies: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sample", policies[0], "--prompt", "a", "--device", "nowhere"]) == 2
+    assert "--device: nothing can be computed on 'nowhere'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
