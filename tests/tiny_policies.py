@@ -13,6 +13,7 @@ import torch
 from tiny_models import EOS_ID, FAMILIES, PAD_ID, VOCAB_SIZE, make_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from ppo_client.client.errors import ItemsFailed, ItemTooLong
 from ppo_client.client.scores import Content, Scores
 from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.config_file import from_mapping
@@ -132,6 +133,36 @@ class FakeRewards:
             )
         )
         return future
+
+
+@dataclass
+class PickyRewards(FakeRewards):
+    """Has no score for completions whose first token's remainder by 5 is one of `refused`."""
+
+    refused: tuple[int, ...] = (1,)
+
+    def submit(self, model: str, **texts: Any) -> Future[Scores]:
+        future = super().submit(model, **texts)
+        completions = texts["completions"]
+        errors = {row: ItemTooLong("73 tokens") for row, ids in enumerate(completions) if self.refuses(ids)}
+        if not errors:
+            return future
+        values = future.result().values
+        failed: Future[Scores] = Future()
+        failed.set_exception(
+            ItemsFailed(
+                f"no score for {len(errors)}",
+                errors=errors,
+                scores={row: value for row, value in enumerate(values) if row not in errors},
+                model=model.partition("@")[0],
+                version=self.version,
+                digest=self.digest,
+            )
+        )
+        return failed
+
+    def refuses(self, completion: Any) -> bool:
+        return completion[0] % 5 in self.refused
 
 
 def make_scores(values: list[Any], *, model: str = "even", version: int = 1, digest: str = "0" * 64) -> Scores:

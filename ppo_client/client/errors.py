@@ -63,6 +63,10 @@ the future then raises `CancelledError`, as every future does.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ppo_client.client.scores import Calibration
 
 
 class RewardClientError(Exception):
@@ -284,7 +288,8 @@ class ItemsFailed(RewardClientError):
     """Some completions of the call have no score.
 
     ``errors``: why, by the completion's index in the call. ``scores``: the others' scores, by index, and ``truncated``
-    whether they are of cut texts; all of them come from ``version`` with ``digest``.
+    whether they are of cut texts; all of them come from ``version`` with ``digest``, on the model's common scale where
+    there is a ``calibration``.
     """
 
     def __init__(
@@ -297,6 +302,7 @@ class ItemsFailed(RewardClientError):
         model: str = "",
         version: int = 0,
         digest: str = "",
+        calibration: Calibration | None = None,
     ) -> None:
         super().__init__(message)
         self.errors = dict(errors or {})
@@ -305,6 +311,7 @@ class ItemsFailed(RewardClientError):
         self.model = model
         self.version = version
         self.digest = digest
+        self.calibration = calibration
 
 
 class ItemsUnavailable(ItemsFailed, Unavailable):

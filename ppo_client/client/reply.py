@@ -171,6 +171,7 @@ def _items_failed(
         model=source.model,
         version=source.version,
         digest=source.digest,
+        calibration=source.calibration,
     )
 
 

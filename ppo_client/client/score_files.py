@@ -222,6 +222,7 @@ def _by_rows(job: ScoreJob, numbers: list[int], failed: ItemsFailed) -> ItemsFai
         model=failed.model,
         version=failed.version,
         digest=failed.digest,
+        calibration=failed.calibration,
     )
 
 

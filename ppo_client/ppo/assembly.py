@@ -14,10 +14,10 @@ from ppo_client.ppo.checkpoint import RunState
 from ppo_client.ppo.config import PPOConfig, RewardModelConfig
 from ppo_client.ppo.connect import AWAY_ERRORS, connect
 from ppo_client.ppo.errors import ConfigError
-from ppo_client.ppo.evaluation import Evaluator, Reference
+from ppo_client.ppo.evaluation import Evaluator
 from ppo_client.ppo.generation import make_generator
 from ppo_client.ppo.inputs import check_unchanged, file_digest
-from ppo_client.ppo.models import load_models, trained_share
+from ppo_client.ppo.models import Models, load_models, trained_share
 from ppo_client.ppo.prompts import load_prompts
 from ppo_client.ppo.registration import Registration
 from ppo_client.ppo.reward_source import RewardDesk, RewardSource, parts_of
@@ -59,7 +59,7 @@ def assemble(
     inputs = {"data.prompts": file_digest(Path(config.data.prompts)), **models.digests}
     check_unchanged(state.inputs, inputs)
     state = replace(state, inputs=inputs)
-    check_fits(actor_critic.policy, prompts, config.rollout.max_response_tokens)
+    check_fits(actor_critic.policy, prompts, config.rollout.max_response_tokens, models.readers)
     learner = make_learner(accelerator, actor_critic, config)
     groups = learner.parts()
     if not config.critic.learning_rate:
@@ -97,7 +97,13 @@ def assemble(
         on_trouble=lambda: run.save_as_marked(),  # noqa: PLW0108 - `run` is made below
     )
     parts = parts_of(config.reward)
-    desk = RewardDesk(rewards, parts, patience)
+    desk = RewardDesk(
+        rewards,
+        parts,
+        patience,
+        truncation=config.reward.truncation or None,
+        drops_failed_items=config.reward.on_failed_item == "drop",
+    )
     worker = RolloutWorker(
         actor_critic=actor_critic,
         reference=models.reference,
@@ -127,29 +133,28 @@ def assemble(
         tracker=tracker,
         client=client,
         state=state,
-        evaluator=_evaluator(
-            config, worker, models.reference, log_probs_from_sampling=trusts_sampling, keeps_eos=keeps_eos
-        ),
+        evaluator=_evaluator(config, worker, models, log_probs_from_sampling=trusts_sampling, keeps_eos=keeps_eos),
         registration=registration,
     )
     return run
 
 
 def _evaluator(
-    config: PPOConfig, worker: RolloutWorker, reference: Reference, *, log_probs_from_sampling: bool, keeps_eos: bool
+    config: PPOConfig, worker: RolloutWorker, models: Models, *, log_probs_from_sampling: bool, keeps_eos: bool
 ) -> Evaluator | None:
     evaluation = config.evaluation
     if not evaluation.prompts:
         return None
     data = replace(config.data, prompts=evaluation.prompts, where=evaluation.where)
     prompts = load_prompts(data, config.reward, worker.tokenizer, keeps_eos=keeps_eos)[: evaluation.count]
-    check_fits(worker.actor_critic.policy, prompts, config.rollout.max_response_tokens)
+    readers = {name: model for name, model in models.readers.items() if name == "policy.reference"}  # no critic
+    check_fits(worker.actor_critic.policy, prompts, config.rollout.max_response_tokens, readers)
     judge = None
     if evaluation.model:
         judge = replace(worker.desk, parts=(RewardModelConfig(evaluation.model),))
     return Evaluator(
         policy=worker.actor_critic.policy,
-        reference=reference,
+        reference=models.reference,
         prompts=prompts,
         desk=worker.desk,
         judge=judge,

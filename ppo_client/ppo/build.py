@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,6 +23,16 @@ from ppo_client.ppo.prompts import Prompt
 from ppo_client.ppo.seq2seq import Seq2SeqPolicy
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device of this name; empty: a CUDA device where there is one, else the CPU. Raises ConfigError."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device: nothing can be computed on {name!r}: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def load_tokenizer(place: str) -> Any | None:
@@ -107,15 +118,34 @@ def hidden_size(model: Any) -> int:
     return size
 
 
-def check_fits(policy: Policy, prompts: Sequence[Prompt], max_response_tokens: int) -> None:
-    """Raises ConfigError where a prompt and its response exceed the model's positions or vocabulary."""
-    longest = max(len(prompt.token_ids) for prompt in prompts)
-    limit = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and policy.num_positions(longest, max_response_tokens) > limit:
+def check_knows(name: str, model: Any, policy: Any) -> None:
+    """Raises ConfigError where `model`, which `name` names, has no embedding of a token that `policy` can write."""
+    num_known, num_written = model.get_input_embeddings().weight.shape[0], vocab_size(policy)
+    if num_known < num_written:
         raise ConfigError(
-            f"the longest prompt has {longest} tokens, a response up to {max_response_tokens}, and the policy "
-            f"{limit} positions: lower data.max_prompt_tokens or rollout.max_response_tokens"
+            f"{name}: it knows {num_known} tokens, and the policy writes {num_written}: it must be of the policy's "
+            "family, with embeddings for as many"
         )
+
+
+def check_fits(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    max_response_tokens: int,
+    others: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Raises ConfigError where a prompt and its response exceed the model's positions or vocabulary.
+
+    `others`: the models that read them, too, by what names them; they `check_knows` the policy's vocabulary.
+    """
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    for name, model in {"the policy": policy.model, **others}.items():
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and policy.num_positions(longest, max_response_tokens) > limit:
+            raise ConfigError(
+                f"the longest prompt has {longest} tokens, a response up to {max_response_tokens}, and {name} "
+                f"{limit} positions: lower data.max_prompt_tokens or rollout.max_response_tokens"
+            )
     largest = max(max(prompt.token_ids) for prompt in prompts)
     if largest >= vocab_size(policy.model):
         raise ConfigError(

@@ -50,6 +50,8 @@ class RunState:
     """SHA-256 of what the run reads beside its checkpoint, by setting"""
     progress: Progress = field(default_factory=Progress)
     """What the evaluations so far have shown"""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of setting_changes.ADJUSTABLE, as of the last step"""
 
     @property
     def version(self) -> RewardVersion | None:
@@ -93,6 +95,11 @@ def latest_checkpoint(output: Path) -> Path:
             f"no checkpoint under {output / 'checkpoints'}, so there is nothing to resume: start the run again"
         )
     return found[-1]
+
+
+def saved_steps(output: Path) -> list[int]:
+    """Of the checkpoints that are there, in order."""
+    return [step for step, _ in _numbered(output)]
 
 
 def save_checkpoint(output: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:

@@ -23,6 +23,8 @@ class Conditions:
     temperature: float
     scores: str
     """How the training reward's came about: `raw` or `calibrated`; of several models with their weights"""
+    truncation: str | None
+    """Of what is too long for a reward model; None: each version's own rule"""
     empty_score: float | None
     seed: int
 
@@ -48,6 +50,7 @@ _LABELS = {
     "max_response_tokens": "most tokens",
     "temperature": "temperature",
     "scores": "scores",
+    "truncation": "truncation",
     "empty_score": "score of an empty response",
     "seed": "seed",
 }

@@ -67,11 +67,13 @@ class DataConfig:
     """The prompts."""
 
     prompts: str = ""
-    """JSON Lines file, `.gz` too, one prompt a row: text, chat messages or token ids. Required."""
+    """One prompt a row: text, chat messages or token ids. A file of JSON Lines, a JSON array or CSV (`.gz`, too), or
+    Parquet, or a folder by datasets' `save_to_disk`. Required."""
     field: str = "prompt"
     """Name of the field that holds the prompt."""
     where: str = ""
-    """`name=value`: only rows whose field `name` has this value. Empty: all rows."""
+    """`name=value`: only rows whose field `name` has this value; `true` and `false` are booleans', too. Empty: all
+    rows."""
     max_prompt_tokens: int = 512
     """Longer prompts are handled as `overlong` says."""
     overlong: Literal["refuse", "drop", "keep_end"] = "refuse"
@@ -138,6 +140,9 @@ class RewardConfig:
     """What is sent: decoded text without special tokens, or the ids as they were sampled (EOS included)."""
     prompt_template: str = "{prompt}"
     """The reward model's view of a text prompt; `{prompt}` stands for it."""
+    truncation: Literal["", "refuse", "keep_end", "keep_start"] = ""
+    """What becomes of prompt and response together where they are longer than the reward model reads: `refuse`, an
+    error; `keep_end` and `keep_start`, what is scored of them. Empty: the version's own rule."""
     calibrated: bool = False
     """Asks for scores on the model's common scale, so that another version's are comparable; every version needs a
     calibration. False: raw scores."""
@@ -154,6 +159,10 @@ class RewardConfig:
     empty_score: float | None = None
     """Takes the place of the score of a response without text (EOS first, or special tokens alone), which the service
     is not asked for. Absent: such a response ends the run."""
+    on_failed_item: Literal["stop", "drop"] = "stop"
+    """When the service has no score for one response and its prompt, and asking again cannot help: too long for the
+    model, say, or NaN. `drop`: nothing is learnt from that episode, and the log counts it. Failures of whole calls
+    stop the run in any case."""
     normalize_samples: int = 0
     """Scores of this many responses of the starting policy fix a gain and a bias, so that they have mean 0 and
     standard deviation 1; where the run goes on with a version of another scale, they are fitted anew by the scores of
@@ -173,7 +182,7 @@ class KLConfig:
     estimator: Literal["k1", "k2", "k3"] = "k1"
     """Per-token estimator that is subtracted from the reward."""
     coefficient: float = 0.05
-    """β, at the start where it does not stay the same."""
+    """β, at the start where it does not stay the same; set on resume, from there on."""
     controller: Literal["fixed", "adaptive", "scheduled"] = "fixed"
     """`adaptive`: β rises and falls until the KL is `target`. `scheduled`: from `coefficient` in a straight line to
     `final_coefficient`, over `schedule_steps`."""
@@ -236,7 +245,7 @@ class EvaluationConfig:
     """Looking at the policy from outside, on prompts it does not train on. Changes nothing about what is learnt."""
 
     prompts: str = ""
-    """JSON Lines file as `data.prompts`, with its `field`. Empty: no evaluation."""
+    """A file as `data.prompts`, with its `field`. Empty: no evaluation."""
     where: str = ""
     """As `data.where`."""
     every_steps: int = 10

@@ -26,7 +26,7 @@ def broken_rules(config: PPOConfig) -> list[str]:
             lora.rank > 0 or not (lora.target_modules or lora.merge),
             "lora.target_modules and lora.merge are for adapters: set lora.rank, or remove them",
         ),
-        (bool(config.data.prompts), "data.prompts is missing: give a JSON Lines file"),
+        (bool(config.data.prompts), "data.prompts is missing: give a file of prompts"),
         (
             bool(reward.model or reward.models),
             'reward.model is missing: give a selector, for example "helpfulness@stable"',

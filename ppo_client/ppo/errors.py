@@ -9,6 +9,7 @@ PPOError
 ├── NonFiniteKL            policy and reference are infinitely far apart at a token, or one of them is NaN there
 ├── NonFiniteUpdate        a gradient that is not finite; the parameters were left as they were
 └── RewardError            a score that could not be had or trusted
+    ├── FailedItems        some responses have no score, and asking again cannot help
     ├── EmptyResponse      a response without text, and no setting says what it is worth
     ├── InvalidScores      the reply has the wrong count, or a value that is not a finite number
     ├── RewardServiceAway  the service could not be reached for as long as the run is willing to wait
@@ -47,11 +48,22 @@ class NonFiniteKL(PPOError):
 
 
 class NonFiniteUpdate(PPOError):
-    """A gradient is not finite; the optimizer step was not made."""
+    """A gradient is not finite; the optimizer step was not made.
+
+    `num_optimizer_steps`: those of the same update that were made before it.
+    """
+
+    def __init__(self, message: str, num_optimizer_steps: int = 0) -> None:
+        super().__init__(message)
+        self.num_optimizer_steps = num_optimizer_steps
 
 
 class RewardError(PPOError):
     """A score could not be had or cannot be trusted; no number takes its place."""
+
+
+class FailedItems(RewardError):
+    """The service has no score for some responses, though it has for others; `reward.on_failed_item` may drop them."""
 
 
 class EmptyResponse(RewardError):

@@ -7,6 +7,7 @@ import json
 import sys
 from argparse import SUPPRESS
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "calibrated": False,
     "input": "text",
     "prompt_template": "{prompt}",
+    "truncation": None,
     "empty_score": None,
     "max_response_tokens": 64,
     "min_response_tokens": 1,
@@ -69,7 +71,7 @@ def add_parser(subparsers: Any) -> None:
         "what --like gives, too", "--reference, --prompts and --reward are needed without it", argument_default=SUPPRESS
     )
     given.add_argument("--reference", metavar="DIR", help="what the policy is compared with")
-    given.add_argument("--prompts", metavar="FILE", help="JSON Lines file, .gz too")
+    given.add_argument("--prompts", metavar="FILE", help="as data.prompts of a run: .jsonl, .json, .csv, .parquet")
     given.add_argument("--field", help="of the file's rows (default: prompt)")
     given.add_argument("--where", metavar="FIELD=VALUE", help="only rows that have this value")
     given.add_argument("--count", type=int, metavar="N", help="only the first N prompts")
@@ -83,12 +85,18 @@ def add_parser(subparsers: Any) -> None:
     )
     given.add_argument("--input", choices=("text", "token_ids"), help="what is sent (default: text)")
     given.add_argument("--prompt-template", help="the reward model's view of a text prompt (default: {prompt})")
+    given.add_argument(
+        "--truncation",
+        choices=("refuse", "keep_end", "keep_start"),
+        help="of what is too long for a reward model (default: the version's rule)",
+    )
     given.add_argument("--empty-score", type=float, metavar="SCORE", help="of responses without text, by either")
     given.add_argument("--max-response-tokens", type=int, metavar="N", help="(default: 64)")
     given.add_argument("--min-response-tokens", type=int, metavar="N", help="(default: 1)")
     given.add_argument("--temperature", type=float, help="(default: 1.0)")
     given.add_argument("--seed", type=int, help="(default: 0)")
     parser.add_argument("--server", help="host:port, several with commas; default: RM_TARGET")
+    parser.add_argument("--device", default="", help="such as cpu or cuda:1 (default: cuda where there is one)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
     parser.add_argument("--texts", type=int, default=5, metavar="N", help="pairs of texts in the JSON (default: 5)")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
@@ -111,6 +119,7 @@ def _like(run: Path) -> dict[str, Any]:
         "second": config.evaluation.model or None,
         "input": config.reward.input,
         "prompt_template": config.reward.prompt_template,
+        "truncation": config.reward.truncation or None,
         "empty_score": config.reward.empty_score,
         "max_response_tokens": config.rollout.max_response_tokens,
         "min_response_tokens": config.rollout.min_response_tokens,
@@ -143,10 +152,10 @@ def _run(args: argparse.Namespace) -> int:
 def _evaluate(
     client: RewardClient, args: argparse.Namespace
 ) -> tuple[EvaluationFacts, Conditions, list[dict[str, Any]]]:
-    import torch
-
     from ppo_client.ppo.build import (
         check_fits,
+        check_knows,
+        chosen_device,
         load_policy,
         load_reference,
         load_tokenizer,
@@ -156,34 +165,37 @@ def _evaluate(
     from ppo_client.ppo.evaluation import Evaluator
 
     quiet_transformers()
+    device = chosen_device(args.device)
     tokenizer = load_tokenizer(args.policy)
     rollout = RolloutConfig(
         max_response_tokens=args.max_response_tokens,
         min_response_tokens=args.min_response_tokens,
         temperature=args.temperature,
     )
-    policy = load_policy(args.policy, "float32", rollout, tokenizer).eval()
+    policy = load_policy(args.policy, "float32", rollout, tokenizer).eval().to(device)
     if policy_class(args.reference) is not type(policy):
         raise ConfigError(f"--reference: {args.reference} is of another architecture than {args.policy}")
-    reference = load_reference(args.reference, "float32", policy).eval()
+    reference = load_reference(args.reference, "float32", policy).eval().to(device)
+    check_knows("--reference", reference.model, policy.model)
     data = DataConfig(prompts=args.prompts, field=args.field, where=args.where, max_prompt_tokens=sys.maxsize)
     reward = RewardConfig(prompt_template=args.prompt_template, input=args.input)
     prompts = load_prompts(data, reward, tokenizer, keeps_eos=not policy.continues_prompt)[: args.count]
-    check_fits(policy, prompts, rollout.max_response_tokens)
+    check_fits(policy, prompts, rollout.max_response_tokens, {"--reference": reference.model})
     # The client itself asks again, within its own deadline.
     patience = Patience(0.0, away_errors=AWAY_ERRORS, report=lambda text: print(text, file=sys.stderr))
-    judge = RewardDesk(client, (RewardModelConfig(args.second),), patience) if args.second else None
+    desk = RewardDesk(client, (RewardModelConfig(args.reward, calibrated=args.calibrated),), patience, args.truncation)
+    judge = replace(desk, parts=(RewardModelConfig(args.second),)) if args.second else None
     evaluator = Evaluator(
         policy=policy,
         reference=reference,
         prompts=prompts,
-        desk=RewardDesk(client, (RewardModelConfig(args.reward, calibrated=args.calibrated),), patience),
+        desk=desk,
         judge=judge,
         tokenizer=tokenizer,
         batch_size=args.batch_size,
         max_response_tokens=rollout.max_response_tokens,
         seed=args.seed,
-        device=torch.device("cpu"),
+        device=device,
         empty_score=args.empty_score,
     )
     pairs = evaluator.pairs(range(len(prompts)))

@@ -87,13 +87,17 @@ class Evaluator:
             max_response_tokens=self.max_response_tokens,
             temperature=self.policy.rule.temperature,
             scores=scale_of(self.desk.parts),
+            truncation=self.desk.truncation,
             empty_score=self.empty_score,
             seed=self.seed,
         )
 
     @torch.no_grad()
     def pairs(self, rows: Sequence[int]) -> list[Pair]:
-        """Of the prompts `rows`. Texts are judged while the next are written. Raises what PendingScores.result does."""
+        """Of the prompts `rows`, but for those with a text that has no score, where the desk drops failed items.
+
+        Texts are judged while the next are written. Raises what PendingScores.result does.
+        """
         batches: list[_Batch] = []
         try:
             for first in range(0, len(rows), self.batch_size):
@@ -152,18 +156,25 @@ class Evaluator:
         size = len(batch.rows)
         for index, row in enumerate(batch.rows):
             other = size + index
+            ours = _written(batch.ours[index], scores[index], judgements[index])
+            theirs = _written(batch.theirs[index], scores[other], judgements[other])
+            if ours is None or theirs is None:
+                continue  # an item failed, and the run goes on without such
             yield Pair(
                 row=row,
                 prompt=self.prompts[row].text,
-                policy=_written(batch.ours[index], scores[index], judgements[index]),
-                reference=_written(batch.theirs[index], scores[other], judgements[other]),
+                policy=ours,
+                reference=theirs,
                 kl=batch.kl[index],
                 versions=_names(scores[index], scores[other]),
                 judges=_names(judgements[index], judgements[other]),
             )
 
 
-def _written(text: _Text, score: Given, judged: Given) -> Written:
+def _written(text: _Text, score: Given, judged: Given) -> Written | None:
+    """None without a score."""
+    if score.value is None or judged.value is None:
+        return None
     return Written(text.completion, text.num_tokens, text.has_eos, score.value, judged.value)
 
 

@@ -34,7 +34,11 @@ def with_absolute_paths(config: PPOConfig) -> PPOConfig:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """SHA-256 of a file, or of a folder's: of their names and digests."""
+    if path.is_dir():
+        inside = sorted(place for place in path.rglob("*") if place.is_file())
+        told = "".join(f"{place.relative_to(path)} {file_digest(place)}\n" for place in inside)
+        return hashlib.sha256(told.encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -46,6 +46,14 @@ def check_finite(log_probs: Tensor, reference_log_probs: Tensor, response_ids: T
     )
 
 
+def coefficient_set(config: KLConfig, step: int) -> float:
+    """β for the step after `step` as the settings alone say: of the schedule, or where a controller begins."""
+    if config.controller != "scheduled":
+        return config.coefficient
+    share = min(step / config.schedule_steps, 1.0)
+    return (1 - share) * config.coefficient + share * config.final_coefficient
+
+
 def next_coefficient(config: KLConfig, coefficient: float, episode_kl: float, *, step: int, num_episodes: int) -> float:
     """β for the step after `step`, which counts from 1 and had β = `coefficient`.
 
@@ -55,8 +63,7 @@ def next_coefficient(config: KLConfig, coefficient: float, episode_kl: float, *,
     if config.controller == "fixed":
         return coefficient
     if config.controller == "scheduled":
-        share = min(step / config.schedule_steps, 1.0)
-        return (1 - share) * config.coefficient + share * config.final_coefficient
+        return coefficient_set(config, step)
     if not math.isfinite(episode_kl):
         raise ValueError(f"the KL is {episode_kl}; β cannot be adapted by it")
     error = max(-_MAX_RELATIVE_ERROR, min(_MAX_RELATIVE_ERROR, episode_kl / config.target - 1))

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from ppo_client.ppo.advantages import explained_variance, masked_mean_variance
 from ppo_client.ppo.checkpoint import RunState
 from ppo_client.ppo.config import RewardModelConfig
+from ppo_client.ppo.dropped import DroppedEpisodes
+from ppo_client.ppo.normalize import NormalizerFitted
 from ppo_client.ppo.rollout import Record, Rollout
+from ppo_client.ppo.setting_changes import SettingChange
 from ppo_client.ppo.update import UpdateStatistics
 from ppo_client.ppo.versions import RewardVersion, VersionChange
+
+Event: TypeAlias = VersionChange | SettingChange | DroppedEpisodes | NormalizerFitted
+"""What a step's row tells in words, too."""
 
 
 def metrics_row(
@@ -25,30 +30,32 @@ def metrics_row(
     *,
     kl: float,
     kl_coefficient: float,
-    changes: Sequence[VersionChange],
-    is_normalized_anew: bool,
+    events: Sequence[Event],
     max_importance_weight: float,
 ) -> dict[str, Any]:
     """Plain numbers and strings; `…_s` are wall seconds of the main process.
 
     `kl` is the mean over episodes of the KL from the reference, summed over tokens, in nats; `kl_coefficient` the one
     that was used in this step; `entropy` is nats per token while sampling. Values and returns are means over tokens.
+    `dropped` counts the episodes that nothing else in the row knows of.
     """
-    mask, main = rollout.sequences.response_mask, state.versions[0]
+    mask, kept, main = rollout.sequences.response_mask, rollout.kept, state.versions[0]
+    scores, given = rollout.scores[kept], [record.given for record in rollout.records if record.given.value is not None]
     entropy, _ = masked_mean_variance(rollout.entropies, mask)
     row = {
         "step": state.step,
         "episodes": state.episodes,
-        "score_mean": float(rollout.scores.mean()),
-        "score_std": float(rollout.scores.std()) if len(rollout.scores) > 1 else 0.0,
-        "score_min": float(rollout.scores.min()),
-        "score_max": float(rollout.scores.max()),
+        "score_mean": float(scores.mean()),
+        "score_std": float(scores.std()) if len(scores) > 1 else 0.0,
+        "score_min": float(scores.min()),
+        "score_max": float(scores.max()),
         "kl": kl,
         "kl_coefficient": kl_coefficient,
         "entropy": float(entropy),
-        "response_tokens_mean": float(mask.sum(1).float().mean()),
-        "eos_rate": float(rollout.has_eos.float().mean()),
-        "empty_rate": sum(not record.given.versions for record in rollout.records) / len(rollout.records),
+        "response_tokens_mean": float(mask[kept].sum(1).float().mean()),
+        "eos_rate": float(rollout.has_eos[kept].float().mean()),
+        "empty_rate": sum(not one.versions for one in given) / len(given),
+        "dropped": len(rollout.records) - len(given),
         "policy_loss": update.mean.policy_loss,
         "value_loss": update.mean.value_loss,
         "clip_fraction": update.mean.clip_fraction,
@@ -75,28 +82,9 @@ def metrics_row(
         row |= _of_each_model(state.versions, rollout)
     if rollout.sampled_log_probs is not None:
         row |= _off_policy(rollout, rollout.sampled_log_probs, max_importance_weight)
-    events: list[dict[str, Any]] = [
-        {
-            "kind": "version_changed",
-            "text": str(change),
-            "model": change.after.model,
-            "before": change.before.version,
-            "before_digest": change.before.digest,
-            "after": change.after.version,
-            "after_digest": change.after.digest,
-            "is_calibrated": change.is_calibrated,
-        }
-        for change in changes
-    ]
-    if is_normalized_anew:
-        events.append(
-            {
-                "kind": "normalizer_fitted",
-                "text": f"scores are normalised anew: {state.normalizer}",
-                **asdict(state.normalizer),
-            }
-        )
-    return row | ({"events": events} if events else {})
+    if events:
+        row["events"] = [event.to_event() for event in events]
+    return row
 
 
 def _of_each_model(versions: Sequence[RewardVersion], rollout: Rollout) -> dict[str, Any]:
@@ -123,8 +111,9 @@ def _off_policy(rollout: Rollout, sampled_log_probs: Tensor, max_importance_weig
 
 
 def sample_rows(step: int, rollout: Rollout, parts: Sequence[RewardModelConfig], num_rows: int) -> list[dict[str, Any]]:
-    """`model`, `version` and `digest` are None for responses without text, which nothing scored."""
-    return [_sample_row(step, record, parts) for record in rollout.records[:num_rows]]
+    """`model`, `version` and `digest` are None for responses without text, which nothing scored; none is dropped."""
+    records = [record for record in rollout.records if record.given.value is not None]
+    return [_sample_row(step, record, parts) for record in records[:num_rows]]
 
 
 def _sample_row(step: int, record: Record, parts: Sequence[RewardModelConfig]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ppo_client.ppo.build import (
+    check_knows,
     hidden_size,
     load_language_model,
     load_reference,
@@ -20,7 +21,6 @@ from ppo_client.ppo.build import (
     make_policy,
     policy_class,
     prepared,
-    vocab_size,
 )
 from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.critic import ActorCritic, SeparateCritic, SharedCritic
@@ -41,6 +41,8 @@ class Models:
     """The reference policy, which is never trained"""
     digests: dict[str, str]
     """SHA-256 of the weights that stay as they are and that no checkpoint holds, by the setting that names them"""
+    readers: dict[str, Any]
+    """Models with positions of their own that read what the policy writes, by the setting that names them"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +80,16 @@ def load_models(config: PPOConfig, tokenizer: Any | None, device: torch.device, 
         for learner in (model, critic_start.model) if critic_start is not None else (model,):
             checkpoint_activations(learner)
     reference_place = policy.reference or ("" if lora.rank else policy.model)
+    readers = {critic_start.setting: critic_start.model} if critic_start is not None and critic_start.setting else {}
     if not reference_place:
-        return Models(actor_critic.to(device), AdapterOff(trained), digests)
+        return Models(actor_critic.to(device), AdapterOff(trained), digests, readers)
     if policy_class(reference_place) is not type(trained):
         raise ConfigError(f"policy.reference: {reference_place} is of another architecture than {policy.model}")
     reference = load_reference(reference_place, policy.dtype, trained)
+    check_knows("policy.reference", reference.model, model)
     digests["policy.reference" if policy.reference else "policy.model"] = weights_digest(reference.model)
-    return Models(actor_critic.to(device), reference.requires_grad_(False).eval().to(device), digests)
+    readers["policy.reference"] = reference.model
+    return Models(actor_critic.to(device), reference.requires_grad_(False).eval().to(device), digests, readers)
 
 
 def checkpoint_activations(model: Any) -> None:
@@ -165,9 +170,7 @@ def _critic_start(config: PPOConfig, model: Any, tokenizer: Any | None) -> _Crit
     if critic.init:
         found = load_reward_model(critic.init, dtype, is_encoder_decoder=model.config.is_encoder_decoder)
         check_same_tokenizer(critic.init, tokenizer, load_tokenizer(critic.init))
-        num_known = found.model.get_input_embeddings().weight.shape[0]
-        if num_known < vocab_size(model):
-            raise ConfigError(f"critic.init: it knows {num_known} tokens, and the policy writes {vocab_size(model)}")
+        check_knows("critic.init", found.model, model)
         return _CriticStart(prepared(found.model), found.score.in_features, "critic.init", found)
     if config.lora.rank and not critic.model:
         # Only adapters are trained, so the critic's modules are its own, and the weights below them the policy's.
@@ -177,4 +180,5 @@ def _critic_start(config: PPOConfig, model: Any, tokenizer: Any | None) -> _Crit
     language_model = prepared(load_language_model(place, dtype))
     if language_model.config.is_encoder_decoder != model.config.is_encoder_decoder:
         raise ConfigError(f"critic.model: {place} is of another architecture than the policy, {config.policy.model}")
+    check_knows("critic.model", language_model, model)
     return _CriticStart(language_model, hidden_size(language_model), "critic.model" if critic.model else "")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -44,6 +45,20 @@ class ScoreNormalizer:
 
     def __str__(self) -> str:
         return f"{self.gain:.4g} · score {self.bias:+.4g}"
+
+
+@dataclass(frozen=True, slots=True)
+class NormalizerFitted:
+    """Scores are normalised otherwise from a step on."""
+
+    normalizer: ScoreNormalizer
+
+    def to_event(self) -> dict[str, Any]:
+        """For metrics.jsonl."""
+        return {"kind": "normalizer_fitted", "text": str(self), **asdict(self.normalizer)}
+
+    def __str__(self) -> str:
+        return f"scores are normalised anew: {self.normalizer}"
 
 
 def _mean_deviation(scores: Tensor) -> tuple[float, float]:

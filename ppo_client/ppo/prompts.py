@@ -1,10 +1,8 @@
-"""Prompts from a JSON Lines file: what the policy reads, and what the reward model is told."""
+"""Prompts from a data file: what the policy reads, and what the reward model is told."""
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 from ppo_client.client.scores import Content
 from ppo_client.ppo.config import DataConfig, RewardConfig
 from ppo_client.ppo.errors import DataError
+from ppo_client.ppo.rows import read_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,35 +22,6 @@ class Prompt:
     text: str
 
 
-def read_rows(path: Path, where: str = "") -> Iterator[dict[str, Any]]:
-    """The objects of a JSON Lines file (`.gz` too); `where` is `field=value` or empty.
-
-    Raises DataError with the line's number.
-    """
-    if not path.is_file():
-        raise DataError(f"no file at {path}")
-    name, _, wanted = where.partition("=")
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number}: not JSON in UTF-8 ({error})") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: an object is expected, this is {type(row).__name__}")
-        if not where or str(row.get(name)) == wanted:
-            yield row
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            yield from file
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-
-
 def load_prompts(
     data: DataConfig, reward: RewardConfig, tokenizer: Any | None, *, keeps_eos: bool = False
 ) -> list[Prompt]:
@@ -61,16 +31,16 @@ def load_prompts(
     """
     path = Path(data.prompts)
     prompts = []
-    for number, row in enumerate(read_rows(path, data.where), start=1):
+    for place, row in read_rows(path, data.where):
         if data.field not in row:
-            raise DataError(f"{path}, row {number}: no field {data.field!r}; it has {', '.join(row)}")
-        prompt = make_prompt(row[data.field], reward, tokenizer, f"{path}, row {number}", keeps_eos=keeps_eos)
+            raise DataError(f"{place}: no field {data.field!r}; it has {', '.join(row)}")
+        prompt = make_prompt(row[data.field], reward, tokenizer, place, keeps_eos=keeps_eos)
         if len(prompt.token_ids) > data.max_prompt_tokens:
             if data.overlong == "drop":
                 continue
             if data.overlong == "refuse":
                 raise DataError(
-                    f"{path}, row {number}: {len(prompt.token_ids)} tokens, data.max_prompt_tokens is "
+                    f"{place}: {len(prompt.token_ids)} tokens, data.max_prompt_tokens is "
                     f'{data.max_prompt_tokens}: raise it, or set data.overlong to "drop" or "keep_end"'
                 )
             kept = prompt.token_ids[-data.max_prompt_tokens :]
@@ -79,9 +49,8 @@ def load_prompts(
             prompt = Prompt(kept, content, prompt.text)
         prompts.append(prompt)
     if not prompts:
-        chosen = f" with {data.where}" if data.where else ""
         fitting = f" that fit into {data.max_prompt_tokens} tokens" if data.overlong == "drop" else ""
-        raise DataError(f"{path}: no prompts{chosen}{fitting}")
+        raise DataError(f"{path}: no prompts{fitting}")
     return prompts
 
 

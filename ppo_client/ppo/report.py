@@ -15,7 +15,7 @@ from typing import Any
 from ppo_client.ppo.conditions import differences
 from ppo_client.ppo.errors import DataError
 from ppo_client.ppo.evaluation_facts import EvaluationFacts
-from ppo_client.ppo.prompts import read_rows
+from ppo_client.ppo.rows import read_rows
 from ppo_client.ppo.run_facts import evaluation_signs, run_facts, signs
 
 _EXAMPLES = """examples:
@@ -82,17 +82,21 @@ def write_report(run: Path, page: Path, compared: Sequence[Path] = ()) -> None:
 
 def read_logs(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows of metrics.jsonl and samples.jsonl; the latter may be missing."""
-    rows = list(read_rows(run / "metrics.jsonl"))
+    rows = _rows(run / "metrics.jsonl")
     if not rows:
         raise DataError(f"{run / 'metrics.jsonl'} is empty: the run has made no step yet")
     samples = run / "samples.jsonl"
-    return rows, list(read_rows(samples)) if samples.exists() else []
+    return rows, _rows(samples) if samples.exists() else []
 
 
 def read_evaluations(run: Path) -> list[dict[str, Any]]:
     """The rows of evaluations.jsonl; empty where the run was not evaluated."""
     path = run / "evaluations.jsonl"
-    return list(read_rows(path)) if path.exists() else []
+    return _rows(path) if path.exists() else []
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [row for _, row in read_rows(path)]
 
 
 def comparison(places: Sequence[Path]) -> list[dict[str, Any]]:

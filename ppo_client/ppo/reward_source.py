@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from ppo_client.client.errors import DeadlineExceeded, ItemsFailed, Unavailable
 from ppo_client.client.scores import Content, Scores
 from ppo_client.ppo.config import RewardConfig, RewardModelConfig
-from ppo_client.ppo.errors import InvalidScores
+from ppo_client.ppo.errors import FailedItems, InvalidScores
 from ppo_client.ppo.versions import RewardVersion
 from ppo_client.ppo.waiting import Patience
+
+if TYPE_CHECKING:
+    from ppo_client.client.score_call import TruncationRule
 
 
 class RewardSource(Protocol):
     """What the trainer needs of a reward service; `ppo_client.RewardClient` is one."""
 
     def submit(
-        self, model: str, *, prompts: Sequence[Content], completions: Sequence[Content], calibrated: bool = False
+        self,
+        model: str,
+        *,
+        prompts: Sequence[Content],
+        completions: Sequence[Content],
+        calibrated: bool = False,
+        truncation: TruncationRule | None = None,
     ) -> Future[Scores]:
         """Starts scoring and returns at once; the result has one score per completion, in order."""
         ...
@@ -29,9 +39,22 @@ class RewardSource(Protocol):
 class Given:
     """What one response got: the weighted sum, and each model's own score and version, in the settings' order."""
 
-    value: float
+    value: float | None
+    """None: an item of it failed, and its episode is dropped; then there are no parts and versions"""
     parts: tuple[float, ...]
     versions: tuple[RewardVersion, ...]
+    error: str = ""
+    """By which an item failed"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One model's, by completion."""
+
+    values: Sequence[float | None]
+    version: RewardVersion
+    errors: Mapping[int, str]
+    """Of the completions without a value"""
 
 
 def parts_of(reward: RewardConfig) -> tuple[RewardModelConfig, ...]:
@@ -49,6 +72,9 @@ class RewardDesk:
     source: RewardSource
     parts: tuple[RewardModelConfig, ...]
     patience: Patience
+    truncation: TruncationRule | None = None
+    """Of what is too long for a model; None: the version's own rule"""
+    drops_failed_items: bool = False
 
     def ask(self, prompts: Sequence[Content], completions: Sequence[Content]) -> PendingScores:
         """Asks all models at the same time."""
@@ -64,19 +90,25 @@ class PendingScores:
     def result(self) -> list[Given]:
         """One for each completion. Waits, asking again while the service is away and the run is patient.
 
-        Raises RewardServiceAway, RunStopped, InvalidScores, or what the source raised.
+        Raises RewardServiceAway, RunStopped, InvalidScores, FailedItems, or what the source raised.
         """
         try:
             answers = [request.result() for request in self._requests]
         except BaseException:
             self.cancel()
             raise
-        versions = tuple(RewardVersion.of(scores) for scores in answers)
+        versions = tuple(answer.version for answer in answers)
         weights = [request.part.weight for request in self._requests]
-        return [
-            Given(sum(weight * value for weight, value in zip(weights, values, strict=True)), values, versions)
-            for values in zip(*(scores.values for scores in answers), strict=True)
-        ]
+        found = []
+        for row, values in enumerate(zip(*(answer.values for answer in answers), strict=True)):
+            parts = tuple(value for value in values if value is not None)
+            if len(parts) == len(values):
+                value = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+                found.append(Given(value, parts, versions))
+            else:
+                error = next(answer.errors[row] for answer in answers if row in answer.errors)
+                found.append(Given(None, (), (), error))
+        return found
 
     def cancel(self) -> None:
         """The scores are not wanted any more."""
@@ -95,16 +127,34 @@ class _Request:
         self._prompts, self._completions = prompts, completions
         self._future = self._submit()
 
-    def result(self) -> Scores:
-        scores = self._desk.patience.result(self._future, self._submit, f"scores from {self.part.model!r}")
-        return checked(scores, num_expected=len(self._completions), calibrated=self.part.calibrated)
+    def result(self) -> _Answer:
+        try:
+            scores = self._desk.patience.result(self._future, self._submit, f"scores from {self.part.model!r}")
+        except ItemsFailed as failed:
+            if any(isinstance(error, (Unavailable, DeadlineExceeded)) for error in failed.errors.values()):
+                raise  # some of them may get a score later
+            if not self._desk.drops_failed_items:
+                raise FailedItems(
+                    f"{failed} What is too long can be cut (reward.truncation), and a run can go on without such "
+                    'episodes (reward.on_failed_item = "drop"); both may be set on resume'
+                ) from failed
+            calibration = failed.calibration.digest if failed.calibration else None
+            return _Answer(
+                values=[failed.scores.get(row) for row in range(len(self._completions))],
+                version=RewardVersion(failed.model, failed.version, failed.digest, calibration),
+                errors={row: f"{type(error).__name__}: {error}" for row, error in failed.errors.items()},
+            )
+        checked(scores, num_expected=len(self._completions), calibrated=self.part.calibrated)
+        return _Answer(scores.values, RewardVersion.of(scores), {})
 
     def cancel(self) -> None:
         self._future.cancel()
 
     def _submit(self) -> Future[Scores]:
-        # Sources that know of no calibration are never asked for one.
-        options = {"calibrated": True} if self.part.calibrated else {}
+        # Sources that know of no calibration or truncation are never asked for it.
+        options: dict[str, Any] = {"calibrated": True} if self.part.calibrated else {}
+        if self._desk.truncation is not None:
+            options["truncation"] = self._desk.truncation
         return self._desk.source.submit(
             self.part.model, prompts=self._prompts, completions=self._completions, **options
         )

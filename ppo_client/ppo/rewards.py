@@ -23,10 +23,13 @@ def shaped_scores(scores: Tensor, has_eos: Tensor, config: RewardConfig) -> Tens
 
 
 def token_rewards(scores: Tensor, kl: Tensor, response_mask: Tensor, coefficient: float) -> Tensor:
-    """−β·KL at each token, plus the score once, at the last one. Scores (B,), the others (B, R)."""
+    """−β·KL at each token, plus the score once, at the last one. Scores (B,), the others (B, R).
+
+    Where no token counts the score, which is NaN, does not either.
+    """
     rewards = torch.where(response_mask, -coefficient * kl, 0.0)
     rows = torch.arange(len(scores), device=scores.device)
-    rewards[rows, last_token(response_mask)] += scores
+    rewards[rows, last_token(response_mask)] += torch.where(response_mask.any(1), scores, 0.0)
     return rewards
 
 

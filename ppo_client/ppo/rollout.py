@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ class Record:
     prompt: str
     completion: str
     given: Given
-    """Without versions: the response is empty, and the settings gave the score"""
+    """With a value and no versions: the response is empty, and the settings gave the score"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,8 @@ class Rollout:
     has_eos: Tensor
     """bool (B,)"""
     scores: Tensor
-    """float32 (B,), as the service gave them, weighted and summed; the settings' for empty responses"""
+    """float32 (B,), as the service gave them, weighted and summed; the settings' for empty responses; NaN where the
+    episode is dropped"""
     log_probs: Tensor
     """float32 (B, R), of the policy as it is before the update"""
     reference_log_probs: Tensor
@@ -56,6 +58,11 @@ class Rollout:
     """An older policy sampled"""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by part, of this process"""
+
+    @property
+    def kept(self) -> Tensor:
+        """bool (B,): the episodes that count, which are not dropped."""
+        return self.sequences.response_mask.any(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +149,11 @@ class RolloutWorker:
         return Rollout(
             sequences=concatenate([samples.sequences for samples in chunks], self.actor_critic.policy.pad_id),
             has_eos=torch.cat([samples.has_eos for samples in chunks]),
-            scores=torch.tensor([one.value for one in given], dtype=torch.float32, device=self.device),
+            scores=torch.tensor(
+                [math.nan if one.value is None else one.value for one in given],
+                dtype=torch.float32,
+                device=self.device,
+            ),
             log_probs=log_probs,
             reference_log_probs=reference_log_probs,
             values=values,

@@ -72,12 +72,15 @@ class Run:
         chunks = to_tensors([samples for samples, _ in self.started.chunks]) if self.started else self.restored
         self.marks = gather_object([{"random": disk.random_state(), "started": chunks}])
 
-    def save(self) -> None:
-        """Writes a checkpoint of the present state, instead of the one of this step that may be there."""
+    def save(self, *, num_older: int | None = None) -> None:
+        """Writes a checkpoint of the present state, instead of the one of this step that may be there.
+
+        `num_older`: how many others are kept; as `train.keep_checkpoints` says where it is absent.
+        """
         self.mark()
         optimizer = optimizer_state(self.updater.model, self.updater.optimizer)
         if self.accelerator.is_main_process:
-            self._save(optimizer)
+            self._save(optimizer, num_older)
         self.accelerator.wait_for_everyone()
 
     def save_as_marked(self) -> None:
@@ -121,9 +124,10 @@ class Run:
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(place)
 
-    def _save(self, optimizer: dict[str, Any]) -> None:
+    def _save(self, optimizer: dict[str, Any], num_older: int | None = None) -> None:
         write = partial(self._write, optimizer)
-        disk.save_checkpoint(self.output, self.state.step, write, self.config.train.keep_checkpoints)
+        keep = self.config.train.keep_checkpoints if num_older is None else num_older + 1
+        disk.save_checkpoint(self.output, self.state.step, write, keep)
 
     def _write(self, optimizer: dict[str, Any], place: Path) -> None:
         policy = place / "policy"

@@ -22,6 +22,8 @@ from ppo_client.ppo.prompts import Prompt, load_prompts, make_prompt
 from ppo_client.ppo.reward_source import checked
 
 if TYPE_CHECKING:
+    import torch
+
     from ppo_client.ppo.policy import Policy
 
 _BATCHES_UNDER_WAY = 4
@@ -47,7 +49,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("policy", help="model directory, for example RUN/policy")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", action="append", help="a prompt; may be given several times")
-    source.add_argument("--prompts", metavar="FILE", help="JSON Lines file, .gz too")
+    source.add_argument("--prompts", metavar="FILE", help="as data.prompts of a run: .jsonl, .json, .csv, .parquet")
     parser.add_argument("--field", default="prompt", help="of the file's rows (default: prompt)")
     parser.add_argument("--where", default="", metavar="FIELD=VALUE", help="only rows that have this value")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N prompts")
@@ -55,6 +57,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--max-response-tokens", type=int, default=64, metavar="N")
     parser.add_argument("--min-response-tokens", type=int, default=1, metavar="N")
     parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--device", default="", help="such as cpu or cuda:1 (default: cuda where there is one)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reward", metavar="SELECTOR", help="reward model that scores: name, name@3 or name@label")
@@ -62,6 +65,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--keep-above", type=float, metavar="SCORE", help="keep completions with a higher score")
     parser.add_argument("--server", help="host:port, several with commas; default: RM_TARGET")
     parser.add_argument("--calibrated", action="store_true", help="scores on the model's common scale")
+    parser.add_argument(
+        "--truncation",
+        choices=("refuse", "keep_end", "keep_start"),
+        help="of what is too long for the reward model (default: the version's rule)",
+    )
     parser.add_argument(
         "--prompt-template", default="{prompt}", help="the reward model's view of a text prompt (default: %(default)s)"
     )
@@ -149,6 +157,7 @@ def _scored(client: RewardClient, args: argparse.Namespace) -> Iterator[Row]:
                 prompts=[prompts[index] for index in sent],
                 completions=[completions[index] for index in sent],
                 calibrated=args.calibrated,
+                truncation=args.truncation,
             )
             under_way.append(([rows[index] for index in sent], future))
         if len(under_way) >= _BATCHES_UNDER_WAY:
@@ -161,13 +170,14 @@ def _scored(client: RewardClient, args: argparse.Namespace) -> Iterator[Row]:
 
 def _batches(args: argparse.Namespace) -> Iterator[tuple[list[dict[str, Any]], list[Content], list[Content]]]:
     """Rows as they are written, with what the reward model is told of prompt and completion."""
-    from ppo_client.ppo.build import quiet_transformers
+    from ppo_client.ppo.build import chosen_device, quiet_transformers
     from ppo_client.ppo.completions import completion_contents, response_ids, response_texts
     from ppo_client.ppo.seeds import Purpose, uniforms
     from ppo_client.ppo.sequences import Prompts
 
     quiet_transformers()
-    policy, tokenizer, prompts = _load(args)
+    device = chosen_device(args.device)
+    policy, tokenizer, prompts = _load(args, device)
     num_completions = args.best_of or args.completions
     repeated = [(row, prompt) for row, prompt in enumerate(prompts) for _ in range(num_completions)]
     for first in range(0, len(repeated), args.batch_size):
@@ -175,7 +185,8 @@ def _batches(args: argparse.Namespace) -> Iterator[tuple[list[dict[str, Any]], l
         chunk = [prompt for _, prompt in numbered]
         rows = range(first, first + len(chunk))
         numbers = uniforms(args.seed, Purpose.SAMPLING, 0, rows, args.max_response_tokens)
-        samples = policy.sample(Prompts.collate([prompt.token_ids for prompt in chunk], policy.pad_id), numbers)
+        collated = Prompts.collate([prompt.token_ids for prompt in chunk], policy.pad_id, device)
+        samples = policy.sample(collated, numbers)
         ids = response_ids(samples)
         texts = response_texts(samples, tokenizer, continues_prompt=policy.continues_prompt)
         found = [
@@ -191,7 +202,7 @@ def _batches(args: argparse.Namespace) -> Iterator[tuple[list[dict[str, Any]], l
         yield found, [prompt.content for prompt in chunk], completion_contents(chunk, ids, texts)
 
 
-def _load(args: argparse.Namespace) -> tuple[Policy, Any | None, list[Prompt]]:
+def _load(args: argparse.Namespace, device: torch.device) -> tuple[Policy, Any | None, list[Prompt]]:
     from ppo_client.ppo.build import check_fits, load_policy, load_tokenizer
 
     tokenizer = load_tokenizer(args.policy)
@@ -200,7 +211,7 @@ def _load(args: argparse.Namespace) -> tuple[Policy, Any | None, list[Prompt]]:
         min_response_tokens=args.min_response_tokens,
         temperature=args.temperature,
     )
-    policy = load_policy(args.policy, "float32", rollout, tokenizer).eval()
+    policy = load_policy(args.policy, "float32", rollout, tokenizer).eval().to(device)
     prompts = _prompts(args, tokenizer, keeps_eos=not policy.continues_prompt)[: args.limit]
     check_fits(policy, prompts, rollout.max_response_tokens)
     return policy, tokenizer, prompts

@@ -39,7 +39,8 @@ class Sequences:
     response_ids: Tensor
     """int64 (B, R)"""
     response_mask: Tensor
-    """bool (B, R): the sampled tokens, EOS included; at least one in each row, without a gap"""
+    """bool (B, R): the sampled tokens, EOS included; at least one in each row, without a gap; none where the episode is
+    dropped"""
 
     def __len__(self) -> int:
         return self.response_ids.shape[0]
@@ -52,13 +53,16 @@ class Sequences:
     def trimmed(self) -> Sequences:
         """Without the columns that are padding in every row; response columns keep their numbers."""
         prompt_width = int(self.prompts.mask.sum(1).max())
-        response_width = int(self.response_mask.sum(1).max())
+        response_width = max(1, int(self.response_mask.sum(1).max()))  # all may be dropped, and a model reads something
         prompts = Prompts(self.prompts.ids[:, -prompt_width:], self.prompts.mask[:, -prompt_width:])
         return Sequences(prompts, self.response_ids[:, :response_width], self.response_mask[:, :response_width])
 
 
 def last_token(response_mask: Tensor) -> Tensor:
-    """Column of each response's last token: EOS, or the last one before it was cut. (B, R) bool to (B,) int64."""
+    """Column of each response's last token: EOS, or the last one before it was cut. (B, R) bool to (B,) int64.
+
+    −1 where there is none.
+    """
     return response_mask.sum(1) - 1
 
 

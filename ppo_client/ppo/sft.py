@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ppo_client.ppo.config_file import load_config
 from ppo_client.ppo.errors import ConfigError, DataError
-from ppo_client.ppo.prompts import read_rows
+from ppo_client.ppo.rows import read_rows
 
 _EXAMPLES = """examples:
   ppo-client sft --model gpt2 --data stories.jsonl.gz --output policy
@@ -26,8 +26,9 @@ class SFTSettings:
     model: str = ""
     """Directory of a decoder-only or encoder-decoder checkpoint with its tokenizer. Required."""
     data: str = ""
-    """JSON Lines file, `.gz` too. Rows have `text`, or `prompt` and `completion`; of the latter only the completion
-    is learnt. EOS is added. An encoder-decoder needs the latter. Required."""
+    """File of JSON Lines, a JSON array or CSV (`.gz`, too), or Parquet, or a folder by datasets' `save_to_disk`. Rows
+    have `text`, or `prompt` and `completion`; of the latter only the completion is learnt. EOS is added. An
+    encoder-decoder needs the latter. Required."""
     output: str = ""
     """Directory that becomes a plain model directory. Required."""
     where: str = ""
@@ -139,16 +140,16 @@ def _arguments(settings: SFTSettings) -> dict[str, Any]:
 def read_examples(settings: SFTSettings) -> list[dict[str, Any]]:
     """Rows with `text`, or with `prompt` and `completion`. Raises DataError where a row has neither."""
     rows = []
-    for number, row in enumerate(read_rows(Path(settings.data), settings.where), start=1):
+    for place, row in read_rows(Path(settings.data), settings.where):
         names = ("text",) if "text" in row else ("prompt", "completion")
         if any(not isinstance(row.get(name), str) or not row[name] for name in names):
             raise DataError(
-                f"{settings.data}, row {number}: a text under `text`, or under `prompt` and `completion`, is expected; "
+                f"{place}: a text under `text`, or under `prompt` and `completion`, is expected; "
                 f"the row has {', '.join(row)}"
             )
         rows.append({name: row[name] for name in names})
     if not rows:
-        raise DataError(f"{settings.data}: no rows{f' with {settings.where}' if settings.where else ''}")
+        raise DataError(f"{settings.data}: no rows")
     if len({tuple(row) for row in rows}) > 1:
         raise DataError(f"{settings.data}: some rows have `text`, others `prompt` and `completion`; use one kind")
     return rows
@@ -164,7 +165,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("config", nargs="?", type=Path, help="TOML file of settings")
     parser.add_argument("--model", help="directory of the checkpoint to start from")
-    parser.add_argument("--data", help="JSON Lines file, .gz too: rows with text, or prompt and completion")
+    parser.add_argument("--data", help=".jsonl, .json, .csv or .parquet: rows with text, or prompt and completion")
     parser.add_argument("--output", help="directory of the fine-tuned model")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list, set_seed
@@ -17,12 +17,14 @@ from ppo_client.ppo.config_file import changed_keys, load_config, to_toml
 from ppo_client.ppo.distributed import is_true_anywhere
 from ppo_client.ppo.errors import CheckpointError, ConfigError
 from ppo_client.ppo.inputs import with_absolute_paths
+from ppo_client.ppo.kl import coefficient_set
 from ppo_client.ppo.normalize import ScoreNormalizer
 from ppo_client.ppo.reward_source import RewardSource
 from ppo_client.ppo.run import Run
+from ppo_client.ppo.setting_changes import ADJUSTABLE, adjustable_settings, setting_changes
 from ppo_client.ppo.sharding import load_optimizer_state, make_accelerator
 
-# The others decide what is learnt: with them changed it would be another run.
+# The others decide what is learnt: with them changed it would be another run. ADJUSTABLE do, too, and the log says so.
 CHANGEABLE_ON_RESUME = frozenset(
     {
         "policy.gradient_checkpointing",
@@ -33,7 +35,6 @@ CHANGEABLE_ON_RESUME = frozenset(
         "rollout.vllm_memory_share",
         "reward.targets",
         "reward.model",
-        "reward.empty_score",
         "reward.lease_s",
         "reward.on_version_change",
         "reward.timeout_s",
@@ -47,6 +48,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "train.samples_per_step",
         "train.tracking",
         "train.wandb_project",
+        *ADJUSTABLE,
         *(f"evaluation.{item.name}" for item in fields(EvaluationConfig)),
     }
 )
@@ -65,14 +67,14 @@ def start_run(config: PPOConfig, rewards: RewardSource | None = None) -> Run:
     name = [config.train.run or f"ppo-{uuid.uuid4().hex[:12]}"]
     run_id: str = broadcast_object_list(name)[0]
     set_seed(config.train.seed, device_specific=True)
-    state = RunState(run_id, 0, 0, config.kl.coefficient, ScoreNormalizer())
+    state = RunState(run_id, 0, 0, config.kl.coefficient, ScoreNormalizer(), settings=adjustable_settings(config))
     run = assemble(config, accelerator, rewards, state)
     _write_config(run)
     return run
 
 
 def resume_run(output: Path, rewards: RewardSource | None = None, overrides: Sequence[str] = ()) -> Run:
-    """The run in `output`, as its latest checkpoint left it. `overrides` may change what does not alter learning."""
+    """The run in `output`, as its latest checkpoint left it. `overrides` may change what CHANGEABLE_ON_RESUME names."""
     saved = output / "config.toml"
     if not saved.exists():
         raise CheckpointError(f"no run in {output}: config.toml is missing")
@@ -97,6 +99,10 @@ def resume_run(output: Path, rewards: RewardSource | None = None, overrides: Seq
         state = RunState.from_json((place / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{place} cannot be read: {error}") from error
+    state = replace(state, settings=state.settings or adjustable_settings(before))
+    # By the checkpoint, not by config.toml: a resume that was told so may have ended before its first step.
+    if any(change.setting == "kl.coefficient" for change in setting_changes(state.settings, config)):
+        state = replace(state, kl_coefficient=coefficient_set(config.kl, state.step))
     run = assemble(config, accelerator, rewards, state, place / "policy")
     load_optimizer_state(run.updater.model, run.updater.optimizer, disk.load_tensors(place / "optimizer.pt"))
     marks = disk.load_tensors(place / "processes.pt")

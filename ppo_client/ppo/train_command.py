@@ -44,7 +44,7 @@ _NAMED = (
     ("--seed", "train.seed", "N", "of everything that is drawn"),
     ("--run", "train.run", "ID", "id by which the service knows the run"),
     ("--policy", "policy.model", "DIR", "starting policy"),
-    ("--prompts", "data.prompts", "FILE", "JSON Lines file of prompts"),
+    ("--prompts", "data.prompts", "FILE", "file of prompts: .jsonl, .json, .csv, .parquet"),
     ("--reward-model", "reward.model", "SELECTOR", "name, name@3 or name@label"),
 )
 _NUMBERS = ("train.num_steps", "train.seed")

@@ -12,22 +12,25 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from ppo_client.ppo import checkpoint as disk
 from ppo_client.ppo.advantages import gae, whiten
 from ppo_client.ppo.checkpoint import RunState
 from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.distributed import gather_rollout, is_true_anywhere, own_rows, raise_together
-from ppo_client.ppo.errors import EmptyResponse, RunStopped
+from ppo_client.ppo.dropped import without_dropped
+from ppo_client.ppo.errors import EmptyResponse, FailedItems, NonFiniteUpdate, RunStopped
 from ppo_client.ppo.evaluation_facts import evaluation_facts, text_rows
 from ppo_client.ppo.generation import log_prob_gap
 from ppo_client.ppo.kl import check_finite, kl_per_token, next_coefficient
-from ppo_client.ppo.metrics import metrics_row, sample_rows
-from ppo_client.ppo.normalize import ScoreNormalizer
+from ppo_client.ppo.metrics import Event, metrics_row, sample_rows
+from ppo_client.ppo.normalize import NormalizerFitted, ScoreNormalizer
 from ppo_client.ppo.progress import is_due
 from ppo_client.ppo.prompts import Prompt
 from ppo_client.ppo.reward_source import RewardSource
 from ppo_client.ppo.rewards import reward_facts, shaped_scores, token_rewards
 from ppo_client.ppo.rollout import Rollout, Started
 from ppo_client.ppo.seeds import Purpose, prompt_rows, uniforms
+from ppo_client.ppo.setting_changes import adjustable_settings, setting_changes
 from ppo_client.ppo.sharding import autocast, copy_weights
 from ppo_client.ppo.staleness import from_tensors, importance_weights
 from ppo_client.ppo.start import resume_run, start_run
@@ -99,20 +102,23 @@ class PPOTrainer:
 
     def train_step(self) -> None:
         """One batch of episodes, and what is learnt from it."""
-        run, config = self.run, self.run.config
+        run, config, before = self.run, self.run.config, self.run.state
         step, started_at, kl_coefficient = run.state.step + 1, time.perf_counter(), run.state.kl_coefficient
-        versions, normalizer = run.state.versions, run.state.normalizer
 
         # 1. Roll out; scores are asked for meanwhile.
         rollout, found, ahead = self._roll_out(Purpose.SAMPLING, step, config.ppo.batch_size)
+        events = [*setting_changes(before.settings, config), *found]
         mask = rollout.sequences.response_mask
 
         # 2. Rewards: minus the KL penalty at each token, plus the score at the last.
         kl = kl_per_token(rollout.log_probs, rollout.reference_log_probs, config.kl.estimator)
-        normalized = self._normalized(rollout, found, versions)
+        normalized = self._normalized(rollout, found, before.versions)
+        if run.state.normalizer != before.normalizer:
+            events.append(NormalizerFitted(run.state.normalizer))
         scores = shaped_scores(normalized, rollout.has_eos, config.reward)
         rewards = token_rewards(scores, kl, mask, kl_coefficient)
-        rewarded = reward_facts(normalized, scores, rewards, config.reward.clip)
+        kept = rollout.kept
+        rewarded = reward_facts(normalized[kept], scores[kept], rewards[kept], config.reward.clip)
         if config.ppo.whiten_rewards:
             rewards = whiten(rewards, mask, keep_mean=True)
 
@@ -131,28 +137,33 @@ class PPOTrainer:
             limit = config.rollout.max_importance_weight
             weights = importance_weights(rollout.log_probs, rollout.sampled_log_probs, mask, limit)
         batch = Batch(rollout.sequences, rollout.log_probs, rollout.values, advantages, returns, weights)
-        update = run.updater.update(batch, step)
+        try:
+            update = run.updater.update(batch, step)
+        except NonFiniteUpdate as error:
+            if ahead is not None:
+                ahead.cancel()
+            run.state = before
+            raise self._told(error) from error
         copy_weights(run.updater.model, run.actor_critic)
         update_s = time.perf_counter() - update_started
 
         # 5. Adjust the KL coefficient.
-        episode_kl = float((rollout.log_probs - rollout.reference_log_probs).sum(1).mean())
-        num_episodes = config.ppo.batch_size
+        episode_kl = float((rollout.log_probs - rollout.reference_log_probs).sum(1)[kept].mean())
+        num_episodes = int(kept.sum())
         run.state = replace(
             run.state,
             step=step,
-            episodes=run.state.episodes + num_episodes,
+            episodes=run.state.episodes + config.ppo.batch_size,
             kl_coefficient=next_coefficient(
                 config.kl, kl_coefficient, episode_kl, step=step, num_episodes=num_episodes
             ),
+            settings=adjustable_settings(config),
         )
         run.started = ahead
 
         # 6. Log.
-        if found:
-            run.tracker.say(f"step {step}: " + "; ".join(map(str, found)))
-        if run.state.normalizer != normalizer:
-            run.tracker.say(f"step {step}: scores are normalised anew: {run.state.normalizer}")
+        if events:
+            run.tracker.say(f"step {step}: " + "; ".join(map(str, events)))
         row = metrics_row(
             run.state,
             rollout,
@@ -160,8 +171,7 @@ class PPOTrainer:
             returns,
             kl=episode_kl,
             kl_coefficient=kl_coefficient,
-            changes=found,
-            is_normalized_anew=run.state.normalizer != normalizer,
+            events=events,
             max_importance_weight=config.rollout.max_importance_weight,
         )
         run.tracker.step(row | rewarded | {"update_s": update_s, "step_s": time.perf_counter() - started_at})
@@ -169,10 +179,15 @@ class PPOTrainer:
         if every and (step % every == 0 or step == 1):
             run.tracker.samples(sample_rows(step, rollout, run.worker.desk.parts, config.train.samples_per_step))
 
-    def _roll_out(
-        self, purpose: Purpose, step: int, num_episodes: int
-    ) -> tuple[Rollout, list[VersionChange], Started | None]:
-        """`num_episodes` over all processes, what changed about the rewards' versions, and the next step's beginning.
+    def _told(self, error: NonFiniteUpdate) -> NonFiniteUpdate:
+        """The same, with what to do about it. A state that is as before the step is saved, beside all others."""
+        run, step = self.run, self.run.state.step
+        if error.num_optimizer_steps == 0 and not run.is_saved:
+            run.save(num_older=run.config.train.keep_checkpoints)
+        return NonFiniteUpdate(f"step {step + 1}: {error}. {_way_on(run.output, step, error.num_optimizer_steps)}")
+
+    def _roll_out(self, purpose: Purpose, step: int, num_episodes: int) -> tuple[Rollout, list[Event], Started | None]:
+        """`num_episodes` over all processes, what is to be told of their rewards, and the next step's beginning.
 
         Nothing has been learnt from them yet: where they cannot be had, the run is saved as it is, and can go on.
         """
@@ -199,8 +214,11 @@ class PPOTrainer:
             raise_together(run.accelerator, error)
             rollout = gather_rollout(run.accelerator, local, run.actor_critic.policy.pad_id)
             self._check_generation(rollout)
+            rollout, dropped = without_dropped(rollout)
+            if dropped is not None and dropped.num_dropped == num_episodes:
+                raise FailedItems(f"{dropped}; there is nothing to learn from")
             check_finite(rollout.log_probs, rollout.reference_log_probs, rollout.sequences.response_ids)
-            versions, found = changes_of_all(
+            versions, changes = changes_of_all(
                 run.state.versions,
                 [record.given.versions for record in rollout.records if record.given.versions],
                 selectors=[part.model for part in run.worker.desk.parts],
@@ -209,21 +227,21 @@ class PPOTrainer:
             if not versions:
                 raise EmptyResponse(f"all {num_episodes} responses are empty, so there is no score to learn from")
         run.state = replace(run.state, versions=versions)
-        return rollout, found, ahead
+        return rollout, [*changes, *([dropped] if dropped else [])], ahead
 
-    def _normalized(self, rollout: Rollout, found: Sequence[VersionChange], before: Sequence[RewardVersion]) -> Tensor:
+    def _normalized(self, rollout: Rollout, found: Sequence[Event], before: Sequence[RewardVersion]) -> Tensor:
         """The step's scores (B,), each by the map that was fitted to what gave it.
 
         A run that goes on with another scale of scores fits its map to that; `before`: the versions until this step.
         """
         run, scores, old = self.run, rollout.scores, self.run.state.normalizer
         num_wanted = min(run.config.reward.normalize_samples, len(scores))
-        is_other_scale = any(not change.is_calibrated for change in found)
+        is_other_scale = any(isinstance(event, VersionChange) and not event.is_calibrated for event in found)
         if not num_wanted or not (is_other_scale or old.is_provisional):
             return old(scores)
         is_new = [not is_other_scale or record.given.versions != before for record in rollout.records]
         rows = torch.tensor(is_new, device=scores.device)
-        new = old.fit_again(scores[rows], num_wanted)
+        new = old.fit_again(scores[rows & rollout.kept], num_wanted)
         if not is_other_scale or run.state.versions != before:  # else the old ones were back before the step's end
             run.state = replace(run.state, normalizer=new)
         return torch.where(rows, new(scores), old(scores))
@@ -276,7 +294,9 @@ class PPOTrainer:
             error = caught
         with self._saved_if_it_fails():
             raise_together(run.accelerator, error)
-        pairs = sorted(gather_object(local), key=lambda pair: pair.row)
+            pairs = sorted(gather_object(local), key=lambda pair: pair.row)
+            if not pairs:
+                raise FailedItems("each of the evaluation's prompts has a response without a score")
         facts = evaluation_facts(pairs)
         value = getattr(facts, config.evaluation.best_by)
         run.state = replace(run.state, progress=progress.after(run.state.step, facts.kl, value))
@@ -328,5 +348,19 @@ class PPOTrainer:
         """Fixes gain and bias by responses of the policy as it starts."""
         run = self.run
         rollout, _, _ = self._roll_out(Purpose.NORMALIZATION, 0, run.config.reward.normalize_samples)
-        run.state = replace(run.state, normalizer=ScoreNormalizer.fit(rollout.scores))
-        run.tracker.say(f"scores are normalised: {run.state.normalizer}, by {len(rollout.scores)} responses")
+        run.state = replace(run.state, normalizer=ScoreNormalizer.fit(rollout.scores[rollout.kept]))
+        run.tracker.say(f"scores are normalised: {run.state.normalizer}, by {int(rollout.kept.sum())} responses")
+
+
+def _way_on(output: Path, step: int, num_made: int) -> str:
+    """After an update that broke off in the step after `step`, with `num_made` optimizer steps made."""
+    saved, smaller = disk.saved_steps(output), "a smaller ppo.learning_rate or ppo.max_grad_norm"
+    if num_made:
+        back = f"resume, after step {saved[-1]}," if saved else "start again"
+        return f"The {num_made} before it are not saved: {back} with {smaller}"
+    earlier = [one for one in saved if one < step]
+    back = f"remove it and resume, after step {earlier[-1]}," if earlier else "start again"
+    return (
+        f"{disk.checkpoint_path(output, step)} is the state before it, where the same settings have the same gradient: "
+        f"resume with another kl.coefficient, or {back} with {smaller}"
+    )

@@ -104,9 +104,11 @@ class Updater:
         norms: list[tuple[float, ...]] = []
         rate, stopped_early, first = 0.0, False, None
         for index, rows in enumerate(self._minibatches(step, len(batch.sequences))):
+            if not bool(batch.sequences.response_mask[rows.to(batch.log_probs.device)].any()):
+                continue  # all of its episodes are dropped; Adam would move by its momentum
             statistics = self._accumulate_gradients(batch, rows)
             first = first or statistics
-            if step == 1 and index == 0 and in_fp32:
+            if step == 1 and statistics is first and in_fp32:
                 policy = self.accelerator.unwrap_model(self.model).policy
                 check_first_update(statistics.approx_kl, type(policy.model).__name__)
             if ppo.stop_kl is not None and statistics.approx_kl > ppo.stop_kl:
@@ -114,7 +116,14 @@ class Updater:
                 stopped_early = True
                 break
             rate = learning_rate(ppo, step - 1 + index / self.config.optimizer_steps_per_step, train.num_steps)
-            norms.append(self._optimizer_step(rate))
+            clipped = self.stepper.step(rate)
+            if not all(map(math.isfinite, clipped)):
+                raise NonFiniteUpdate(
+                    f"the gradient's norm is {' and '.join(map(str, clipped))} in optimizer step {index + 1} of "
+                    f"{self.config.optimizer_steps_per_step}; the parameters were left as they were",
+                    num_optimizer_steps=index,
+                )
+            norms.append(clipped)
             done.append(statistics)
         assert first is not None
         means = [sum(column) / len(done) for column in zip(*done, strict=True)] if done else first
@@ -176,13 +185,3 @@ class Updater:
             max_log_ratio=policy.max_log_ratio,
         )
         return loss, torch.stack([column.float() for column in columns])
-
-    def _optimizer_step(self, rate: float) -> tuple[float, ...]:
-        """One step at the learning rate `rate`; returns the gradient's norms before clipping, as the stepper does."""
-        norms = self.stepper.step(rate)
-        if not all(map(math.isfinite, norms)):
-            raise NonFiniteUpdate(
-                f"the gradient's norm is {' and '.join(map(str, norms))}; the parameters were left as they were. Look "
-                "at the last rows of metrics.jsonl; a smaller ppo.learning_rate or ppo.max_grad_norm often helps"
-            )
-        return norms

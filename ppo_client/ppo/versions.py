@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ppo_client.client.scores import Scores
 from ppo_client.ppo.errors import VersionChanged
@@ -40,6 +41,19 @@ class VersionChange:
     def is_calibrated(self) -> bool:
         """Scores before and after are on the model's common scale."""
         return self.before.calibration is not None and self.after.calibration is not None
+
+    def to_event(self) -> dict[str, Any]:
+        """For metrics.jsonl."""
+        return {
+            "kind": "version_changed",
+            "text": str(self),
+            "model": self.after.model,
+            "before": self.before.version,
+            "before_digest": self.before.digest,
+            "after": self.after.version,
+            "after_digest": self.after.digest,
+            "is_calibrated": self.is_calibrated,
+        }
 
     def __str__(self) -> str:
         if self.before.digest == self.after.digest:

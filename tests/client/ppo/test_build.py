@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_models import EOS_ID, PAD_ID, VOCAB_SIZE, make_tokenizer
-from tiny_policies import make_language_model, save_policy
+from tiny_policies import FakeRewards, make_config, make_language_model, save_policy
 from torch import nn
 from transformers import BertConfig, modeling_utils
 
@@ -16,6 +17,7 @@ from ppo_client.ppo.config import RolloutConfig
 from ppo_client.ppo.errors import ConfigError
 from ppo_client.ppo.prompts import Prompt
 from ppo_client.ppo.sequences import Prompts, Sequences
+from ppo_client.ppo.start import start_run
 
 
 def test_a_policy_is_its_checkpoint_with_a_faster_activation(tmp_path: Path) -> None:
@@ -90,6 +92,29 @@ def test_lengths_and_vocabulary_are_checked(tmp_path: Path) -> None:
         check_fits(policy, [prompt(1), prompt(*range(200))], 57)
     with pytest.raises(ConfigError, match=f"token id {VOCAB_SIZE}, and the policy {VOCAB_SIZE} tokens"):
         check_fits(policy, [prompt(VOCAB_SIZE)], 8)
+
+
+@pytest.mark.parametrize("setting", ["policy.reference", "critic.model"])
+def test_reference_and_critic_know_what_the_policy_can_write(folder: Path, setting: str) -> None:
+    small, (section, name) = str(save_policy(folder / "small", vocab_size=100)), setting.split(".")
+    sections: dict[str, dict[str, Any]] = {"critic": {"kind": "separate"}}
+    sections.setdefault(section, {})[name] = small
+    config = make_config(folder, **sections)
+    with pytest.raises(ConfigError, match=rf"{setting}: it knows 100 tokens, and the policy writes {VOCAB_SIZE}"):
+        start_run(config, FakeRewards())
+
+
+@pytest.mark.parametrize("setting", ["policy.reference", "critic.model"])
+def test_reference_and_critic_have_positions_for_what_the_policy_writes(folder: Path, setting: str) -> None:
+    save_policy(folder / "short", n_positions=13)  # the longest prompt has 8 tokens
+    section, name = setting.split(".")
+    sections: dict[str, dict[str, Any]] = {"critic": {"kind": "separate"}, "rollout": {"max_response_tokens": 5}}
+    sections.setdefault(section, {})[name] = str(folder / "short")
+    start_run(make_config(folder, **sections), FakeRewards())
+    sections["rollout"] = {"max_response_tokens": 6}
+    sections["train"] = {"output": str(folder / "other")}
+    with pytest.raises(ConfigError, match=rf"8 tokens, a response up to 6, and {setting} 13 positions"):
+        start_run(make_config(folder, **sections), FakeRewards())
 
 
 def test_an_encoder_decoder_needs_room_for_the_longer_of_the_two(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ CONDITIONS = Conditions(
     max_response_tokens=48,
     temperature=1.0,
     scores="raw",
+    truncation=None,
     empty_score=None,
     seed=0,
 )

@@ -9,7 +9,7 @@ import torch
 
 from ppo_client.ppo.config import KLConfig
 from ppo_client.ppo.errors import NonFiniteKL
-from ppo_client.ppo.kl import check_finite, kl_per_token, next_coefficient
+from ppo_client.ppo.kl import check_finite, coefficient_set, kl_per_token, next_coefficient
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,13 @@ def test_scheduled_goes_in_a_straight_line_and_stays_whatever_the_kl(start: floa
     expected = [start + (end - start) * share for share in (0, 0.25, 0.5, 0.75, 1, 1, 1)]
     assert used == pytest.approx(expected, abs=1e-12)
     assert used[4:] == [end] * 3, "exactly"
+
+
+def test_a_coefficient_that_is_set_is_the_controllers_beginning_or_the_schedules() -> None:
+    assert coefficient_set(KLConfig(coefficient=0.3), 7) == 0.3
+    assert coefficient_set(KLConfig(coefficient=0.3, controller="adaptive"), 7) == 0.3
+    scheduled = KLConfig(coefficient=0.3, controller="scheduled", final_coefficient=0.1, schedule_steps=4)
+    assert [coefficient_set(scheduled, step) for step in (0, 2, 9)] == pytest.approx([0.3, 0.2, 0.1])
 
 
 def test_a_kl_that_is_no_number_does_not_reach_the_coefficient() -> None:

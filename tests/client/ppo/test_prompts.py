@@ -13,7 +13,8 @@ from tokenizers.processors import TemplateProcessing
 
 from ppo_client.ppo.config import DataConfig, RewardConfig
 from ppo_client.ppo.errors import DataError
-from ppo_client.ppo.prompts import Prompt, load_prompts, read_rows
+from ppo_client.ppo.prompts import Prompt, load_prompts
+from ppo_client.ppo.rows import read_rows
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -71,7 +72,7 @@ def test_chat_messages(tmp_path: Path) -> None:
     assert prompt.content == [{"role": "user", "content": "hi"}]
     assert tokenizer.decode(prompt.token_ids) == "[user] hi<eos>[assistant] "
     assert prompt.text == "user: hi"
-    with pytest.raises(DataError, match=r"row 1: .* reward\.prompt_template is for text"):
+    with pytest.raises(DataError, match=r"line 1: .* reward\.prompt_template is for text"):
         load(path, tokenizer=tokenizer, reward=RewardConfig(prompt_template="Q: {prompt}"))
 
 
@@ -79,14 +80,14 @@ def test_rows_can_be_chosen(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", {"prompt": [1], "split": "train"}, {"prompt": [2], "split": "test"})
     reward = RewardConfig(input="token_ids")
     assert [prompt.token_ids for prompt in load(path, where="split=test", reward=reward)] == [[2]]
-    with pytest.raises(DataError, match="no prompts with split=dev"):
+    with pytest.raises(DataError, match=r"no rows with split=dev: split is 'train', 'test'$"):
         load(path, where="split=dev", reward=reward)
 
 
 def test_overlong(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", {"prompt": [1, 2, 3]}, {"prompt": [4]})
     reward = RewardConfig(input="token_ids")
-    with pytest.raises(DataError, match=r"row 1: 3 tokens, data.max_prompt_tokens is 2"):
+    with pytest.raises(DataError, match=r"line 1: 3 tokens, data.max_prompt_tokens is 2"):
         load(path, max_prompt_tokens=2, reward=reward)
     assert [p.token_ids for p in load(path, max_prompt_tokens=2, overlong="drop", reward=reward)] == [[4]]
     kept = load(path, max_prompt_tokens=2, overlong="keep_end", reward=reward)
@@ -107,14 +108,14 @@ def test_overlong(tmp_path: Path) -> None:
 )
 def test_prompts_that_are_none(tmp_path: Path, value: Any, message: str) -> None:
     path = write(tmp_path / "p.jsonl", {"prompt": "fine"}, {"prompt": value})
-    with pytest.raises(DataError, match=f"row 2: .*{message}"):
+    with pytest.raises(DataError, match=f"line 2: .*{message}"):
         load(path, tokenizer=make_tokenizer())
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no file at"):
         load(tmp_path / "none.jsonl")
-    with pytest.raises(DataError, match="row 1: no field 'prompt'; it has text"):
+    with pytest.raises(DataError, match="line 1: no field 'prompt'; it has text"):
         load(write(tmp_path / "p.jsonl", {"text": "a"}))
     with pytest.raises(DataError, match="needs a tokenizer"):
         load(write(tmp_path / "q.jsonl", {"prompt": "a"}))

@@ -111,6 +111,25 @@ def test_what_a_resume_was_told_holds_for_the_next(folder: Path) -> None:
     assert PPOTrainer.resume(folder / "run", FakeRewards()).train().step == 4
 
 
+@pytest.mark.parametrize("controller", ["fixed", "adaptive", "scheduled"])
+def test_what_steers_the_update_may_change_and_the_log_says_when(
+    folder: Path, controller: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kl = {"controller": controller, "schedule_steps": 4}
+    PPOTrainer(make_config(folder, kl=kl), FakeRewards()).train()
+    told = ["kl.coefficient=0.4", "ppo.learning_rate=1e-4", "ppo.max_grad_norm=inf", "train.num_steps=4"]
+    PPOTrainer.resume(folder / "run", FakeRewards(), told)  # and ended before its first step
+    PPOTrainer.resume(folder / "run", FakeRewards()).train()
+    rows = read_jsonl(folder / "run" / "metrics.jsonl")
+    assert [row["learning_rate"] for row in rows] == [1e-3, 1e-3, 1e-4, 1e-4]
+    assert rows[2]["kl_coefficient"] == (0.2 if controller == "scheduled" else 0.4)
+    changed = ["kl.coefficient", "ppo.learning_rate", "ppo.max_grad_norm"]
+    assert [[event["setting"] for event in row.get("events", ())] for row in rows] == [[], [], changed, []]
+    assert "step 3: kl.coefficient is now 0.4, before 0.05; ppo.learning_rate is now" in capsys.readouterr().err
+    PPOTrainer.resume(folder / "run", FakeRewards(), ["train.num_steps=5"]).train()
+    assert "events" not in read_jsonl(folder / "run" / "metrics.jsonl")[-1]
+
+
 def test_a_run_that_was_moved_is_resumed_where_it_is(folder: Path) -> None:
     config = make_config(folder, train={"num_steps": 2})
     PPOTrainer(config, FakeRewards()).train()

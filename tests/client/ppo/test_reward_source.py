@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from tiny_policies import make_scores
 
+from ppo_client.client.errors import ItemsFailed, ItemTooLong, QueueFull, RewardClientError
 from ppo_client.client.scores import Calibration, Content, Scores
 from ppo_client.ppo.config import RewardConfig, RewardModelConfig
-from ppo_client.ppo.errors import InvalidScores, RewardServiceAway, RunStopped
+from ppo_client.ppo.errors import FailedItems, InvalidScores, RewardServiceAway, RunStopped
 from ppo_client.ppo.reward_source import RewardDesk, checked, parts_of
 from ppo_client.ppo.waiting import Patience, Stop
 
@@ -70,7 +71,7 @@ def test_the_number_of_scores_is_checked(values: list[float]) -> None:
         checked(make_scores(values), num_expected=2)
 
 
-def test_calibration_is_asked_for_when_it_is_wanted() -> None:
+def test_calibration_and_truncation_are_asked_for_when_they_are_wanted() -> None:
     asked: list[dict[str, Any]] = []
 
     class Noting(Flaky):
@@ -81,7 +82,9 @@ def test_calibration_is_asked_for_when_it_is_wanted() -> None:
     desk = make_desk(Noting(), Clock(), 1.0)
     desk.ask(["p"], ["c"])
     replace(desk, parts=(RewardModelConfig("m", calibrated=True),)).ask(["p"], ["c"])
-    assert ["calibrated" in request for request in asked] == [False, True]
+    replace(desk, truncation="keep_end").ask(["p"], ["c"])
+    options = [{name: request[name] for name in request.keys() - {"prompts", "completions"}} for request in asked]
+    assert options == [{}, {"calibrated": True}, {"truncation": "keep_end"}]
 
 
 def test_it_is_asked_again_while_the_service_is_away() -> None:
@@ -166,6 +169,33 @@ def test_several_models_are_asked_at_once_weighted_and_named() -> None:
     assert found[1].parts == (2.0, 20.0)
     assert [str(version) for version in found[0].versions] == ["a@1", "b@2"]
     assert found[0].versions[1].calibration == "c" * 64
+
+
+def items_failed(*errors: RewardClientError) -> ItemsFailed:
+    calibration = Calibration("c" * 64, 1.0, 0.0)
+    named: dict[str, Any] = {"model": "m", "version": 1, "digest": "d" * 64, "calibration": calibration}
+    return ItemsFailed("some", errors=dict(enumerate(errors, start=1)), scores={0: 0.5}, **named)
+
+
+def test_what_failed_for_one_item_can_be_dropped_and_is_never_a_number() -> None:
+    parts = (RewardModelConfig("m", calibrated=True), RewardModelConfig("n"))
+    desk = RewardDesk(Flaky(items_failed(ItemTooLong("73 tokens"))), parts, Patience(0.0), drops_failed_items=True)
+    kept, dropped = desk.ask(["p", "q"], ["c", "d"]).result()
+    assert (kept.value, [version.calibration for version in kept.versions]) == (1.5, ["c" * 64, None])
+    assert (dropped.value, dropped.parts, dropped.versions) == (None, (), ())
+    assert dropped.error == "ItemTooLong: 73 tokens"
+
+
+def test_failed_items_end_a_run_that_does_not_drop_them() -> None:
+    with pytest.raises(FailedItems, match=r"^some .*reward\.truncation.*reward\.on_failed_item"):
+        make_desk(Flaky(items_failed(ItemTooLong("73 tokens"))), Clock(), 0.0).ask(["p", "q"], ["c", "d"]).result()
+
+
+@pytest.mark.parametrize("error", [items_failed(ItemTooLong("long"), QueueFull("later")), ItemTooLong("whole call")])
+def test_what_may_get_a_score_later_and_whole_calls_are_not_dropped(error: RewardClientError) -> None:
+    desk = replace(make_desk(Flaky(error), Clock(), 0.0), drops_failed_items=True)
+    with pytest.raises(type(error)):
+        desk.ask(["p", "q", "r"], ["c", "d", "e"]).result()
 
 
 def test_recalibrate_asks_for_calibrated_scores_of_every_model() -> None:

@@ -33,6 +33,7 @@ def test_facts_compare_the_ends() -> None:
     rows[11] |= {"reward_version": 2, "events": [{"kind": "version_changed", "is_calibrated": False}]}
     rows[13] |= {"events": [{"kind": "normalizer_fitted", "gain": 2.0}]}
     rows[15] |= {"events": [{"kind": "version_changed", "is_calibrated": True}]}
+    rows[17] |= {"events": [{"kind": "setting_changed", "setting": "ppo.learning_rate"}]}
     rows[12:] = [entry | {"reward_version": 2} for entry in rows[12:]]
     facts = run_facts(rows)
     assert facts.score_first == pytest.approx(0.15)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from client.fake_server import FakeServer, as_version, usual
 from tiny_models import EOS_ID, VOCAB_SIZE
 from tiny_policies import make_config, read_jsonl, save_policy
@@ -14,6 +15,9 @@ from transformers import GenerationConfig
 
 from ppo_client import RewardClient, cli
 from ppo_client.ppo import PPOTrainer
+from ppo_client.ppo.errors import ConfigError
+from ppo_client.ppo.policy import Policy
+from ppo_client.ppo.sequences import Prompts
 
 
 @pytest.fixture
@@ -55,9 +59,21 @@ def test_best_of_n_is_the_best_of_what_would_have_been_written(
         assert (row["model"], row["version"], row["best_of"]) == ("length", 1, 3)
         assert row["completion"] in [one["completion"] for one in mine]
     threshold = min(float(str(row["score"])) for row in every)
+    assert not server.requests[-1].options.truncation
     kept = sampled(
-        capsys, policies[0], "--prompts", prompts, "--completions", "3", *scored, "--keep-above", str(threshold)
+        capsys,
+        policies[0],
+        "--prompts",
+        prompts,
+        "--completions",
+        "3",
+        *scored,
+        "--keep-above",
+        str(threshold),
+        "--truncation",
+        "keep_end",
     )
+    assert server.requests[-1].options.truncation
     assert kept == [row for row in every if float(str(row["score"])) > threshold]
     assert kept
 
@@ -119,7 +135,13 @@ def test_evaluate_repeats_what_a_run_found(
     config = make_config(
         folder,
         data={"prompts": prompts, "field": "opening"},
-        reward={"model": "length@1", "input": "text", "prompt_template": "Tell: {prompt}", "empty_score": 0.0},
+        reward={
+            "model": "length@1",
+            "input": "text",
+            "prompt_template": "Tell: {prompt}",
+            "truncation": "keep_start",
+            "empty_score": 0.0,
+        },
         rollout={"max_response_tokens": 5, "temperature": 0.7},
         evaluation={"prompts": prompts, "where": "split=test", "count": 3, "model": "length@2"},
         train={"seed": 3},
@@ -134,9 +156,15 @@ def test_evaluate_repeats_what_a_run_found(
     assert again["reference"] == config.policy.model
     for name in found.keys() - {"step", "texts"}:
         assert again[name] == pytest.approx(found[name], abs=1e-5), name
-    assert cli.main([*arguments, "--temperature", "1.3", "--calibrated"]) == 0
+    assert found["conditions"]["truncation"] == "keep_start"
+    keep_start = server.requests[-1].options.truncation
+    assert {request.options.truncation for request in server.requests} == {keep_start}
+    assert keep_start
+    assert cli.main([*arguments, "--temperature", "1.3", "--calibrated", "--truncation", "keep_end"]) == 0
     other = json.loads(capsys.readouterr().out)
-    assert other["conditions"] == {**found["conditions"], "temperature": 1.3, "scores": "calibrated"}
+    changed = {"temperature": 1.3, "scores": "calibrated", "truncation": "keep_end"}
+    assert other["conditions"] == {**found["conditions"], **changed}
+    assert server.requests[-1].options.truncation not in (0, keep_start)
 
     place = run.parent / "other.json"
     place.write_text(json.dumps(other), encoding="utf-8")
@@ -144,12 +172,58 @@ def test_evaluate_repeats_what_a_run_found(
     assert json.loads(capsys.readouterr().out)["differences"] == [
         "temperature: 0.7 (run), 1.3 (other)",
         "scores: raw (run), calibrated (other)",
+        "truncation: keep_start (run), keep_end (other)",
     ]
     assert cli.main(["report", str(run), "--compare", str(place)]) == 0
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "<li>temperature: 0.7 (run), 1.3 (other)</li>" in page
     assert cli.main(["report", str(run), "--compare", str(run)]) == 0
     assert "like for like" not in (run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("device", ["meta", ""])
+@pytest.mark.parametrize("command", ["evaluate", "sample"])
+def test_models_and_tensors_are_on_the_device_that_is_named(
+    policies: tuple[str, str], prompts: str, command: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = ["--policy", policies[0], "--reference", policies[1]] if command == "evaluate" else [policies[0]]
+    found: list[tuple[str, str]] = []
+
+    def sample(policy: Policy, prompts: Prompts, *_: object) -> None:
+        found.append((next(policy.parameters()).device.type, prompts.ids.device.type))
+        if len(found) == (2 if command == "evaluate" else 1):
+            raise ConfigError("each model has been asked")
+
+    monkeypatch.setattr(Policy, "sample", sample)
+    scored = ["--prompts", prompts, "--reward", "m", "--server", "127.0.0.1:1"]
+    assert cli.main([command, *models, *scored, *(["--device", device] if device else [])]) == 2
+    assert set(found) == {(device or ("cuda" if torch.cuda.is_available() else "cpu"),) * 2}
+
+
+def test_a_device_that_is_not_there_is_named(policies: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sample", policies[0], "--prompt", "a", "--device", "nowhere"]) == 2
+    assert "--device: nothing can be computed on 'nowhere'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("smaller", "message"),
+    [
+        ({"vocab_size": 100}, "--reference: it knows 100 tokens, and the policy writes"),
+        ({"n_positions": 16}, "and --reference 16 positions"),
+    ],
+)
+def test_evaluate_refuses_a_reference_that_cannot_read_what_the_policy_writes(
+    policies: tuple[str, str],
+    prompts: str,
+    tmp_path: Path,
+    smaller: dict[str, int],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    reference = str(save_policy(tmp_path / "small", **smaller))
+    arguments = ["--reference", reference, "--prompts", prompts, "--server", "127.0.0.1:1", "--reward", "m"]
+    assert cli.main(["evaluate", "--policy", policies[0], *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

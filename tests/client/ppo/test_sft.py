@@ -93,9 +93,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ("rows", "message"),
     [
         ([], "no rows"),
-        ([{"story": "x"}], "row 1: a text under `text`"),
-        ([{"text": ""}], "row 1: a text"),
-        ([{"prompt": "a"}], "row 1: a text"),
+        ([{"story": "x"}], "line 1: a text under `text`"),
+        ([{"text": ""}], "line 1: a text"),
+        ([{"prompt": "a"}], "line 1: a text"),
         ([{"text": "a"}, {"prompt": "b", "completion": "c"}], "use one kind"),
     ],
 )

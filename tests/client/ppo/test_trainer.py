@@ -25,6 +25,7 @@ from tiny_policies import (
 )
 from transformers import AutoModelForCausalLM
 
+from ppo_client.client.errors import ItemTooLong
 from ppo_client.client.scores import Calibration, Scores
 from ppo_client.ppo import PPOConfig, PPOTrainer
 from ppo_client.ppo.checkpoint import latest_checkpoint
@@ -229,6 +230,25 @@ def test_a_reference_that_is_broken_is_named_before_anything_is_learnt(folder: P
         trainer.train()
     assert all(torch.equal(*pair) for pair in zip(start, trainer.run.actor_critic.parameters(), strict=True))
     assert read_jsonl(folder / "run" / "metrics.jsonl") == []
+
+
+class Refusing(FakeRewards):
+    """From the third call on, without a truncation."""
+
+    def submit(self, model: str, *, truncation: str | None = None, **texts: Any) -> Any:
+        future = super().submit(model, **texts)
+        if self.num_calls > 2 and truncation is None:
+            future = type(future)()
+            future.set_exception(ItemTooLong("ask for truncation (keep_end or keep_start)"))
+        return future
+
+
+def test_a_run_that_an_item_too_long_ended_goes_on_with_a_truncation(folder: Path) -> None:
+    with pytest.raises(ItemTooLong):
+        PPOTrainer(make_config(folder, train={"num_steps": 3}), rewards := Refusing()).train()
+    with pytest.raises(ItemTooLong):
+        PPOTrainer.resume(folder / "run", rewards).train()
+    assert PPOTrainer.resume(folder / "run", rewards, ["reward.truncation=keep_end"]).train().step == 3
 
 
 class Promoted(FakeRewards):

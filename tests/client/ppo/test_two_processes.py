@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from client.ppo.in_two import run_in_two
-from client.ppo.two_processes import settings
+from client.ppo.two_processes import rewards, settings
 from safetensors.torch import load_file
-from tiny_policies import KINDS, FakeRewards, read_jsonl, save_id_prompts, save_policy, without_times
+from tiny_policies import KINDS, read_jsonl, save_id_prompts, save_policy, without_times
 
 from ppo_client.ppo import PPOTrainer
 
@@ -48,9 +48,10 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_are_one(tmp_path: Path, two: Path, kind: str) -> None:
     one = make_inputs(tmp_path / "one", kind)
-    PPOTrainer(settings(one, kind), FakeRewards()).train()
+    PPOTrainer(settings(one, kind), rewards(kind)).train()
     together, alone = (without_times(read_jsonl(place / "run" / "metrics.jsonl")) for place in (two / kind, one))
     assert [row["step"] for row in together] == [1, 2, 3]
+    assert any(row["dropped"] for row in alone) == (kind == "decoder")
     for name in FIRST_STEP:
         assert together[0][name] == pytest.approx(alone[0][name], abs=1e-5), name
     for ours, theirs in zip(together, alone, strict=True):

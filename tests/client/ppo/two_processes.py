@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
 from client.ppo.in_two import leave
-from tiny_policies import KINDS, FakeRewards, make_config
+from tiny_policies import KINDS, FakeRewards, PickyRewards, make_config
 
 from ppo_client.ppo import PPOConfig, PPOTrainer
 
@@ -27,7 +28,13 @@ CRITICS: dict[str, dict[str, Any]] = {
 
 
 def settings(folder: Path, kind: str) -> PPOConfig:
-    return make_config(folder, **SETTINGS, critic=CRITICS[kind], **KINDS[kind][1])
+    config = make_config(folder, **SETTINGS, critic=CRITICS[kind], **KINDS[kind][1])
+    # Where one is refused, each process takes part in the minibatches all the same.
+    return replace(config, reward=replace(config.reward, on_failed_item="drop")) if kind == "decoder" else config
+
+
+def rewards(kind: str) -> FakeRewards:
+    return PickyRewards() if kind == "decoder" else FakeRewards()
 
 
 if __name__ == "__main__":
@@ -36,7 +43,7 @@ if __name__ == "__main__":
         AcceleratorState._reset_state(reset_partial_state=True)
         folder = Path(sys.argv[1]) / kind
         if sys.argv[2:] == ["resume"]:
-            PPOTrainer.resume(folder / "run", FakeRewards()).train()
+            PPOTrainer.resume(folder / "run", rewards(kind)).train()
         else:
-            PPOTrainer(settings(folder, kind), FakeRewards()).train()
+            PPOTrainer(settings(folder, kind), rewards(kind)).train()
     leave()

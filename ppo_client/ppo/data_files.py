@@ -1,0 +1,116 @@
+"""Data files of every format that is read, as rows with their places. What a format needs is imported with it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+from ppo_client.ppo.errors import DataError
+
+Row: TypeAlias = dict[str, Any]
+
+_FORMATS = (
+    ".jsonl, .json (an object a line, or one array of them), .csv, these with .gz, too, .parquet, or a folder by "
+    "datasets' save_to_disk"
+)
+
+
+def rows_of(path: Path) -> Iterator[tuple[str, Row]]:
+    """The rows with their places for messages, "FILE, line 3" or "FILE, row 3", from 1.
+
+    Numbers, booleans and None keep their types; what a CSV column is, its values say. Raises DataError.
+    """
+    read = _reader_of(path)
+    try:
+        yield from read(path)
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def _reader_of(path: Path) -> Callable[[Path], Iterator[tuple[str, Row]]]:
+    if path.is_dir():
+        return _read_folder
+    if not path.is_file():
+        raise DataError(f"no file at {path}")
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    if kind not in _READERS or path.name.endswith(".parquet.gz"):
+        raise DataError(f"{path}: nothing is known of {path.suffix or 'names without an ending'}; read are {_FORMATS}")
+    return _READERS[kind]
+
+
+def _read_json_lines(path: Path) -> Iterator[tuple[str, Row]]:
+    with _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                place = f"{path}, line {number}"
+                yield place, _object(_parsed(line, place), place)
+
+
+def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
+    with _opened(path) as file:
+        content = file.read()
+    if not content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        yield from _read_json_lines(path)
+        return
+    for place, row in _numbered(path, _parsed(content, str(path))):
+        yield place, _object(row, place)
+
+
+def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
+    from pyarrow import csv
+
+    # A text may have several lines. By its name, a .gz is unpacked.
+    table = csv.read_csv(str(path), parse_options=csv.ParseOptions(newlines_in_values=True))
+    for place, row in _numbered(path, (row for batch in table.to_batches() for row in batch.to_pylist())):
+        yield f"{place} after the header", row
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        yield from _numbered(path, (row for batch in file.iter_batches() for row in batch.to_pylist()))
+
+
+def _read_folder(path: Path) -> Iterator[tuple[str, Row]]:
+    splits = path / "dataset_dict.json"
+    if splits.is_file():
+        names = json.loads(splits.read_bytes())["splits"]
+        raise DataError(f"{path} has the splits {', '.join(names)}: name the folder of one, such as {path / names[0]}")
+    if not (path / "state.json").is_file():
+        raise DataError(f"{path} is a folder, and datasets' save_to_disk did not make it; read are {_FORMATS}")
+    from datasets import load_from_disk
+
+    yield from _numbered(path, load_from_disk(str(path)).with_format(None))
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _parsed(text: bytes, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{place}: not JSON in UTF-8 ({error})") from error
+
+
+def _object(value: Any, place: str) -> Row:
+    if not isinstance(value, dict):
+        raise DataError(f"{place}: an object is expected, this is {type(value).__name__}")
+    return value
+
+
+def _numbered(path: Path, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
+    return ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+_READERS: dict[str, Callable[[Path], Iterator[tuple[str, Row]]]] = {
+    "jsonl": _read_json_lines,
+    "json": _read_json,
+    "csv": _read_csv,
+    "parquet": _read_parquet,
+}

@@ -1,0 +1,100 @@
+"""One table in every format that is read is the same rows; what is not read is told which are."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pytest
+from pyarrow import parquet
+from tiny_policies import FakeRewards, make_config
+
+from ppo_client.ppo import PPOTrainer
+from ppo_client.ppo.data_files import rows_of
+from ppo_client.ppo.errors import CheckpointError, DataError
+from ppo_client.ppo.rows import read_rows
+
+ROWS: list[dict[str, Any]] = [
+    {"prompt": "Ein Fuchs,\nsagt er", "held": True, "fold": 1, "weight": 0.5},
+    {"prompt": 'a "tale"', "held": False, "fold": None, "weight": 2.0},
+]
+CSV = 'prompt,held,fold,weight\n"Ein Fuchs,\nsagt er",true,1,0.5\n"a ""tale""",false,,2.0\n'
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+def save(path: Path) -> None:
+    datasets.Dataset.from_list(ROWS).save_to_disk(path)
+
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "a.jsonl": lambda path: path.write_text(LINES),
+    "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(LINES.encode())),
+    "lines.json": lambda path: path.write_text(LINES),
+    "array.json": lambda path: path.write_text("\ufeff" + json.dumps(ROWS, indent=2), encoding="utf-8"),
+    "array.json.gz": lambda path: path.write_bytes(gzip.compress(json.dumps(ROWS).encode())),
+    "a.csv": lambda path: path.write_text("\ufeff" + CSV, encoding="utf-8"),
+    "a.csv.gz": lambda path: path.write_bytes(gzip.compress(CSV.encode())),
+    "a.parquet": lambda path: parquet.write_table(pyarrow.Table.from_pylist(ROWS), path),
+    "folder": save,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_is_the_same_rows_and_nothing_is_written_beside(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name)
+    before = sorted(tmp_path.rglob("*"))
+    found = list(rows_of(tmp_path / name))
+    assert [row for _, row in found] == ROWS
+    assert [type(value) for value in found[1][1].values()] == [str, bool, type(None), float]
+    is_lines = name in ("a.jsonl", "a.jsonl.gz", "lines.json")
+    assert found[1][0].startswith(f"{tmp_path / name}, {'line' if is_lines else 'row'} 2")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert [row for _, row in read_rows(tmp_path / name, "held=false")] == ROWS[1:]
+
+
+def test_of_a_folder_with_splits_one_is_named(tmp_path: Path) -> None:
+    one = datasets.Dataset.from_list(ROWS)
+    datasets.DatasetDict({"train": one, "test": one}).save_to_disk(tmp_path / "all")
+    with pytest.raises(DataError, match=r"has the splits train, test: name the folder of one, such as .*all/train"):
+        list(rows_of(tmp_path / "all"))
+    assert len(list(rows_of(tmp_path / "all" / "train"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.txt", b"once", r"nothing is known of \.txt; read are \.jsonl, \.json"),
+        ("prompts", b"once", "nothing is known of names without an ending; read are"),
+        ("a.parquet", b"once", r"a\.parquet cannot be read"),
+        ("a.parquet.gz", b"once", r"nothing is known of \.gz"),
+        ("a.csv", b"a,b\n1\n", r"a\.csv cannot be read"),
+        ("a.json", b"[1]", "row 1: an object is expected, this is int"),
+        ("a.json", b'[{"a": 1},', r"a\.json: not JSON"),
+        ("folder/a.jsonl", b"{}", "folder is a folder, and datasets' save_to_disk did not make it; read are"),
+    ],
+)
+def test_what_is_not_read_is_told_what_is(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=says):
+        list(rows_of(path.parent if "/" in name else path))
+
+
+def test_a_run_knows_its_folder_of_prompts_again(folder: Path) -> None:
+    def save_prompts(last: int) -> None:
+        rows = [{"prompt": [5, 6, number]} for number in (7, 8, last)]
+        datasets.Dataset.from_list(rows).save_to_disk(folder / "prompts")
+
+    save_prompts(9)
+    config = make_config(folder, data={"prompts": str(folder / "prompts")}, train={"num_steps": 1})
+    PPOTrainer(config, FakeRewards()).train()
+    assert PPOTrainer.resume(folder / "run", FakeRewards(), ["train.num_steps=2"]).train().step == 2
+    save_prompts(10)
+    with pytest.raises(CheckpointError, match=r"what data\.prompts names is not what it was"):
+        PPOTrainer.resume(folder / "run", FakeRewards())
