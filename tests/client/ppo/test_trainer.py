@@ -298,7 +298,7 @@ def test_a_version_of_another_scale_is_normalised_by_itself(
     assert [step for step, found in enumerate(kinds, 1) if "version_changed" in found] == [2]
     assert rows[3]["score_mean"] > 100
     assert max(row["value_loss"] for row in rows) < 5
-    assert "step 2: scores are normalised anew" in capsys.readouterr().err
+    assert "; scores are normalised anew: " in capsys.readouterr().err
     # By all scores of the last step in which it was fitted.
     first = 16 + 8 * (fitted_in[-1] - 1)
     scores = torch.tensor([100 + 50 * even_share(*asked) for asked in rewards.asked[first : first + 8]])
