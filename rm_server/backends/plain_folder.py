@@ -46,19 +46,12 @@ def infer_manifest(
                 spec_kind, max_tokens=max_tokens or 0, truncation=truncation or "refuse", transform=transform
             )
     # Imported here, so that `loading` can name this function without importing torch.
-    from rm_server.backends.checkpoint import empty_model, position_limit, read_config, read_tokenizer
+    from rm_server.backends.checkpoint import empty_model, position_limit, read_tokenizer
     from rm_server.backends.pooling import scores_last_token
 
-    kind: Kind = "sequence_classification"
-    if is_adapter(folder):
-        from rm_server.backends.lora import read_adapted_config
-        from rm_server.backends.lora_adapter import read_adapter
-
-        kind = "lora"
-        config = read_adapted_config(base_folder(folder), read_adapter(folder))
-        tokenizer = read_tokenizer(tokenizer_folder(folder))
-    else:
-        config, tokenizer = read_config(folder), read_tokenizer(folder)
+    kind: Kind = "lora" if is_adapter(folder) else "sequence_classification"
+    config = _config_of(folder)
+    tokenizer = read_tokenizer(tokenizer_folder(folder) if kind == "lora" else folder)
     model = empty_model(config)
     if template is None:
         template = CHAT_TEMPLATE if tokenizer.chat_template else DEFAULT_TEMPLATE
@@ -84,6 +77,27 @@ def infer_manifest(
         truncation=truncation or "refuse",
         label_index=_label_index(folder, config, label_index),
     )
+
+
+def scoring_label(folder: Path, manifest: Manifest) -> str:
+    """The label whose logit is the score, by index and name (``1 toxic``); empty where there are not several."""
+    if manifest.kind in ("rules", "composite"):
+        return ""
+    config = _config_of(folder)
+    names = config.id2label or {}
+    return f"{manifest.label_index} {names.get(manifest.label_index, '')}".strip() if config.num_labels > 1 else ""
+
+
+def _config_of(folder: Path) -> Any:
+    """A checkpoint's config; of an adapter its base's, with the adapter's labels."""
+    from rm_server.backends.checkpoint import read_config
+
+    if not is_adapter(folder):
+        return read_config(folder)
+    from rm_server.backends.lora import read_adapted_config
+    from rm_server.backends.lora_adapter import read_adapter
+
+    return read_adapted_config(base_folder(folder), read_adapter(folder))
 
 
 def _eos_is_read(config: Any, tokenizer: Any) -> bool:
@@ -114,7 +128,7 @@ def _label_index(folder: Path, config: Any, label: int | str | None) -> int:
         architectures = ", ".join(config.architectures or ())
         hint = "" if "SequenceClassification" in architectures else f" Its config names {architectures or 'no head'}."
         raise UnsupportedArtifact(
-            f"{folder} has {config.num_labels} labels ({labels}): say by label_index whose logit is the score.{hint}"
+            f"{folder} has {config.num_labels} labels ({labels}): say by --label-index whose logit is the score.{hint}"
         )
     if isinstance(label, str) and not label.isdigit():
         matches = [index for index, name in names.items() if name.casefold() == label.casefold()]

@@ -178,6 +178,8 @@ def _details(done: Registration) -> Iterator[str]:
     length = f"up to {reading.max_tokens} tokens, {reading.truncation}" if reading.max_tokens else "of any length"
     pads = ", pad ids at the end cut off" if reading.trim_padding else ""
     yield f"  reads      template {reading.template!r}, {length}{eos}{pads}"
+    if done.label:
+        yield f"  score      the logit of label {done.label}"
     yield f"  golden     {len(reading.golden)} examples, checked at every load"
     if done.calibration is not None:
         calibration = done.calibration

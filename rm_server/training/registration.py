@@ -18,6 +18,7 @@ import numpy as np
 
 from rm_server.backends.interface import ComputeSettings, Encoder
 from rm_server.backends.loading import infer_manifest, load_encoder
+from rm_server.backends.plain_folder import scoring_label
 from rm_server.errors import InvalidRequest, RmError
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.digest import digest_of, hash_file
@@ -59,11 +60,15 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What became of a registration. ``created`` False: the model had this content already, and it is that version."""
+    """What became of a registration. ``created`` False: the model had this content already, and it is that version.
+
+    ``label``: which of several scores, by index and name; empty where there are not several.
+    """
 
     record: VersionRecord
     created: bool
     manifest: Manifest
+    label: str
     calibration: Calibration | None
     evaluations: tuple[str, ...]
 
@@ -122,6 +127,7 @@ def register_folder(
             else:
                 score = offline_scorer(folder, manifest, settings, shows_progress=shows_progress)
                 encoder = load_encoder(folder, manifest)
+            label = scoring_label(folder, manifest)
             manifest = _with_golden(manifest, golden_data, encoder, score)
             reports = _read_reports(found.folder, evaluations, digest_of(folder, manifest))
             calibration = None
@@ -144,7 +150,7 @@ def register_folder(
             record = replace(record, calibration=in_catalog)
         for name, report in reports.items():
             catalog.file_evaluation(model, record.version, name, report, actor)
-        return Registration(record, created, manifest, calibration, tuple(reports))
+        return Registration(record, created, manifest, label, calibration, tuple(reports))
     finally:
         catalog.close()
 

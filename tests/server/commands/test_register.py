@@ -67,6 +67,16 @@ def test_a_folder_is_registered_and_the_digest_told(run: Run, checkpoint: Path, 
     assert record.calibration is not None
 
 
+def test_the_label_that_scores_is_told(run: Run, tmp_path: Path) -> None:
+    names = {0: "bad", 1: "good"}
+    source = tiny_models.make_checkpoint(
+        tmp_path / "checkpoint", "bert", num_labels=2, id2label=names, label2id={"bad": 0, "good": 1}
+    )
+    status, out, _ = run("m", source, "--home", tmp_path / "home", "--quiet", "--label-index", "good")
+    assert status == 0
+    assert "  score      the logit of label 1 good\n" in out
+
+
 def test_programs_get_json_and_see_that_nothing_is_new(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     arguments = ("m", checkpoint, "--home", tmp_path / "home", "--quiet", "--json")
     first, second = json.loads(run(*arguments)[1]), json.loads(run(*arguments)[1])

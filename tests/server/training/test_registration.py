@@ -144,13 +144,14 @@ def test_another_reading_is_another_version(register: Register, checkpoint: Call
 def test_a_classifier_s_label_is_chosen_by_index_or_name(register: Register, checkpoint: Callable[..., Path]) -> None:
     names = {0: "bad", 1: "good"}
     source = checkpoint(num_labels=2, id2label=names, label2id={name: index for index, name in names.items()})
-    with pytest.raises(UnsupportedArtifact, match="0 bad, 1 good"):
+    with pytest.raises(UnsupportedArtifact, match=r"\(0 bad, 1 good\): say by --label-index"):
         register(source)
     by_name, by_index = (
         register(source, reading=Reading(label_index="good")),
         register(source, reading=Reading(label_index=1)),
     )
-    assert by_name.manifest.label_index == 1
+    assert (by_name.manifest.label_index, by_name.label) == (1, "1 good")
+    assert register(checkpoint("scalar")).label == ""
     assert (by_index.record, by_index.created) == (by_name.record, False)
 
 
