@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from datasets import Dataset
@@ -11,8 +11,16 @@ from tqdm import tqdm
 from rm_server.backends.interface import Encoder
 from rm_server.backends.items import Content, EncodedItem
 from rm_server.errors import ItemTooLong, RmError
+from rm_server.registry.manifest import TruncationRule
 from rm_server.training.preferences import Preference
 from rm_server.training.rows import BadData, key_of
+
+_ADVICE: Mapping[TruncationRule, str] = {
+    "refuse": "Give --truncation keep_start or keep_end, or a larger --max-tokens.",
+    "keep_start": "Their prompts alone exceed the limit: give --truncation keep_end, or a larger --max-tokens.",
+    "keep_end": "Give a larger --max-tokens.",
+}
+"""What helps where texts are too long even though they may be cut so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +39,13 @@ class EncodedPairs:
     last_ids: frozenset[int]
 
 
-def encode_pairs(encoder: Encoder, pairs: Sequence[Preference], *, shows_progress: bool) -> EncodedPairs:
-    """Encodes each different text once. Raises BadData that names the place of a text that cannot be encoded."""
+def encode_pairs(
+    encoder: Encoder, pairs: Sequence[Preference], *, truncation: TruncationRule, shows_progress: bool
+) -> EncodedPairs:
+    """Encodes each different text once; ``truncation`` is the rule that the encoder has.
+
+    Raises BadData that names the place of a text that cannot be encoded.
+    """
     items: dict[str, EncodedItem] = {}
     sides: dict[str, list[EncodedItem]] = {"chosen": [], "rejected": []}
     too_long: list[str] = []
@@ -46,8 +59,7 @@ def encode_pairs(encoder: Encoder, pairs: Sequence[Preference], *, shows_progres
                 raise BadData(f"{pair.place}: `{side}` cannot be encoded: {error.message}") from error
     if too_long:
         raise BadData(
-            f"{len(too_long)} of {2 * len(pairs)} texts are too long, the first: {too_long[0]} "
-            "Give --truncation keep_start or keep_end, or a larger --max-tokens."
+            f"{len(too_long)} of {2 * len(pairs)} texts are too long, the first: {too_long[0]} {_ADVICE[truncation]}"
         )
     return EncodedPairs(
         dataset=Dataset.from_dict(_columns(sides)),

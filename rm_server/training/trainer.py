@@ -151,7 +151,9 @@ def _encode(
         if not manifest.reads_prompt:
             logger.warning("Prompts will not be read: the template %r has no {prompt}.", manifest.template)
         check_positions(model, manifest.max_tokens)
-        return manifest, encode_pairs(load_encoder(folder, manifest), pairs, shows_progress=shows_progress)
+        encoder = load_encoder(folder, manifest)
+        encoded = encode_pairs(encoder, pairs, truncation=manifest.truncation, shows_progress=shows_progress)
+        return manifest, encoded
 
 
 def _make_trainer(
