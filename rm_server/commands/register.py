@@ -174,7 +174,7 @@ def _summary(row: Row, created: bool) -> str:
 
 def _details(done: Registration) -> Iterator[str]:
     reading = done.manifest
-    eos = ", EOS appended" if reading.append_eos else ""
+    eos = ", EOS appended (if it was trained without: --no-append-eos)" if reading.append_eos else ""
     length = f"up to {reading.max_tokens} tokens, {reading.truncation}" if reading.max_tokens else "of any length"
     pads = ", pad ids at the end cut off" if reading.trim_padding else ""
     yield f"  reads      template {reading.template!r}, {length}{eos}{pads}"

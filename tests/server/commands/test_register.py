@@ -77,6 +77,13 @@ def test_the_label_that_scores_is_told(run: Run, tmp_path: Path) -> None:
     assert "  score      the logit of label 1 good\n" in out
 
 
+def test_what_follows_each_text_is_told_with_the_flag_that_changes_it(
+    run: Run, checkpoint: Path, tmp_path: Path
+) -> None:
+    _, out, _ = run("m", checkpoint, "--home", tmp_path / "home", "--quiet")
+    assert out.splitlines()[1].endswith(", EOS appended (if it was trained without: --no-append-eos)")
+
+
 def test_programs_get_json_and_see_that_nothing_is_new(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     arguments = ("m", checkpoint, "--home", tmp_path / "home", "--quiet", "--json")
     first, second = json.loads(run(*arguments)[1]), json.loads(run(*arguments)[1])
