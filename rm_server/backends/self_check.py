@@ -33,8 +33,14 @@ def choose_forward(model: Model, device: torch.device, check: Batch) -> Forward:
     """The first of packed (in two ways), padded and one by one that agrees with the model's own forward on ``check``.
 
     ``model`` is in fp32 on ``device``; the result owns it. Want of memory is raised as torch raises it. Raises
-    UnsupportedArtifact where its own forward fails.
+    UnsupportedArtifact where its own forward fails, or depends on the items before.
     """
+    if getattr(model.base_model, "attention_type", None) == "block_sparse":  # BigBird's
+        raise UnsupportedArtifact(
+            f"{type(model).__name__} with block-sparse attention cannot be served: after one short item it attends in "
+            'full to all others, too, so that scores would depend on the order of items. "attention_type": '
+            '"original_full" in its config.json is served, and gives long items the scores of full attention.'
+        )
     expected = _own_logits(model, device, check)
     ways: dict[str, Callable[[Model, torch.device], PackedForward | PaddedForward]] = {
         "packed, its last layer only where it is read": PackedForward,

@@ -379,6 +379,16 @@ def test_a_model_that_fails_on_ordinary_tokens_is_refused_in_its_own_words(tmp_p
         load(folder)
 
 
+def test_attention_that_depends_on_the_items_before_is_refused(tmp_path: Path) -> None:
+    bigbird = {"model_type": "big_bird", "block_size": 8, "num_random_blocks": 1}
+    folder = tiny_models.make_checkpoint(tmp_path / "sparse", "bert", **bigbird)
+    with pytest.raises(UnsupportedArtifact, match=r'"attention_type": "original_full" in its config\.json'):
+        load(folder)
+    items = make_items((90, 3, 70), with_types=True)
+    folder = tiny_models.make_checkpoint(tmp_path / "full", "bert", **bigbird, attention_type="original_full")
+    np.testing.assert_allclose(load(folder).score(Batch.of(items)), own_scores(folder, items), atol=1e-4)
+
+
 def test_memory_counts_every_weight(tmp_path: Path) -> None:
     folder = tiny_models.make_checkpoint(tmp_path, "bert")
     weights = sum(weight.nbytes for weight in tiny_models.make_model("bert").state_dict().values())
