@@ -120,6 +120,11 @@ def from_status(
             f"{details}: send fewer or shorter completions in one request (max_request_bytes=), or raise the limit of "
             "the side that refused"
         )
+    if code is _Code.UNAVAILABLE and "http1.x server" in details:
+        # gRPC's own words: `Trying to connect an http1.x server (HTTP status 400)`.
+        return errors.ServerUnreachable(
+            f"{code.name}: {details}; this is an HTTP port: give the one of `rm-server serve --listen`, not of --http"
+        )
     cls, advice = _BY_STATUS.get(code, (errors.ServerDefect, "see the server's log"))
     return cls(f"{code.name}: {details or 'no details'}; {advice}", retry_after_s=_pushback_s(metadata))
 

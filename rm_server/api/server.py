@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import grpc
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
 from grpc_health.v1 import health_pb2
 from rm_api.oip import inference_pb2
 from rm_api.v1 import experiments_pb2, models_pb2, scoring_pb2
@@ -103,7 +105,11 @@ class HttpServer:
     """aiohttp's listener for one application."""
 
     def __init__(self, application: web.Application, address: str, certificates: Certificates) -> None:
-        self._runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+        logger = logging.getLogger(__name__)
+        logger.addFilter(_without_trace_of_strangers)
+        self._runner = web.AppRunner(
+            application, handler_cancellation=True, access_log=None, logger=logger, shutdown_timeout=1.0
+        )
         self._address = address
         self._certificates = certificates
         self.port = 0
@@ -122,6 +128,14 @@ class HttpServer:
     async def stop(self) -> None:
         """Closes."""
         await self._runner.cleanup()
+
+
+def _without_trace_of_strangers(record: logging.LogRecord) -> bool:
+    """Makes one line of what aiohttp says of bytes that are not HTTP/1.1: the mistake is the sender's."""
+    if record.exc_info and isinstance(record.exc_info[1], BadHttpMessage):
+        record.msg = f"{record.msg}: not HTTP/1.1; gRPC's clients want the address of --listen"
+        record.levelno, record.levelname, record.exc_info = logging.WARNING, "WARNING", None
+    return True
 
 
 def server_options(transport: TransportSettings) -> Sequence[tuple[str, Any]]:

@@ -15,6 +15,8 @@ from running_server import RunningServer, make_version, running
 from tiny_models import BOS, CHAT_TEMPLATE
 from transformers import AutoTokenizer
 
+from ppo_client import RewardClient
+from ppo_client.errors import ServerUnreachable
 from rm_server.api.buckets import Limits
 from rm_server.api.roles import Role
 from rm_server.api.tokens import TokenEntry, hash_of
@@ -185,3 +187,17 @@ def test_a_chat_version_scores_messages(tmp_path: Path) -> None:
         rendered = "[user] Hi<eos>[assistant] Hello!<eos>"
         _, whole, _ = post(server, "/models/chatty/classify", {"input": rendered})
         assert answer["data"][0]["probs"] == pytest.approx(whole["data"][0]["probs"], abs=1e-5)
+
+
+def test_grpc_on_the_http_port_is_told_so_on_both_sides(
+    server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        RewardClient(server.app.http_address, timeout_s=2.0) as client,
+        pytest.raises(ServerUnreachable, match="this is an HTTP port: give the one of `rm-server serve --listen`"),
+    ):
+        client.score("helpfulness", prompts=["a"], completions=["b"])
+    told = [record for record in caplog.records if "not HTTP/1.1" in record.getMessage()]
+    assert told
+    assert all(record.exc_info is None and record.levelname == "WARNING" for record in told)
+    assert not [record for record in caplog.records if record.exc_info]
