@@ -75,7 +75,7 @@ def run_restore(arguments: argparse.Namespace) -> int:
     if not arguments.file.is_file():
         raise CommandError(f"{arguments.file} is no file; one that `rm-server backup` wrote was expected.")
     arguments.home.mkdir(parents=True, exist_ok=True)  # a new machine has none yet
-    with opened_home(arguments) as (catalog, artifacts):
+    with opened_home(arguments, may_be_lost=True) as (catalog, artifacts):
         revision = restore(
             catalog, arguments.file, operating_system_user(), arguments.comment, replaces=arguments.replace
         )

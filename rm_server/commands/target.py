@@ -105,13 +105,13 @@ def open_server_or_home(arguments: argparse.Namespace) -> AbstractContextManager
 
 
 @contextmanager
-def opened_home(arguments: argparse.Namespace) -> Iterator[tuple[Catalog, ArtifactStore]]:
-    """Catalog and artifacts of the home that the arguments name, which exists."""
+def opened_home(arguments: argparse.Namespace, *, may_be_lost: bool = False) -> Iterator[tuple[Catalog, ArtifactStore]]:
+    """Catalog and artifacts of the home that the arguments name, which exists; ``may_be_lost``: see `open_home`."""
     from rm_server.registry.home import open_home
 
     if not arguments.home.is_dir():
         raise CommandError(f"{arguments.home} is no folder; --home is the folder that `rm-server serve` runs on.")
-    catalog, artifacts = open_home(home_of(arguments))
+    catalog, artifacts = open_home(home_of(arguments), may_be_lost=may_be_lost)
     try:
         yield catalog, artifacts
     finally:

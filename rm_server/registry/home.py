@@ -76,11 +76,15 @@ def make_home(home: Home) -> bool:
     return not home.catalog and not (home.path / CATALOG_FILE).exists()
 
 
-def open_home(home: Home | Path, catalog_url: str | None = None) -> tuple[Catalog, ArtifactStore]:
+def open_home(
+    home: Home | Path, catalog_url: str | None = None, *, may_be_lost: bool = False
+) -> tuple[Catalog, ArtifactStore]:
     """Opens a home, which is made where there is none, and removes what killed processes left half done.
 
-    ``catalog_url``: of a `Path`, in place of the home's own database. Raises CatalogUnavailable when the folder or the
-    database cannot be used, ConfigError for URLs that name no database or no store. A shared store is not asked yet.
+    ``catalog_url``: of a `Path`, in place of the home's own database. ``may_be_lost``: a new, empty one takes the place
+    of a catalog that was lost, to be restored. Raises CatalogUnavailable when the folder or the database cannot be
+    used, or the catalog of the artifacts that are there is gone; ConfigError for URLs that name no database or no
+    store. A shared store is not asked yet.
     """
     if isinstance(home, Path):
         home = Home(home, catalog_url or "")
@@ -90,9 +94,29 @@ def open_home(home: Home | Path, catalog_url: str | None = None) -> tuple[Catalo
         artifacts = ArtifactStore(home.artifacts_folder, shared)
     except OSError as error:
         raise CatalogUnavailable(f"{home.path} cannot be used as a home: {error}") from error
+    if not may_be_lost:
+        _check_not_lost(home, artifacts)
     catalog = Catalog(home.catalog_url)
     artifacts.clean_temporary()
     return catalog, artifacts
+
+
+def _check_not_lost(home: Home, artifacts: ArtifactStore) -> None:
+    """Raises CatalogUnavailable where there are artifacts and no catalog: a new one would say that there are none.
+
+    A home's catalog is made, with its tables, before its first artifact comes. Of a catalog or a store elsewhere
+    nothing follows: others use them, too.
+    """
+    if home.catalog or home.artifacts:
+        return
+    num_artifacts, file = len(artifacts.digests()), home.path / CATALOG_FILE  # in this order: a home may just be made
+    if num_artifacts and not (file.exists() and file.stat().st_size):
+        raise CatalogUnavailable(
+            f"{file} is {'empty' if file.exists() else 'not there'}, and beside it are {num_artifacts} versions' "
+            f"artifacts: the catalog was lost, or is elsewhere (--catalog, RM_CATALOG). Put the file back, or what "
+            f"`rm-server backup` wrote: rm-server restore FILE --home {home.path}. To begin anew, move "
+            f"{artifacts.root} away."
+        )
 
 
 def add_version(

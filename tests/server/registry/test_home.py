@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from rm_server import cli
 from rm_server.errors import ArtifactUnreadable, CatalogUnavailable, InvalidRequest
 from rm_server.registry.artifacts import ArtifactStore
+from rm_server.registry.backup import back_up
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.home import (
     Home,
@@ -80,6 +82,36 @@ def test_a_home_that_cannot_be_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(CatalogUnavailable, match="cannot be used as a home"):
         open_home(tmp_path / "file")
+
+
+def lose(file: Path, how: str) -> None:
+    for path in file.parent.glob("catalog.db*"):
+        path.unlink()
+    if how == "emptied":
+        file.touch()
+
+
+@pytest.mark.parametrize("how", ["removed", "emptied"])
+def test_a_home_that_lost_its_catalog_is_not_taken_for_a_new_one(
+    tmp_path: Path, rules_folder: MakeFolder, how: str
+) -> None:
+    home = Home(tmp_path / "home")
+    catalog, artifacts = open_home(home)
+    digest = artifacts.put(rules_folder("put"))  # and then killed
+    catalog.close()
+    catalog, artifacts = open_home(home)
+    add_version(catalog, artifacts, "m", rules_folder(), actor="ann")
+    back_up(catalog, tmp_path / "backup.json")
+    catalog.close()
+
+    lose(home.path / "catalog.db", how)
+    with pytest.raises(CatalogUnavailable, match=r"beside it are 2 versions' artifacts: .* rm-server restore FILE"):
+        open_home(home)
+    assert digest in artifacts.digests()
+    open_home(Home(home.path, catalog=f"sqlite:///{tmp_path}/elsewhere.db"))[0].close()
+    assert cli.main(["restore", str(tmp_path / "backup.json"), "--home", str(home.path)]) == 0
+    catalog, _ = open_home(home)
+    assert catalog.snapshot().versions_of("m") == (1,)
 
 
 def test_catalogs_may_lie_elsewhere(tmp_path: Path) -> None:
