@@ -89,6 +89,10 @@ class LimitSettings:
 
     max_items_per_request: int = 4096
 
+    def __post_init__(self) -> None:
+        if self.max_items_per_request < 1:
+            raise ConfigError(f"limits.max_items_per_request is {self.max_items_per_request}; it must be at least 1.")
+
 
 @dataclass(frozen=True, slots=True)
 class CatalogSettings:
@@ -115,6 +119,12 @@ class RunSettings:
 
     lease_s: float = 900.0
     max_known_runs: int = 10_000
+
+    def __post_init__(self) -> None:
+        if not self.lease_s > 0:
+            raise ConfigError(f"runs.lease_s is {self.lease_s}; it must be above 0.")
+        if self.max_known_runs < 1:
+            raise ConfigError(f"runs.max_known_runs is {self.max_known_runs}; it must be at least 1.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +198,13 @@ class TransportSettings:
     keepalive_time_s: float = 60.0
     keepalive_timeout_s: float = 20.0
     min_ping_interval_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not self.max_message_mb > 0:
+            raise ConfigError(f"transport.max_message_mb is {self.max_message_mb}; it must be above 0.")
+        for name in ("max_concurrent_streams", "max_stream_requests"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"transport.{name} is {getattr(self, name)}; it must be at least 1.")
 
     @property
     def max_message_bytes(self) -> int:

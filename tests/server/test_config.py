@@ -10,7 +10,9 @@ from rm_server.config import (
     AuthSettings,
     ConfigError,
     EngineSettings,
+    LimitSettings,
     LogSettings,
+    RunSettings,
     ServeSettings,
     TlsSettings,
     TransportSettings,
@@ -98,6 +100,22 @@ def test_megabytes_are_binary() -> None:
 def test_an_engine_that_could_never_compute_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"engine.{name} is 0"):
         EngineSettings(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (LimitSettings, "max_items_per_request"),
+        (RunSettings, "lease_s"),
+        (RunSettings, "max_known_runs"),
+        (TransportSettings, "max_message_mb"),
+        (TransportSettings, "max_concurrent_streams"),
+        (TransportSettings, "max_stream_requests"),
+    ],
+)
+def test_limits_that_would_let_nothing_through_are_refused(settings: type, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"\.{name} is 0; it must be"):
+        settings(**{name: 0})
 
 
 def test_a_run_without_weight_would_never_have_its_turn() -> None:
