@@ -27,7 +27,10 @@ from rm_server.api.error_map import ERROR_METADATA_KEY
 
 Row = dict[str, Any]
 
-_LOOK_AT = "Is it the gRPC address of a running rm-server, and does that one speak TLS (--ca)?"
+_LOOK_AT = (
+    "Is it the gRPC address of a running rm-server, and does that one speak TLS (--ca), or want a certificate of its "
+    "callers (--cert, --key)?"
+)
 """A thing as `--json` prints it. Times are ISO 8601 in UTC; what is unset is None."""
 
 

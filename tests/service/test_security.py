@@ -163,7 +163,8 @@ def test_commands_show_the_token_and_check_the_certificate(
         assert cli.main(without_trust) == 1
         said = capsys.readouterr().err
         assert "No server answers" in said
-        assert "does that one speak TLS (--ca)?" in said
+        assert "does that one speak TLS (--ca)" in said
+        assert "certificate of its callers (--cert, --key)?" in said
 
 
 @pytest.mark.parametrize("form", [str, Path])
