@@ -30,6 +30,9 @@ BETTER, WORSE, CANNOT_TELL = "better", "worse", "cannot tell yet"
 MISMATCH_P_VALUE = 0.001
 """Below it the arms' sizes are called wrong: a warning that comes by chance too often is not read."""
 
+FEW_RUNS = 5
+"""Below it in an arm a verdict comes with a caution: Welch's test takes the runs' normality on trust then."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReportOptions:
@@ -115,7 +118,7 @@ def report(evidence: Evidence, options: ReportOptions | None = None) -> Report:
                 if run.arm and run.has_moved
             ],
             "assignment": [asdict(count) for count in evidence.arms],
-            "warnings": list(_warnings(evidence, arms, metrics, options)),
+            "warnings": [*_warnings(evidence, arms, metrics, options), *_few_runs(against, rows)],
             "evidence": evidence.to_json(),
         }
     )
@@ -238,6 +241,16 @@ def _warnings(
                 f"The runs' values of {metric} are from different steps, {min(steps)} to {max(steps)}; with a step "
                 "that all have reached (--until-step) like is compared with like."
             )
+
+
+def _few_runs(against: Sequence[_Against], rows: Mapping[tuple[str, str], Report]) -> Iterator[str]:
+    decided = [each for each in against if rows[each.metric, each.arm]["verdict"] != CANNOT_TELL]
+    if any(summary.num_runs < FEW_RUNS for each in decided for summary in each.summaries):
+        yield (
+            f"A verdict here rests on fewer than {FEW_RUNS} runs in an arm. So few cannot show how runs are spread: "
+            "interval and p-value hold only if their values are normally distributed. Look at more runs before you "
+            "act on it."
+        )
 
 
 def _present(value: Any) -> Any:

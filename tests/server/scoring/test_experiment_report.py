@@ -71,6 +71,16 @@ def test_a_verdict_needs_the_corrected_p_value() -> None:
     assert found["verdict"] == "cannot tell yet"
 
 
+def test_a_verdict_on_very_few_runs_comes_with_a_caution() -> None:
+    def is_cautious(*records: RunRecord) -> bool:
+        return any("fewer than 5 runs in an arm" in warning for warning in report(evidence(*records))["warnings"])
+
+    assert is_cautious(*runs("a", [0.5, 0.5001]), *runs("b", [0.6, 0.6001]))
+    assert is_cautious(*runs("a", A), *runs("b", B))
+    assert not is_cautious(*runs("a", A), *runs("b", [*B, 0.60]))
+    assert not is_cautious(*runs("a", A), *runs("c", C)), "there is no verdict"
+
+
 def test_another_baseline_turns_the_verdict_round() -> None:
     content = report(evidence(*runs("a", A), *runs("b", B)), ReportOptions(baseline="b"))
     assert comparisons(content)["a"]["verdict"] == "worse"
@@ -117,7 +127,7 @@ def test_a_run_that_moved_counts_for_its_first_arm_and_is_named() -> None:
     assert content["metrics"][0]["values"]["a"]["moved"] == 0.9
     assert content["moved_runs"] == [{"run": "moved", "counts_for": "a", "versions": [1, 2]}]
     assert any("several versions" in warning for warning in content["warnings"])
-    unmoved = report(evidence(*runs("a", A), *runs("b", B)))
+    unmoved = report(evidence(*runs("a", A), *runs("b", [*B, 0.60])))
     assert (unmoved["moved_runs"], unmoved["warnings"]) == ([], [])
 
 
@@ -143,7 +153,7 @@ def test_runs_that_are_lost_in_one_arm_are_noticed() -> None:
     lost = [ArmCount("a", 50, 50.0, 48, 37.0), ArmCount("b", 50, 50.0, 26, 37.0)]
     fine = [ArmCount("a", 52, 50.0, 50, 48.0), ArmCount("b", 48, 50.0, 46, 48.0)]
     gone = [ArmCount("a", 52, 50.0, 60, 37.0), ArmCount("b", 48, 50.0, 14, 37.0)]
-    both = (*runs("a", A), *runs("b", B))
+    both = (*runs("a", A), *runs("b", [*B, 0.60]))
     assert report(evidence(*both, arms=lost))["warnings"] == []  # p 0.01: that happens
     assert report(evidence(*both, arms=fine))["warnings"] == []
     (warning,) = report(evidence(*both, arms=gone))["warnings"]
