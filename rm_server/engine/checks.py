@@ -15,6 +15,13 @@ from rm_server.registry.records import VersionKey
 SMALLEST_SPREAD = 1e-6
 """Scores that lie closer together than this, relative to their size where that is above 1, are all the same."""
 
+ROUNDING_SHARE = 0.01
+"""Golden scores that are off by less than this share of their spread may be off by rounding alone."""
+_ROUNDING_HINT = (
+    " So small a difference may also be rounding, which another machine or way of computing does differently: try "
+    "--set engine.prepack=false, or --set engine.deterministic=true."
+)
+
 # Unlike one another in length, language, form and content, so that a head that works tells some of them apart.
 _TEXT_PROBES: tuple[tuple[str, str], ...] = (
     ("What is the capital of France?", "Paris."),
@@ -96,10 +103,12 @@ def check_golden(
     worst = int(differences.argmax())
     if differences[worst] > tolerance:
         num_off = int(np.count_nonzero(differences > tolerance))
+        is_small = differences[worst] < ROUNDING_SHARE * np.ptp(expected)
         raise GoldenMismatch(
             f"{name}: {num_off} of {len(expected)} golden examples are off by more than {tolerance:g} in {precision}; "
             f"example {worst} should have {expected[worst]:.6g} and got {scores[worst]:.6g}. It is not loaded: "
             "weights, tokenizer or template differ from those that recorded the golden scores."
+            + (_ROUNDING_HINT if is_small else "")
         )
 
 

@@ -58,6 +58,13 @@ def test_the_message_says_which_golden_example_is_off() -> None:
         check(KEY, Manifest("onnx"), "fp32", probes([1.0, 2.0, 3.0]), np.array([1.0, 9.0, 4.0, 0.0]))
 
 
+@pytest.mark.parametrize(("score", "is_small"), [(1.0099, True), (1.0101, False)])
+def test_a_small_difference_may_be_rounding(score: float, is_small: bool) -> None:
+    with pytest.raises(GoldenMismatch) as refused:
+        check(KEY, Manifest("sequence_classification"), "fp32", probes([1.0, 2.0]), np.array([score, 2.0, 5.0, 6.0]))
+    assert ("may also be rounding" in refused.value.message) is is_small
+
+
 @pytest.mark.parametrize("kind", ["rules", "composite"])
 def test_rules_may_be_constant(kind: Kind) -> None:
     check(KEY, Manifest(kind), "", probes([]), np.full(4, 7.0))
