@@ -39,6 +39,7 @@ def test_what_is_required_is_named_together() -> None:
         ("reward", {"prompt_template": "Q: {prompt}"}, 'set reward.input = "text"'),
         ("critic", {"model": "elsewhere"}, 'set critic.kind = "separate"'),
         ("critic", {"init": "reward"}, 'set critic.kind = "separate", or remove critic.init'),
+        ("critic", {"learning_rate": 1e-4}, "is a separate critic's"),
         (
             "critic",
             {"kind": "separate", "init": "reward", "model": "trunk"},
