@@ -33,10 +33,10 @@ def without_dropped(rollout: Rollout) -> tuple[Rollout, DroppedEpisodes | None]:
 
     The rows stay: minibatches are the same, and each process has its share of them.
     """
-    errors = [record.given.error for record in rollout.records if record.given.value is None]
-    if not errors:
+    has_score = [record.given.value is not None for record in rollout.records]
+    if all(has_score):
         return rollout, None
-    kept = ~rollout.scores.isnan().unsqueeze(1)
+    kept = torch.tensor(has_score, device=rollout.scores.device).unsqueeze(1)
 
     def zeroed(values: Tensor) -> Tensor:
         return torch.where(kept, values, 0.0)
@@ -51,4 +51,8 @@ def without_dropped(rollout: Rollout) -> tuple[Rollout, DroppedEpisodes | None]:
         entropies=zeroed(rollout.entropies),
         sampled_log_probs=None if sampled is None else zeroed(sampled),
     )
-    return found, DroppedEpisodes(len(errors), len(rollout.records), errors[0])
+    return found, DroppedEpisodes(
+        num_dropped=has_score.count(False),
+        num_episodes=len(has_score),
+        error=rollout.records[has_score.index(False)].given.error,
+    )
