@@ -11,6 +11,8 @@ from live import rows_of
 from prometheus_client.parser import text_string_to_metric_families
 from scipy.stats import pearsonr, spearmanr
 
+from ppo_client.ppo.run_facts import switch_steps
+
 SHARE_OF_STEPS = 0.1
 """What counts as the beginning and the end of a run."""
 
@@ -59,7 +61,7 @@ def _run(run: Path, rollouts: list[list[float]], reference: list[float], after: 
     share = max(1, round(SHARE_OF_STEPS * num_steps))
     first = fmean(score for step, score in rollouts if step <= share)
     last = fmean(score for step, score in rollouts if step > num_steps - share)
-    switched = [row["step"] for row in rows if row.get("events")]
+    switched = switch_steps(rows)
     return {
         "steps": num_steps,
         "episodes": rows[-1]["episodes"],

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from scipy.stats import pearsonr
 from texts import read_texts
 
-from ppo_client.ppo.run_facts import distinct_share, repeated_share
+from ppo_client.ppo.run_facts import distinct_share, repeated_share, switch_steps
 from rm_server.training.figures import CHOSEN, MODEL, NEUTRAL, REJECTED, draw
 
 V1, V2 = CHOSEN, MODEL
@@ -55,7 +55,7 @@ def _standardised(rollouts: Sequence[Sequence[float]], figures: dict[str, Any]) 
 def _run_curves(rows: Sequence[dict[str, Any]], rollouts: Sequence[Sequence[float]]) -> dict[str, str]:
     """Score, KL, length and entropy over the steps; where the version switched there is a line."""
     steps = [row["step"] for row in rows]
-    switches = [row["step"] for row in rows if row.get("events")]
+    switches = switch_steps(rows)
 
     def mark(axes: Axes) -> None:
         axes.set_xlabel("PPO step")

@@ -60,9 +60,6 @@ def run_facts(rows: Sequence[Row]) -> RunFacts:
     size = max(1, round(len(rows) * _ENDS))
     first, last = rows[:size], rows[-size:]
     seconds = sum(row["step_s"] for row in rows)
-    switches = [
-        (row["step"], event) for row in rows for event in row.get("events", ()) if event["kind"] == "version_changed"
-    ]
     return RunFacts(
         num_steps=len(rows),
         episodes=rows[-1]["episodes"],
@@ -76,11 +73,20 @@ def run_facts(rows: Sequence[Row]) -> RunFacts:
         response_tokens_last=_mean(last, "response_tokens_mean"),
         eos_rate_last=_mean(last, "eos_rate"),
         versions=list(dict.fromkeys(f"{row['reward_model']}@{row['reward_version']}" for row in rows)),
-        switch_steps=list(dict.fromkeys(step for step, _ in switches)),
-        incomparable_steps=list(dict.fromkeys(step for step, event in switches if not event["is_calibrated"])),
+        switch_steps=switch_steps(rows),
+        incomparable_steps=[row["step"] for row in rows if any(not e["is_calibrated"] for e in _version_changes(row))],
         seconds=seconds,
         reward_wait_share=sum(row["reward_wait_s"] for row in rows) / seconds if seconds else 0.0,
     )
+
+
+def switch_steps(rows: Sequence[Row]) -> list[int]:
+    """The steps in which another version began to score."""
+    return [row["step"] for row in rows if _version_changes(row)]
+
+
+def _version_changes(row: Row) -> list[Row]:
+    return [event for event in row.get("events", ()) if event["kind"] == "version_changed"]
 
 
 def signs(samples: Sequence[Row]) -> list[Sign]:

