@@ -19,6 +19,7 @@ METRICS = """\
 rm_requests_total{method="Score",model="story",version="1",reason="ok"} 3
 rm_requests_total{method="Score",model="story",version="2",reason="ok"} 4
 rm_requests_total{method="Score",model="story",version="2",reason="queue_full"} 2
+rm_requests_total{method="Score",model="story",version="2",reason="cancelled"} 1
 rm_requests_total{method="ListModels",model="",version="",reason="ok"} 9
 """
 
@@ -104,7 +105,12 @@ def test_the_summary_is_computed_from_the_logs(demo: Any, tmp_path: Path) -> Non
 
     summary = demo("figures").summarize(tmp_path, METRICS, {"total": 1.0})
 
-    assert summary["serving"] == {"requests": 9, "failed_requests": 2, "versions_served": [1, 2]}
+    assert summary["serving"] == {
+        "requests": 10,
+        "failed_requests": 2,
+        "cancelled_requests": 1,
+        "versions_served": [1, 2],
+    }
     ppo = summary["ppo"]
     assert (ppo["score_first"], ppo["score_last"], ppo["kl_last"]) == (1.5, 19.5, 19.5)
     assert (ppo["reference_std"], ppo["rise_in_reference_std"]) == (2.0, 9.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -90,8 +91,13 @@ def _serving(metrics: str) -> dict[str, Any]:
         for sample in family.samples
         if sample.name == "rm_requests_total" and sample.labels["method"].startswith("Score") and sample.value
     ]
+    by_reason: Counter[str] = Counter()
+    for sample in calls:
+        by_reason[sample.labels["reason"]] += int(sample.value)
     return {
-        "requests": int(sum(sample.value for sample in calls)),
-        "failed_requests": int(sum(sample.value for sample in calls if sample.labels["reason"] != "ok")),
+        "requests": by_reason.total(),
+        "failed_requests": sum(count for reason, count in by_reason.items() if reason not in ("ok", "cancelled")),
+        # By their caller: a run that is told to stop gives up the step that waits for scores.
+        "cancelled_requests": by_reason["cancelled"],
         "versions_served": sorted({int(sample.labels["version"]) for sample in calls if sample.labels["version"]}),
     }

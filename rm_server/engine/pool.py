@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ import numpy as np
 
 from rm_server.backends.items import Batch
 from rm_server.config import EngineSettings
+from rm_server.engine.again import Again
 from rm_server.engine.background import BackgroundQueue
 from rm_server.engine.batcher import batch_budget_tokens
 from rm_server.engine.crew import Check, Crew, Seat, SentBatch, Verify
@@ -37,9 +37,6 @@ CLOCK_S = 0.001
 
 STUCK_FACTOR = 20
 """A batch that takes so many times what it should, and longer than `EngineSettings.batch_timeout_s`, is never done."""
-
-MAX_DEATHS = 2
-"""A batch that was being computed when so many workers died is not tried again as it is."""
 
 
 class PoolMetrics(Protocol):
@@ -96,8 +93,7 @@ class Pool:
             max_batch_tokens=settings.max_batch_tokens,
             crowded_share=settings.crowded_share,
         )
-        # Batches to compute again: a worker died, or the batch failed as a whole and was halved.
-        self._again: deque[SentBatch] = deque()
+        self._again = Again()
         self._crew = Crew(make_worker, max(1, settings.workers), self)
         self._gain_alone = threads_alone(settings) / threads_per_worker(settings)
         self._is_dispatch_due = False
@@ -219,7 +215,7 @@ class Pool:
         for depth in range(self._settings.batches_in_flight):
             for seat in seats:
                 if len(seat.in_flight) == depth and (depth == 0 or self._wants_more(seat, now)):
-                    sent = self._next_again(seat, now) or self._next_batch(seat, num_idle)
+                    sent = self._again.next(seat.keys, now, self._drop_expired) or self._next_batch(seat, num_idle)
                     num_idle -= depth == 0
                     if sent is not None:
                         self._send(seat, sent, now)
@@ -256,19 +252,6 @@ class Pool:
         return bool(self._again) or self._queue.has_full_batch(
             self._settings.max_batch_tokens, self._settings.max_batch_items
         )
-
-    def _next_again(self, seat: Seat, now: float) -> SentBatch | None:
-        for sent in list(self._again):
-            for work in sent.works:
-                if work.call is not None and work.call.deadline is not None and work.call.deadline <= now:
-                    self._drop_expired(work)
-            sent.works = [work for work in sent.works if work.is_wanted]
-            can_take = seat.keys.issuperset(sent.by_version)
-            if can_take or not sent.works:
-                self._again.remove(sent)
-            if can_take and sent.works:
-                return sent
-        return None
 
     def _next_batch(self, seat: Seat, num_idle: int) -> SentBatch | None:
         budget = batch_budget_tokens(self._queue.num_tokens, num_idle, self._settings.max_batch_tokens)
@@ -323,8 +306,7 @@ class Pool:
         elif sent.is_background or len(sent.works) == 1:
             fail_all(sent.works, outcome)
         else:
-            # Too large for the memory, or one item is bad: in halves, until the guilty one stands alone.
-            self._again += sent.halves()
+            self._again.in_halves(sent)
             self._dispatch()
 
     def answer(self, sent: SentBatch, computed: Computed) -> None:
@@ -366,28 +348,11 @@ class Pool:
     # --- what the crew tells ---
 
     def on_death(self, seat: Seat, reason: str) -> None:
-        """The batch that was being computed is tried once more, then in halves; the others were only in the pipe."""
+        """What it had is computed again."""
         batches = list(seat.in_flight)
         seat.in_flight.clear()
-        if batches and batches[0].is_background:
-            fail_all(batches.pop(0).works, WorkerFailed(f"The worker process died at background work; {reason}."))
-        elif batches:
-            batches[0].num_deaths += 1
-            if batches[0].num_deaths >= MAX_DEATHS:
-                self._suspect(batches.pop(0), reason)
-        self._again.extendleft(reversed(batches))
+        self._again.after_death(batches, reason)
         self._dispatch()
-
-    def _suspect(self, sent: SentBatch, reason: str) -> None:
-        """Halves a batch until the item that kills workers stands alone. Others need not wait for that."""
-        if len(sent.works) > 1:
-            self._again += sent.halves(num_deaths=MAX_DEATHS - 1)
-            return
-        error = WorkerFailed(
-            f"The worker process died each time it computed this item; the last time, {reason}. "
-            "Send a shorter one, or look for out-of-memory kills in the system's log."
-        )
-        fail_all(sent.works, error)
 
     def is_stuck(self, seat: Seat) -> bool:
         """Whether the batch that is being computed has taken many times what it should."""
@@ -404,8 +369,7 @@ class Pool:
 
     def on_outage(self, error: RmError) -> None:
         """Nobody will compute what waits."""
-        again, self._again = self._again, deque()
-        fail_all((work for sent in again for work in sent.works), error)
+        self._again.fail(error)
         fail_all(self._queue.take_all(), error)
         fail_all(self._background.take_all(), error)
         self._on_workers()
@@ -414,8 +378,7 @@ class Pool:
         """Nobody can compute what waits for this version."""
         reason = VersionNotLoaded(f"{key[0]}@{key[1]} could not be loaded into a new worker: {error.message}")
         self._sharing.pop(key, None)
-        for sent in self._again:  # what is left of it is looked at when its turn comes
-            fail_all(sent.by_version.get(key, ()), reason)
+        self._again.fail_version(key, reason)
         fail_all(self._queue.take_all(key), reason)
         fail_all(self._background.take_all(key), reason)
         self._on_lost(key, error)

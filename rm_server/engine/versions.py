@@ -230,15 +230,15 @@ class VersionManager:
     # --- how, each under the version's lock ---
 
     async def _load(self, key: VersionKey, precision: Precision | None, actor: str, comment: str) -> None:
-        async with self._lock(key):
-            await self._load_and_want(self._record(key), precision, actor, comment)
+        async with self._following.lock(key):
+            await self._load_and_want(self._following.record(key), precision, actor, comment)
 
     async def _load_and_want(
         self, record: VersionRecord, precision: Precision | None, actor: str, comment: str = ""
     ) -> None:
         key = record.key
         was_loaded = self._deployment.is_loaded(key)
-        precision = precision or self._wanted_precision(key)
+        precision = precision or self._following.wanted_precision(key)
         await self._following.load(record, precision)
         try:
             await asyncio.to_thread(self._catalog.set_wanted, *key, True, actor, comment, precision=precision or "")
@@ -251,20 +251,20 @@ class VersionManager:
         await self._take_in()
 
     async def _unload(self, key: VersionKey, force: bool, actor: str, comment: str = "") -> None:
-        async with self._lock(key):
-            self._record(key)
+        async with self._following.lock(key):
+            self._following.record(key)
             is_loaded = self._deployment.is_loaded(key)
             if not is_loaded and self.state_of(key).state != "FAILED" and key not in self._following.in_catalog.wanted:
                 raise VersionNotLoaded(f"{_name(key)} is not loaded on this server.")
             await self._following.refresh_holders()  # a run may just have ended on another server
             self._check_not_needed(key)
-            labels = self._labels_naming(key)
+            labels = self._following.labels_naming(key)
             if is_loaded and labels and not force:
                 raise VersionInUse(
                     f"{_name(key)} is named by the label {', '.join(labels)}. Move that first, or force the unload: "
                     "then calls by the label fail."
                 )
-            was_wanted, precision = key in self._following.in_catalog.wanted, self._wanted_precision(key)
+            was_wanted, precision = key in self._following.in_catalog.wanted, self._following.wanted_precision(key)
             why = f"forced, although named by the label {', '.join(labels)}" if is_loaded and labels else ""
             await asyncio.to_thread(self._catalog.set_wanted, *key, False, actor, comment, why=why)
             # A run may have been given it meanwhile, here or on another server; a split may have got it.
@@ -289,8 +289,8 @@ class VersionManager:
     async def _move_label(
         self, key: VersionKey, label: str, load: bool, actor: str, comment: str, move: Callable[[], int | None]
     ) -> int | None:
-        async with self._lock(key):
-            record = self._record(key)
+        async with self._following.lock(key):
+            record = self._following.record(key)
             if load and not (self._deployment.is_loaded(key) and key in self._following.in_catalog.wanted):
                 await self._load_and_want(record, None, actor, comment)
             if not self._deployment.is_loaded(key):
@@ -308,8 +308,8 @@ class VersionManager:
         await self.refresh()  # another process may have registered what the label goes back to
         _, target = await asyncio.to_thread(self._catalog.rollback_versions, model, label)
         key = (model, target)
-        async with self._lock(key):
-            await self._load_and_want(self._record(key), None, actor, comment)
+        async with self._following.lock(key):
+            await self._load_and_want(self._following.record(key), None, actor, comment)
             moved = await asyncio.to_thread(self._catalog.rollback, model, label, actor, comment, expected=target)
             self._retiring.pop(key, None)
             await self._take_in()
@@ -328,11 +328,11 @@ class VersionManager:
         """A change of the catalog that names loaded versions, which stay loaded meanwhile."""
         async with AsyncExitStack() as stack:
             for key in sorted(keys, reverse=True):  # a composite before its parts, as in every load
-                await stack.enter_async_context(self._lock(key))
+                await stack.enter_async_context(self._following.lock(key))
                 if load and not self._deployment.is_loaded(key):
-                    await self._load_and_want(self._record(key), None, actor)
+                    await self._load_and_want(self._following.record(key), None, actor)
                 if not self._deployment.is_loaded(key):
-                    self._record(key)
+                    self._following.record(key)
                     raise VersionNotLoaded(f"{_name(key)} is not loaded, so it cannot {what}. Load it first.")
                 self._retiring.pop(key, None)
             return await self._change(change)
@@ -356,8 +356,8 @@ class VersionManager:
         return await self._change(add)
 
     async def _delete(self, key: VersionKey, actor: str, comment: str) -> None:
-        async with self._lock(key):
-            self._record(key)
+        async with self._following.lock(key):
+            self._following.record(key)
             if self._deployment.is_loaded(key):
                 raise VersionInUse(f"{_name(key)} is loaded on this server. Unload it first.")
             await self._following.refresh_holders()
@@ -371,7 +371,7 @@ class VersionManager:
     def _retire_some(self) -> None:
         """Begins to unload what was to go as soon as nothing needs it."""
         for key, actor in self._retiring.items():
-            is_free = not self._labels_naming(key) and self._following.need_of(key) is None
+            is_free = not self._following.labels_naming(key) and self._following.need_of(key) is None
             if is_free and not self._following.is_busy(key):
                 self._following.begin(key, partial(self._retire, key, actor))
 
@@ -381,18 +381,6 @@ class VersionManager:
             await self.refresh()
         except CatalogUnavailable as error:
             _log.warning("The catalog was changed, and could not be read after that; it will be soon: %s", error)
-
-    def _record(self, key: VersionKey) -> VersionRecord:
-        return self._following.record(key)
-
-    def _wanted_precision(self, key: VersionKey) -> Precision | None:
-        return self._following.wanted_precision(key)
-
-    def _labels_naming(self, key: VersionKey) -> list[str]:
-        return self._following.labels_naming(key)
-
-    def _lock(self, key: VersionKey) -> asyncio.Lock:
-        return self._following.lock(key)
 
     def _check_not_needed(self, key: VersionKey) -> None:
         if (need := self._following.need_of(key)) is not None:

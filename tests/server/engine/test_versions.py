@@ -13,7 +13,7 @@ from typing import Any
 import fake_versions as fake
 import pytest
 from fake_versions import items, outcomes, until
-from fake_world import BY, fake_manifest, running_world
+from fake_world import BY, World, fake_manifest, running_world
 
 from rm_server.engine import deployment, following
 from rm_server.engine.changes import ModelChange
@@ -450,14 +450,20 @@ async def test_a_label_moved_elsewhere_follows_when_its_version_is_loaded(tmp_pa
         assert world.state(two) == "READY"
 
 
+async def move_to_a_broken_version(world: World) -> tuple[VersionKey, VersionKey]:
+    """Another process moves the label of the first version, which serves, to the second, which cannot be loaded."""
+    one, broken = await world.register(0.5), await world.register(lacks_head=True)
+    await world.versions.set_label("m", "stable", 1, load=True, **BY)
+    other = world.elsewhere
+    other.set_label("m", "stable", 2, actor="somebody")
+    other.set_wanted("m", 1, False, "somebody")
+    await until(lambda: world.state(broken) == "FAILED")
+    return one, broken
+
+
 async def test_a_label_moved_elsewhere_to_a_broken_version_stays_where_it_was(tmp_path: Path) -> None:
     async with running_world(tmp_path) as world:
-        one, broken = await world.register(0.5), await world.register(lacks_head=True)
-        await world.versions.set_label("m", "stable", 1, load=True, **BY)
-        other = world.elsewhere
-        other.set_label("m", "stable", 2, actor="somebody")
-        other.set_wanted("m", 1, False, "somebody")
-        await until(lambda: world.state(broken) == "FAILED")
+        one, _ = await move_to_a_broken_version(world)
         assert world.versions.snapshot.labels == {("m", "stable"): 1}
         with pytest.raises(VersionInUse):
             await world.versions.unload(one, False, **BY)
@@ -466,12 +472,8 @@ async def test_a_label_moved_elsewhere_to_a_broken_version_stays_where_it_was(tm
 
 async def test_what_is_deleted_elsewhere_serves_here_until_its_successor_does(tmp_path: Path) -> None:
     async with running_world(tmp_path) as world:
-        one, broken = await world.register(0.5), await world.register(lacks_head=True)
-        await world.versions.set_label("m", "stable", 1, load=True, **BY)
+        one, broken = await move_to_a_broken_version(world)
         other = world.elsewhere
-        other.set_label("m", "stable", 2, actor="somebody")
-        other.set_wanted("m", 1, False, "somebody")
-        await until(lambda: world.state(broken) == "FAILED")
         other.delete_version("m", 1, "somebody")
         await until(lambda: one not in world.versions.snapshot.versions or world.versions.wanted == {broken})
         await world.versions.refresh()
