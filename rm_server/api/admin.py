@@ -26,12 +26,12 @@ from rm_server.api.admin_runs import RunActions
 from rm_server.api.error_map import ERROR_METADATA_KEY
 
 Row = dict[str, Any]
+"""A thing as `--json` prints it. Times are ISO 8601 in UTC; what is unset is None."""
 
 _LOOK_AT = (
     "Is it the gRPC address of a running rm-server, and does that one speak TLS (--ca), or want a certificate of its "
     "callers (--cert, --key)?"
 )
-"""A thing as `--json` prints it. Times are ISO 8601 in UTC; what is unset is None."""
 
 
 class AdminError(Exception):

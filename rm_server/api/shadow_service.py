@@ -13,7 +13,7 @@ from rm_server.api.describe import timestamp
 from rm_server.engine.versions import VersionManager
 from rm_server.errors import ModelNotFound, VersionNotLoaded
 from rm_server.registry.catalog import Catalog
-from rm_server.registry.records import Shadow
+from rm_server.registry.records import Shadow, version_name
 from rm_server.registry.shadows import check_share, remove_shadow, set_shadow
 from rm_server.scoring.shadow_report import read_report
 
@@ -36,7 +36,7 @@ class ShadowService:
         if request.load:
             await self._versions.load(key, None, call.actor)
         elif self._versions.state_of(key).state != "READY" and key in self._versions.snapshot.versions:
-            raise VersionNotLoaded(f"{key[0]}@{key[1]} is not loaded, so it cannot shadow. Load it first, or ask to.")
+            raise VersionNotLoaded(f"{version_name(key)} is not loaded, so it cannot shadow. Load it first, or ask to.")
         shadow = await asyncio.to_thread(
             set_shadow, self._catalog, *key, request.shadow.share, call.actor, request.comment
         )

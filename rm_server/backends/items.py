@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,16 @@ class ChatMessage:
 
 Content: TypeAlias = str | tuple[ChatMessage, ...] | tuple[int, ...]
 """Text, chat messages or token ids. The empty string stands for no content."""
+
+
+def is_ids(content: Content) -> TypeGuard[tuple[int, ...]]:
+    """Whether these are token ids. No content is of no kind."""
+    return bool(content) and not isinstance(content, str) and not isinstance(content[0], ChatMessage)
+
+
+def is_messages(content: Content) -> TypeGuard[tuple[ChatMessage, ...]]:
+    """Whether these are chat messages. No content is of no kind."""
+    return bool(content) and isinstance(content[0], ChatMessage)
 
 
 class RenderedText(str):

@@ -10,7 +10,7 @@ import numpy as np
 
 from rm_server.backends.content_checks import check_unicode, checked_ids
 from rm_server.backends.explanation import Reading, ReadToken
-from rm_server.backends.items import Batch, ChatMessage, Content, EncodedItem, Float64Array
+from rm_server.backends.items import Batch, ChatMessage, Content, EncodedItem, Float64Array, is_ids
 from rm_server.backends.plain_ids import plain_ids
 from rm_server.backends.rules import RuleList
 from rm_server.backends.truncation import BoolArray, kept_tokens
@@ -41,7 +41,7 @@ class RulesEncoder:
             raise EmptyItem("The item has no completion; at least one character, message or id is needed.")
         wanted = _NAMES[self._rules.looks_at]
         for content in (prompt, completion):
-            came = _NAMES["token_ids" if _is_ids(content) else "text"]
+            came = _NAMES["token_ids" if is_ids(content) else "text"]
             if content and came != wanted:
                 raise UnsupportedContent(f"This version's rules look at {wanted}, and {came} came; send {wanted}.")
         rule = truncation or self._manifest.truncation
@@ -141,10 +141,6 @@ class SeveralRulesBackend(RulesBackend):
         """Scores, shape (num_items,), and each rule's value before its weight, shape (num_items, num_rules)."""
         parts = self._parts(batch)
         return self._totals(parts), np.array(parts, np.float64).reshape(batch.num_items, len(self._rules.rules))
-
-
-def _is_ids(content: Content) -> bool:
-    return not isinstance(content, str) and bool(content) and not isinstance(content[0], ChatMessage)
 
 
 def _characters(text: str, kept: BoolArray) -> str:

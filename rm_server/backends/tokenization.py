@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from rm_server.backends.content_checks import check_unicode, checked_ids
 from rm_server.backends.explanation import Reading, ReadToken
-from rm_server.backends.items import ChatMessage, Content, EncodedItem, Int32Array
+from rm_server.backends.items import Content, EncodedItem, Int32Array, is_ids
 from rm_server.backends.joining import JoinedText, Joiner, Span, message_spans
 from rm_server.backends.plain_ids import plain_ids
 from rm_server.backends.plain_text import PlainText, Text
@@ -307,11 +307,7 @@ def _are_ids(prompt: Content, completion: Content) -> bool:
     """Whether token ids came. Raises EmptyItem without a completion, UnsupportedContent for ids and something else."""
     if not completion:
         raise EmptyItem("The item has no completion; at least one character, message or id is needed.")
-    are_ids = {
-        not isinstance(content, str) and not isinstance(content[0], ChatMessage)
-        for content in (prompt, completion)
-        if content
-    }
+    are_ids = {is_ids(content) for content in (prompt, completion) if content}
     if len(are_ids) > 1:
         raise UnsupportedContent("Prompt and completion are of different kinds; send both as token ids.")
     return are_ids == {True}

@@ -8,6 +8,7 @@ from typing import Any
 
 from rm_server.commands.common import CommandError, add_command, add_reason_option
 from rm_server.commands.target import add_home_option, add_target_command, open_server_or_home, opened_home
+from rm_server.registry.records import version_name
 
 
 def add_parsers(commands: Any) -> None:
@@ -82,5 +83,5 @@ def run_restore(arguments: argparse.Namespace) -> int:
         missing = missing_artifacts(catalog, artifacts)
     print(f"The catalog is what it was at revision {revision}.")
     for record in missing:
-        print(f"{record.model}@{record.version} has no files: put artifacts/{record.digest} back, or delete it.")
+        print(f"{version_name(record.key)} has no files: put artifacts/{record.digest} back, or delete it.")
     return 0

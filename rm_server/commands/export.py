@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rm_server.commands.common import CommandError, add_json_option, add_reason_option, print_json, short_bytes
 from rm_server.commands.models import SHORT_DIGEST
 from rm_server.commands.target import add_home_option, opened_home
+from rm_server.registry.records import version_name
 
 # What computes is imported by the command that needs it: `rm-server --help` must not load torch.
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"model": record.model, "version": record.version, "created": done.created, **done.report.as_dict()})
         return 0
-    name = f"{record.model}@{record.version} ({record.digest[:SHORT_DIGEST]})"
+    name = f"{version_name(record.key)} ({record.digest[:SHORT_DIGEST]})"
     print(f"{name} is {done.report.source} in ONNX." if done.created else f"{name} has this content already.")
     print("\n".join(_details(done.report)))
     if record.calibration is not None:

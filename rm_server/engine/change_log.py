@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rm_server.registry.records import Snapshot, Split
+from rm_server.registry.records import Snapshot, Split, version_name
 
 
 def change_lines(before: Snapshot, after: Snapshot) -> Iterator[str]:
@@ -21,7 +21,7 @@ def change_lines(before: Snapshot, after: Snapshot) -> Iterator[str]:
         shadow = after.shadows.get(key)
         if shadow != before.shadows.get(key):
             share = "no more" if shadow is None else f"{shadow.share:.3g} of its model's calls"
-            yield "{}@{} shadows {}".format(*key, share)
+            yield f"{version_name(key)} shadows {share}"
 
 
 def _version(number: int | None) -> str:

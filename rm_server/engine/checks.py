@@ -10,7 +10,7 @@ from rm_server.backends.interface import Encoder
 from rm_server.backends.items import Content, EncodedItem, Float64Array
 from rm_server.errors import ConstantOutput, GoldenMismatch, NonFiniteScore, RmError
 from rm_server.registry.manifest import Manifest
-from rm_server.registry.records import VersionKey
+from rm_server.registry.records import VersionKey, version_name
 
 SMALLEST_SPREAD = 1e-6
 """Scores that lie closer together than this, relative to their size where that is above 1, are all the same."""
@@ -70,7 +70,7 @@ def probes_of(encoder: Encoder, manifest: Manifest) -> Probes:
 
 def check(key: VersionKey, manifest: Manifest, precision: str, probes: Probes, scores: Float64Array) -> None:
     """Raises NonFiniteScore, GoldenMismatch or ConstantOutput. ``scores`` has shape (len(probes.items),)."""
-    name = f"{key[0]}@{key[1]}"
+    name = version_name(key)
     num_bad = int(np.count_nonzero(~np.isfinite(scores)))
     if num_bad:
         raise NonFiniteScore(

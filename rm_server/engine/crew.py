@@ -14,7 +14,7 @@ from rm_server.engine.tasks import Tasks
 from rm_server.engine.work import Work
 from rm_server.engine.workers import Worker, WorkerDied
 from rm_server.errors import RmError, WorkerFailed
-from rm_server.registry.records import VersionKey
+from rm_server.registry.records import VersionKey, version_name
 
 Check = Callable[[LoadReport], None]
 """Raises what is wrong with a version, judging by what a worker reports."""
@@ -183,7 +183,7 @@ class Crew:
                 await asyncio.gather(*(worker.unload(order.key) for _, worker in seats), return_exceptions=True)
                 if isinstance(error, WorkerDied):
                     raise WorkerFailed(
-                        f"A worker process died while it loaded {order.key[0]}@{order.key[1]} ({error}). "
+                        f"A worker process died while it loaded {version_name(order.key)} ({error}). "
                         "Perhaps the version does not fit into memory."
                     ) from None
                 raise
@@ -288,7 +288,7 @@ class Crew:
                         f"{num_deaths[key]} worker processes died one after the other while they loaded it. "
                         "Look for out-of-memory kills in the system's log."
                     )
-                if (wrong := await asyncio.to_thread(attempt, "Verifying {}@{}".format(*key), verify)) is not None:
+                if (wrong := await asyncio.to_thread(attempt, f"Verifying {version_name(key)}", verify)) is not None:
                     raise wrong
                 check(await worker.load(order))
                 seat.keys.add(key)

@@ -20,7 +20,7 @@ from rm_server.errors import OutOfMemory, RmError, UnsupportedArtifact, VersionI
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.lora import read_base_name
 from rm_server.registry.manifest import PRECISIONS, Manifest, Precision, read_manifest
-from rm_server.registry.records import ServingProfile, VersionKey, VersionRecord
+from rm_server.registry.records import ServingProfile, VersionKey, VersionRecord, version_name
 
 RETRY_S = 10.0
 """After a load that failed for a reason that passes, at least: each try reads all files."""
@@ -120,7 +120,7 @@ class Deployment:
 
     def lacks_part(self, key: VersionKey, part: VersionKey) -> None:
         """A loaded composite FAILED, because something that it is made of is loaded no longer."""
-        message = f"{_name(key)} is made of {_name(part)}, which is not loaded any more."
+        message = f"{version_name(key)} is made of {version_name(part)}, which is not loaded any more."
         # Perhaps that is loaded again soon.
         self._failed[key] = _Failure.of(VersionNotLoaded(message, retry_after_s=RETRY_S))
         self._on_change(key)
@@ -160,7 +160,7 @@ class Deployment:
             return
         if loaded is not None and not fits:
             raise VersionInUse(
-                f"{_name(key)} is loaded in {loaded.precision}. Unload it first to load it in {precision}."
+                f"{version_name(key)} is loaded in {loaded.precision}. Unload it first to load it in {precision}."
             )
         self._enter(key, "LOADING")
         started = time.perf_counter()
@@ -184,14 +184,14 @@ class Deployment:
                 load_seconds=time.perf_counter() - started,
             )
             self._metrics.memory_changed(self._engine.memory.by_version())
-            _log.info("%s is loaded: digest %s, %s", _name(key), record.digest, loaded.precision or record.kind)
+            _log.info("%s is loaded: digest %s, %s", version_name(key), record.digest, loaded.precision or record.kind)
         except RmError as error:
             # What did not fit now may fit when it is asked for again.
             if not (key in self._paged_out and isinstance(error, OutOfMemory)):
                 self._failed[key] = _Failure.of(error)
                 self._paged_out.discard(key)
             self._metrics.load_failed(key, error.reason)
-            _log.warning("%s is not loaded: %s", _name(key), error)
+            _log.warning("%s is not loaded: %s", version_name(key), error)
             raise
         finally:
             self._leave(key)
@@ -267,7 +267,3 @@ def _verify(artifacts: ArtifactStore, record: VersionRecord) -> None:
     artifacts.verify(record.digest)
     if record.kind == "lora":
         artifacts.verify(read_base_name(artifacts.path(record.digest)).digest)
-
-
-def _name(key: VersionKey) -> str:
-    return f"{key[0]}@{key[1]}"

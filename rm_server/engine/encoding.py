@@ -13,7 +13,7 @@ from itertools import chain
 from typing import TypeAlias
 
 from rm_server.backends.interface import Encoder
-from rm_server.backends.items import Content, EncodedItem
+from rm_server.backends.items import Content, EncodedItem, is_ids
 from rm_server.engine.turns import Turns
 from rm_server.errors import DeadlineExceeded, Draining, InternalError, RmError
 from rm_server.registry.manifest import TruncationRule
@@ -156,6 +156,6 @@ def _encode_one(
 def _cost(content: Content) -> float:
     if isinstance(content, str):
         return len(content)
-    if content and isinstance(content[0], int):
+    if is_ids(content):
         return CHARACTERS_PER_ID * len(content)
     return sum(len(message.content) for message in content if not isinstance(message, int)) + 50 * len(content)

@@ -29,7 +29,7 @@ from rm_server.engine.work import ItemScore, Work
 from rm_server.engine.workers import ProcessWorker, ThreadWorker, Worker
 from rm_server.errors import Draining, RmError, VersionInUse, VersionNotLoaded, WorkerFailed
 from rm_server.registry.manifest import Manifest, Precision, TruncationRule
-from rm_server.registry.records import VersionKey
+from rm_server.registry.records import VersionKey, version_name
 
 LOAD_BACKEND = "rm_server.backends.loading:load_backend"
 LOAD_ENCODER = "rm_server.backends.loading:load_encoder"
@@ -307,7 +307,7 @@ class Engine:
         assert backend is not None
         sent = SentBatch(key, works, sent_at=time.perf_counter())
         batch = Batch.of([work.item for work in works])
-        outcome = attempt(f"Scoring with {key[0]}@{key[1]}", lambda: computed(backend, key, batch))
+        outcome = attempt(f"Scoring with {version_name(key)}", lambda: computed(backend, key, batch))
         if isinstance(outcome, Computed):
             self._pool.answer(sent, outcome)
         elif len(works) == 1:
@@ -349,7 +349,7 @@ class Engine:
                 return version
             if key in self._entries:
                 raise VersionInUse(
-                    f"{key[0]}@{key[1]} is being unloaded, or is loaded in another precision than {precision}; "
+                    f"{version_name(key)} is being unloaded, or is loaded in another precision than {precision}; "
                     "unload it first."
                 )
             version = await self._loader.load(key, folder, manifest, precision, verify, make_room)
@@ -362,7 +362,7 @@ class Engine:
                     raise
             if self._entries.get(key) is not entry:
                 raise WorkerFailed(
-                    f"{key[0]}@{key[1]} was lost while it was tried: no worker could load it again. Look at the "
+                    f"{version_name(key)} was lost while it was tried: no worker could load it again. Look at the "
                     "server's log, then load it again."
                 )
             self._loaded[key] = version
@@ -395,4 +395,4 @@ class Engine:
 
 
 def _not_loaded(key: VersionKey) -> VersionNotLoaded:
-    return VersionNotLoaded(f"{key[0]}@{key[1]} is not loaded on this server; load it first (`rm-server load`).")
+    return VersionNotLoaded(f"{version_name(key)} is not loaded on this server; load it first (`rm-server load`).")

@@ -10,7 +10,7 @@ from rm_server.engine.batcher import VersionQueue
 from rm_server.engine.turns import Turns
 from rm_server.engine.waiting import Call, W
 from rm_server.errors import QueueFull
-from rm_server.registry.records import VersionKey
+from rm_server.registry.records import VersionKey, version_name
 
 PRIORITY_STEP_S = 30.0
 """One step of priority is worth so much waiting time: priority 1 goes before what came up to 30 s earlier with 0."""
@@ -182,7 +182,7 @@ class FairQueue(Generic[W]):
         came = f"{num_items}" if num_tokens is None else f"{num_items} with {num_tokens}"
         raise QueueFull(
             f"{self.num_items} items with {self.num_tokens} tokens wait already, and {came} "
-            f"for {key[0]}@{key[1]} came; the queue holds {self._max_items} items and {self._max_tokens} tokens. "
+            f"for {version_name(key)} came; the queue holds {self._max_items} items and {self._max_tokens} tokens. "
             f"Try again in {hint_s:.1f} s, or send to another server.",
             retry_after_s=hint_s,
         )

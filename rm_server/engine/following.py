@@ -20,7 +20,7 @@ from rm_server.engine.tasks import Tasks
 from rm_server.errors import CatalogUnavailable, ModelNotFound, RmError, VersionNotFound
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.manifest import PRECISIONS, Precision
-from rm_server.registry.records import Snapshot, VersionKey, VersionRecord
+from rm_server.registry.records import Snapshot, VersionKey, VersionRecord, version_name
 from rm_server.registry.runs import Look, look
 
 Guard = Callable[[VersionKey], str | None]
@@ -116,7 +116,7 @@ class Following:
     def _need_of_composites(self, key: VersionKey) -> str | None:
         for composite in self.in_catalog.composites_of(key):
             if self.deployment.state_of(composite).state in _NEEDS_PARTS or composite in self._wanted_alone():
-                return "the composite {}@{} is made of it. Unload that first.".format(*composite)
+                return f"the composite {version_name(composite)} is made of it. Unload that first."
         return None
 
     def labels_naming(self, key: VersionKey) -> list[str]:
@@ -164,8 +164,7 @@ class Following:
                 async with self.lock(part):  # composites' locks come before those of parts: no two wait for each other
                     await self.deployment.load(self.record(part), self.wanted_precision(part))
             except RmError as error:
-                name = "{}@{}".format(*part)
-                message = f"Its part {name} could not be loaded: {error.message}"
+                message = f"Its part {version_name(part)} could not be loaded: {error.message}"
                 raise type(error)(message, retry_after_s=error.retry_after_s) from error
 
     # --- following ---

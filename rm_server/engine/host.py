@@ -29,7 +29,7 @@ from rm_server.backends.interface import (
 from rm_server.backends.items import Batch, Float64Array
 from rm_server.errors import InternalError, OutOfMemory, RmError, VersionNotLoaded
 from rm_server.registry.manifest import Manifest
-from rm_server.registry.records import VersionKey
+from rm_server.registry.records import VersionKey, version_name
 
 T = TypeVar("T")
 
@@ -97,7 +97,7 @@ class Host:
     def load(self, order: LoadOrder) -> LoadReport | RmError:
         """Loads a version and computes its probes, the first ones twice: the first time warms up."""
         self._device = order.settings.device
-        outcome = attempt(f"Loading {_name(order.key)}", lambda: self._load(order))
+        outcome = attempt(f"Loading {version_name(order.key)}", lambda: self._load(order))
         if isinstance(outcome, RmError):
             free_memory()
         self._give_back()  # The trials took more than the version keeps, in fp32 at that.
@@ -115,7 +115,8 @@ class Host:
 
         ``is_alone``: no other worker computes now, so that this one may use the threads of all.
         """
-        return attempt(f"Scoring with {', '.join(map(_name, keys))}", lambda: self._compute(keys, batch, is_alone))
+        names = ", ".join(map(version_name, keys))
+        return attempt(f"Scoring with {names}", lambda: self._compute(keys, batch, is_alone))
 
     def device_memory(self, device: str) -> int | None:
         """Bytes that are free on a GPU; None: the machine's memory is what counts, or nothing is known."""
@@ -145,7 +146,7 @@ class Host:
         backends = []
         for key in keys:
             if key not in self._backends:
-                raise VersionNotLoaded(f"{_name(key)} is not loaded in this worker.")
+                raise VersionNotLoaded(f"{version_name(key)} is not loaded in this worker.")
             backends.append(self._backends[key])
         for backend in backends:
             if hasattr(backend, "stretch"):  # it Stretches; to ask for the protocol takes ten times as long
@@ -162,7 +163,7 @@ def computed(backend: Backend, key: VersionKey, batch: Batch) -> Computed:
     else:
         scores = np.asarray(backend.score(batch), np.float64)
     seconds = time.perf_counter() - start
-    _check_shape(_name(key), scores, batch)
+    _check_shape(version_name(key), scores, batch)
     return Computed(scores, seconds, parts)
 
 
@@ -172,7 +173,7 @@ def _computed_together(backends: Sequence[Backend], keys: Sequence[VersionKey], 
     start = time.perf_counter()
     scores = mixing[0].score_mixed(mixing, batch)
     seconds = time.perf_counter() - start
-    _check_shape(", ".join(map(_name, keys)), scores, batch)
+    _check_shape(", ".join(map(version_name, keys)), scores, batch)
     return Computed(scores, seconds)
 
 
@@ -214,7 +215,3 @@ def attempt(doing: str, function: Callable[[], T]) -> T | RmError:
             return OutOfMemory(f"{doing}: not enough memory.")
         _log.exception("%s failed.", doing)
         return InternalError(f"{doing} failed; the server's log says why.")
-
-
-def _name(key: VersionKey) -> str:
-    return f"{key[0]}@{key[1]}"

@@ -20,7 +20,7 @@ from rm_server.engine.pool import Pool
 from rm_server.engine.threads import threads_alone, threads_per_worker
 from rm_server.errors import RmError
 from rm_server.registry.manifest import Manifest, Precision
-from rm_server.registry.records import VersionKey
+from rm_server.registry.records import VersionKey, version_name
 
 MakeRoom = Callable[[VersionKey, Room], Awaitable[bool]]
 """Unloads another version on the way to room for one; False: there is no way. What is lacking is looked at again."""
@@ -52,7 +52,7 @@ class Loader:
         make_room: MakeRoom | None,
     ) -> LoadedVersion:
         """Loads into all workers, or into none. Raises BrokenVersion's members, OutOfMemory, WorkerFailed."""
-        doing = f"Loading {key[0]}@{key[1]}"
+        doing = f"Loading {version_name(key)}"
         settings = compute_settings(self._settings, precision)
         await self._check_room(key, folder, manifest, settings, make_room)
         encoder = await in_thread(doing, lambda: imported(self._load_encoder)(folder, manifest))

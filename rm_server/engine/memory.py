@@ -12,7 +12,7 @@ from rm_server.backends.interface import ComputeSettings, SharedMemory
 from rm_server.engine.host import LoadReport
 from rm_server.errors import OutOfMemory
 from rm_server.registry.manifest import Manifest
-from rm_server.registry.records import VersionKey
+from rm_server.registry.records import VersionKey, version_name
 
 MIB = 1 << 20
 
@@ -123,7 +123,7 @@ class Memory:
         held = ", ".join(f"{model}@{version} {in_mib(size)}" for (model, version), size in by_size[:_MAX_NAMED] if size)
         more = f" and {len(by_size) - _MAX_NAMED} more" if len(by_size) > _MAX_NAMED else ""
         return OutOfMemory(
-            f"{key[0]}@{key[1]} needs {in_mib(room.needed_bytes)} in {self._num_workers} "
+            f"{version_name(key)} needs {in_mib(room.needed_bytes)} in {self._num_workers} "
             f"worker{'s' if self._num_workers > 1 else ''}, and {in_mib(max(0, room.free_bytes))} are free of "
             f"{room.what}. Loaded are: {held + more or 'nothing'}. Unload a version that is not needed, load this one "
             "in a narrower precision, or give the server fewer workers (engine.workers) or more memory.",

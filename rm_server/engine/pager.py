@@ -14,7 +14,7 @@ from rm_server.engine.following import Following
 from rm_server.engine.memory import Room
 from rm_server.engine.paging import Resident, choose_to_go, room_from
 from rm_server.errors import DeadlineExceeded, OutOfMemory
-from rm_server.registry.records import VersionKey
+from rm_server.registry.records import VersionKey, version_name
 
 LONGEST_WAIT_S = 60.0
 """Of a request that has no deadline, for versions that are busy."""
@@ -90,7 +90,7 @@ class Pager:
                     await asyncio.shield(task)
             except TimeoutError:
                 raise DeadlineExceeded(
-                    "{}@{} was out of memory and was not back before the deadline; it is being loaded.".format(*key)
+                    f"{version_name(key)} was out of memory and was not back before the deadline; it is being loaded."
                 ) from None
             except OutOfMemory:
                 # Perhaps another one took the room meanwhile.
@@ -117,11 +117,10 @@ class Pager:
             left_s = moment - now
             if left_s > 0 and loop.time() + left_s > latest:
                 raise OutOfMemory(
-                    "{}@{} is out of memory, and what could make room for it came back for other requests just now: "
-                    "a version stays for {:g} s (engine.min_stay_s), so that two that do not fit together are not "
-                    "loaded in turns all the time. Try again in {:.1f} s, or give the server more memory.".format(
-                        *key, self._engine.settings.min_stay_s, left_s
-                    ),
+                    f"{version_name(key)} is out of memory, and what could make room for it came back for other "
+                    f"requests just now: a version stays for {self._engine.settings.min_stay_s:g} s "
+                    "(engine.min_stay_s), so that two that do not fit together are not loaded in turns all the time. "
+                    f"Try again in {left_s:.1f} s, or give the server more memory.",
                     retry_after_s=left_s,
                 )
             if left_s > 0:
@@ -133,11 +132,10 @@ class Pager:
                     # Or whatever else came, or went.
                     await _first(anext(change), *(self._until_idle(other) for other in busy))
             except TimeoutError:
-                names = ", ".join("{}@{}".format(*other) for other in busy)
+                names = ", ".join(map(version_name, busy))
                 raise DeadlineExceeded(
-                    "{}@{} was out of memory, and what could make room for it ({}) was busy until the deadline.".format(
-                        *key, names
-                    )
+                    f"{version_name(key)} was out of memory, and what could make room for it ({names}) was busy until "
+                    "the deadline."
                 ) from None
 
     async def _lacking(self, key: VersionKey) -> Room | None:

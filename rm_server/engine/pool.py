@@ -26,7 +26,7 @@ from rm_server.engine.throughput import Throughputs
 from rm_server.engine.work import ItemScore, Work, fail_all
 from rm_server.engine.workers import Worker, WorkerDied
 from rm_server.errors import DeadlineExceeded, NonFiniteScore, RmError, VersionNotLoaded, WorkerFailed
-from rm_server.registry.records import VersionKey
+from rm_server.registry.records import VersionKey, version_name
 
 LEAD_SHARE = 0.2
 LEAD_S = 0.005
@@ -335,7 +335,7 @@ class Pool:
             else:
                 work.fail(
                     NonFiniteScore(
-                        f"{key[0]}@{key[1]} gave {value} for this item. "
+                        f"{version_name(key)} gave {value} for this item. "
                         "Load the version in a wider precision, or look at the item."
                     )
                 )
@@ -376,7 +376,7 @@ class Pool:
 
     def on_lost(self, key: VersionKey, error: RmError) -> None:
         """Nobody can compute what waits for this version."""
-        reason = VersionNotLoaded(f"{key[0]}@{key[1]} could not be loaded into a new worker: {error.message}")
+        reason = VersionNotLoaded(f"{version_name(key)} could not be loaded into a new worker: {error.message}")
         self._sharing.pop(key, None)
         self._again.fail_version(key, reason)
         fail_all(self._queue.take_all(key), reason)

@@ -25,7 +25,7 @@ from rm_server.registry.catalog import Catalog
 from rm_server.registry.home import add_version, sweep_artifacts
 from rm_server.registry.manifest import Precision
 from rm_server.registry.names import check_label
-from rm_server.registry.records import Snapshot, Split, VersionKey, VersionRecord
+from rm_server.registry.records import Snapshot, Split, VersionKey, VersionRecord, version_name
 from rm_server.registry.runs import Look
 from rm_server.registry.versions_by_name import CheckModel, any_model
 
@@ -255,14 +255,14 @@ class VersionManager:
             self._following.record(key)
             is_loaded = self._deployment.is_loaded(key)
             if not is_loaded and self.state_of(key).state != "FAILED" and key not in self._following.in_catalog.wanted:
-                raise VersionNotLoaded(f"{_name(key)} is not loaded on this server.")
+                raise VersionNotLoaded(f"{version_name(key)} is not loaded on this server.")
             await self._following.refresh_holders()  # a run may just have ended on another server
             self._check_not_needed(key)
             labels = self._following.labels_naming(key)
             if is_loaded and labels and not force:
                 raise VersionInUse(
-                    f"{_name(key)} is named by the label {', '.join(labels)}. Move that first, or force the unload: "
-                    "then calls by the label fail."
+                    f"{version_name(key)} is named by the label {', '.join(labels)}. Move that first, or force "
+                    "the unload: then calls by the label fail."
                 )
             was_wanted, precision = key in self._following.in_catalog.wanted, self._following.wanted_precision(key)
             why = f"forced, although named by the label {', '.join(labels)}" if is_loaded and labels else ""
@@ -295,7 +295,8 @@ class VersionManager:
                 await self._load_and_want(record, None, actor, comment)
             if not self._deployment.is_loaded(key):
                 raise VersionNotLoaded(
-                    f"{_name(key)} is not loaded, so the label {label!r} cannot move to it. Load it first, or ask to."
+                    f"{version_name(key)} is not loaded, so the label {label!r} cannot move to it. Load it "
+                    "first, or ask to."
                 )
             previous = await asyncio.to_thread(move)
             self._following.forced_out.discard(key)
@@ -333,7 +334,7 @@ class VersionManager:
                     await self._load_and_want(self._following.record(key), None, actor)
                 if not self._deployment.is_loaded(key):
                     self._following.record(key)
-                    raise VersionNotLoaded(f"{_name(key)} is not loaded, so it cannot {what}. Load it first.")
+                    raise VersionNotLoaded(f"{version_name(key)} is not loaded, so it cannot {what}. Load it first.")
                 self._retiring.pop(key, None)
             return await self._change(change)
 
@@ -349,7 +350,7 @@ class VersionManager:
         except NotFound:
             self._retiring.pop(key, None)
         except RmError as error:
-            _log.info("%s stays loaded for now: %s", _name(key), error)
+            _log.info("%s stays loaded for now: %s", version_name(key), error)
 
     async def _register(self, folder: Path, add: Callable[[], T]) -> T:
         await asyncio.to_thread(check_spec, folder)
@@ -359,7 +360,7 @@ class VersionManager:
         async with self._following.lock(key):
             self._following.record(key)
             if self._deployment.is_loaded(key):
-                raise VersionInUse(f"{_name(key)} is loaded on this server. Unload it first.")
+                raise VersionInUse(f"{version_name(key)} is loaded on this server. Unload it first.")
             await self._following.refresh_holders()
             self._check_not_needed(key)
             await asyncio.to_thread(self._catalog.delete_version, *key, actor, comment)
@@ -384,8 +385,4 @@ class VersionManager:
 
     def _check_not_needed(self, key: VersionKey) -> None:
         if (need := self._following.need_of(key)) is not None:
-            raise VersionInUse(f"{_name(key)} is needed: {need}")
-
-
-def _name(key: VersionKey) -> str:
-    return f"{key[0]}@{key[1]}"
+            raise VersionInUse(f"{version_name(key)} is needed: {need}")

@@ -20,7 +20,7 @@ from typing import Any
 
 from rm_server.errors import ArtifactUnreadable, DigestMismatch, NotCalibrated, RmError, UnsupportedArtifact
 from rm_server.registry.artifacts import ArtifactStore
-from rm_server.registry.records import Snapshot, VersionKey, VersionRecord
+from rm_server.registry.records import Snapshot, VersionKey, VersionRecord, version_name
 from rm_server.registry.versions_by_name import CheckModel, any_model, find_version
 
 FILE_NAME = "composite.json"
@@ -80,7 +80,7 @@ def _pinned(component: dict[str, Any], snapshot: Snapshot, check_model: CheckMod
         raise DigestMismatch(
             f"{where}: {name} has the digest {record.digest} here, and {component['digest']} was expected."
         )
-    pinned = {**component, "version": f"{record.model}@{record.version}", "digest": record.digest}
+    pinned = {**component, "version": version_name(record.key), "digest": record.digest}
     if component.get("calibrated") is True and "calibration" not in component:
         pinned["calibration"] = _calibration(where, record)
     return pinned
@@ -89,7 +89,7 @@ def _pinned(component: dict[str, Any], snapshot: Snapshot, check_model: CheckMod
 def _calibration(where: str, record: VersionRecord) -> dict[str, Any]:
     if record.calibration is None:
         raise NotCalibrated(
-            f"{where} shall be calibrated, and {record.model}@{record.version} has no calibration. "
+            f"{where} shall be calibrated, and {version_name(record.key)} has no calibration. "
             "Compute one, or leave `calibrated` out."
         )
     return asdict(record.calibration)

@@ -24,7 +24,7 @@ from rm_server.registry.layout import ADAPTER_CONFIG, BASE_FILE, BASE_FOLDER, ad
 from rm_server.registry.manifest import FILE_NAME as MANIFEST_NAME
 from rm_server.registry.manifest import Kind, Manifest, read_manifest
 from rm_server.registry.names import check_digest
-from rm_server.registry.records import Snapshot, VersionRecord
+from rm_server.registry.records import Snapshot, VersionRecord, version_name
 from rm_server.registry.versions_by_name import CheckModel, any_model, find_version
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def add_base(
                 actor,
                 "the base of adapters; not to be loaded by itself" if not has_manifest else "the base of adapters",
             )
-        return BaseName(f"{record.model}@{record.version}", record.digest)
+        return BaseName(version_name(record.key), record.digest)
     return pinned_base(catalog.snapshot(), read_base_name(folder), check_model)
 
 
@@ -154,7 +154,7 @@ def pinned_base(snapshot: Snapshot, name: BaseName, check_model: CheckModel = an
         raise DigestMismatch(
             f"The adapter's base {name.version} has the digest {record.digest} here, and {name.digest} was expected."
         )
-    return BaseName(f"{record.model}@{record.version}", record.digest)
+    return BaseName(version_name(record.key), record.digest)
 
 
 @contextmanager

@@ -11,6 +11,11 @@ VersionKey: TypeAlias = tuple[str, int]
 """(model, version)"""
 
 
+def version_name(key: VersionKey) -> str:
+    """As selectors name one version: ``model@version``."""
+    return f"{key[0]}@{key[1]}"
+
+
 @dataclass(frozen=True, slots=True)
 class CalibrationRecord:
     """The map to the model's common scale: score = gain * raw + bias.

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from rm_server.backends.composite import Composite, CompositeEncoder, VersionPart
-from rm_server.backends.items import ChatMessage, Content
+from rm_server.backends.items import is_ids
 from rm_server.engine.checks import check_golden
 from rm_server.engine.encoding import Pair
 from rm_server.engine.engine import Engine
@@ -20,7 +20,7 @@ from rm_server.engine.work import ItemScore
 from rm_server.errors import DigestMismatch, InternalError, NonFiniteScore, RmError, UnsupportedContent, VersionNotFound
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.manifest import Manifest
-from rm_server.registry.records import Snapshot, VersionKey
+from rm_server.registry.records import Snapshot, VersionKey, version_name
 from rm_server.registry.vocabulary import read_vocabulary_digest
 from rm_server.scoring.evaluation import Component, Evaluated, How, evaluate
 
@@ -85,7 +85,7 @@ class Composites:
             if isinstance(outcome, RmError):
                 raise outcome
             scores.append(outcome.value)
-        name = "{}@{}".format(*version.key)
+        name = version_name(version.key)
         precision = _coarsest(version.manifest, [self._engine.loaded[key] for key in composite_of(version).versions])
         check_golden(name, version.manifest, precision, tuple(example.score for example in golden), np.array(scores))
 
@@ -200,7 +200,7 @@ def _coarsest(manifest: Manifest, parts: Sequence[LoadedVersion]) -> str:
 
 
 def _named(part: VersionPart) -> str:
-    return "Component {!r} ({}@{})".format(part.name, *part.version)
+    return f"Component {part.name!r} ({version_name(part.version)})"
 
 
 def _of_part(name: str, error: RmError) -> RmError:
@@ -209,8 +209,4 @@ def _of_part(name: str, error: RmError) -> RmError:
 
 
 def _has_ids(pair: Pair) -> bool:
-    return any(map(_is_ids, pair))
-
-
-def _is_ids(content: Content) -> bool:
-    return not isinstance(content, str) and bool(content) and not isinstance(content[0], ChatMessage)
+    return any(map(is_ids, pair))

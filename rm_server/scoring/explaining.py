@@ -12,7 +12,7 @@ from rm_server.engine.loaded import LoadedVersion
 from rm_server.engine.versions import VersionManager
 from rm_server.errors import InvalidRequest, RmError
 from rm_server.registry.manifest import Transform
-from rm_server.registry.records import CalibrationRecord
+from rm_server.registry.records import CalibrationRecord, version_name
 from rm_server.scoring.composites import composite_of
 from rm_server.scoring.routing import Route
 from rm_server.scoring.runs import Runs
@@ -90,7 +90,7 @@ class Explainer:
     ) -> tuple[Explanation, ...]:
         explained = []
         for index, part in enumerate(composite_of(composite).parts):
-            chosen_by = f"component {part.name!r} of {_name(composite)}"
+            chosen_by = f"component {part.name!r} of {version_name(composite.key)}"
             if isinstance(part, VersionPart):
                 with self._engine.use(part.version) as version:
                     explained.append(await self._of_version(version, chosen_by, call, None, deadline))
@@ -135,7 +135,3 @@ def _in_words(route: Route, run: str) -> str:
             return f"the arm {route.arm!r} of the model's split, which the run {run!r} falls into"
         case "label":
             return f"the label {route.label!r}"
-
-
-def _name(version: LoadedVersion) -> str:
-    return f"{version.key[0]}@{version.key[1]}"

@@ -16,7 +16,7 @@ from rm_server.engine.versions import VersionManager
 from rm_server.errors import CatalogUnavailable, Draining, InvalidRequest, RunNotFound, VersionChanged, VersionNotLoaded
 from rm_server.metrics import Metrics
 from rm_server.registry.catalog import Catalog
-from rm_server.registry.records import VersionKey
+from rm_server.registry.records import VersionKey, version_name
 from rm_server.registry.run_records import Lease
 from rm_server.registry.runs import Look, assign_run, changed_runs, end_runs, find_run
 from rm_server.scoring.leases import Leases
@@ -95,8 +95,8 @@ class Runs:
         def check(route: Route) -> None:
             if expected_digest and expected_digest != route.digest:
                 raise VersionChanged(
-                    f"The run {run!r} expected digest {expected_digest}, and would be given {_name(route.key)} with "
-                    f"{route.digest}. Score by the version's number, or register without an expected digest."
+                    f"The run {run!r} expected digest {expected_digest}, and would be given {version_name(route.key)} "
+                    f"with {route.digest}. Score by the version's number, or register without an expected digest."
                 )
 
         async with self._lock(run, model):
@@ -206,8 +206,8 @@ class Runs:
         route = resolve(selector, self._versions.snapshot, version, run=run, now_s=now, had_arm=had_arm)
         if kept is not None and kept.digest != route.digest:
             raise VersionChanged(
-                f"The run {run!r} was given {_name(route.key)} with digest {kept.digest}; it has {route.digest} now. "
-                "Register the run with `move` to get what the bare name means now."
+                f"The run {run!r} was given {version_name(route.key)} with digest {kept.digest}; it has {route.digest} "
+                "now. Register the run with `move` to get what the bare name means now."
             )
         check(route)
         self._check_ready(route, run)
@@ -261,12 +261,12 @@ class Runs:
             return
         if state in ("REGISTERED", "LOADING") and key in self._versions.wanted:
             raise Draining(
-                f"{_name(key)}, which the run {run!r} has, is being loaded on this server; come back soon.",
+                f"{version_name(key)}, which the run {run!r} has, is being loaded on this server; come back soon.",
                 retry_after_s=_RETRY_AFTER_S,
             )
         why = f" Its last load failed: {status.error.message}" if status.error is not None else ""
         raise VersionNotLoaded(
-            f"The run {run!r} was given {_name(key)}, which is not loaded. Load it, or register the run with "
+            f"The run {run!r} was given {version_name(key)}, which is not loaded. Load it, or register the run with "
             f"`move` to get what the bare name means now.{why}"
         )
 
@@ -303,7 +303,3 @@ def check_run(run: str) -> None:
         raise InvalidRequest(
             f"{run[:200]!r} cannot name a run: 1 to 128 letters, digits, '.', '_', '-', ':' and '/' were expected."
         )
-
-
-def _name(key: VersionKey) -> str:
-    return f"{key[0]}@{key[1]}"

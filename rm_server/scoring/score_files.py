@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rm_server.backends.items import ChatMessage, Content
+from rm_server.backends.items import Content, is_messages
 from rm_server.config import ConfigError
 from rm_server.engine.work import ItemScore
 from rm_server.errors import RmError
@@ -200,6 +200,6 @@ def _text(content: Content) -> str:
     """Text as it is; messages and ids as JSON. A lone surrogate, which no file can hold, becomes a question mark."""
     if isinstance(content, str):
         return str(content).encode("utf-8", "replace").decode()
-    if content and isinstance(content[0], ChatMessage):
-        return json.dumps([{"role": m.role, "content": m.content} for m in content if isinstance(m, ChatMessage)])
+    if is_messages(content):
+        return json.dumps([{"role": message.role, "content": message.content} for message in content])
     return json.dumps(list(content))

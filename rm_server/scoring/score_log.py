@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from rm_server.backends.items import ChatMessage, Content
+from rm_server.backends.items import Content, is_messages
 from rm_server.config import ScoreLogSettings
 from rm_server.engine.tasks import Tasks
 from rm_server.registry.records import CalibrationRecord
@@ -147,6 +147,6 @@ class ScoreLog:
 def _num_bytes(content: Content) -> int:
     if isinstance(content, str):
         return len(content)
-    if content and isinstance(content[0], ChatMessage):
-        return sum(len(message.content) for message in content if isinstance(message, ChatMessage))
+    if is_messages(content):
+        return sum(len(message.content) for message in content)
     return 8 * len(content)

@@ -26,7 +26,7 @@ from rm_server.errors import (
     VersionNotLoaded,
 )
 from rm_server.registry.manifest import Transform, TruncationRule
-from rm_server.registry.records import CalibrationRecord, VersionKey
+from rm_server.registry.records import CalibrationRecord, VersionKey, version_name
 from rm_server.scoring.calibration import calibrated
 from rm_server.scoring.composites import Composites
 from rm_server.scoring.evaluation import Component, Evaluated, How, evaluate
@@ -227,18 +227,18 @@ class Scorer:
 
     def checked_calibration(self, call: ScoreCall, route: Route) -> CalibrationRecord | None:
         """What the scores go through; None: nothing. Raises VersionChanged, NotCalibrated."""
-        name = f"{route.key[0]}@{route.key[1]}"
         if call.expected_digest and call.expected_digest != route.digest:
             raise VersionChanged(
-                f"{call.selector} means {name} with digest {route.digest} now; {call.expected_digest} was expected."
+                f"{call.selector} means {version_name(route.key)} with digest {route.digest} now; "
+                f"{call.expected_digest} was expected."
             )
         if not call.calibrated:
             return None
         calibration = self._versions.snapshot.versions[route.key].calibration
         if calibration is None:
             raise NotCalibrated(
-                f"{name} has no calibration. Ask for raw scores, or compute one with `rm-server register` or "
-                "`rm-server evaluate`."
+                f"{version_name(route.key)} has no calibration. Ask for raw scores, or compute one with "
+                "`rm-server register` or `rm-server evaluate`."
             )
         return calibration
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Protocol
 
-from rm_server.backends.items import ChatMessage, Content
+from rm_server.backends.items import ChatMessage, Content, is_ids
 from rm_server.engine.encoding import Pair
 from rm_server.engine.engine import Engine
 from rm_server.engine.loaded import LoadedVersion
@@ -18,7 +18,7 @@ from rm_server.engine.tasks import Tasks
 from rm_server.engine.versions import VersionManager
 from rm_server.errors import QueueFull, RmError, VersionNotLoaded
 from rm_server.registry.artifacts import ArtifactStore
-from rm_server.registry.records import Shadow, Snapshot, VersionKey
+from rm_server.registry.records import Shadow, Snapshot, VersionKey, version_name
 from rm_server.registry.shadows import ShadowPair
 from rm_server.registry.vocabulary import read_vocabulary_digest
 from rm_server.scoring.composites import Composites, composite_of
@@ -52,7 +52,7 @@ class Dropped(Exception):
 
 def is_in_share(request_id: str, key: VersionKey, share: float) -> bool:
     """Whether a shadow scores the call of this id, too: the same call always, each shadow its own share of them."""
-    digest = blake2b(f"{key[0]}@{key[1]}|{request_id}".encode(), digest_size=8).digest()
+    digest = blake2b(f"{version_name(key)}|{request_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) < share * 2**64
 
 
@@ -145,7 +145,7 @@ class Shadowing:
         ]
         scored = [(item, score) for item, score in zip(groups, scores, strict=True) if score is not None]
         pairs = [(prompt, completion) for (_, prompt, completion), _ in scored]
-        has_ids = any(_is_ids(content) for pair in pairs for content in pair)
+        has_ids = any(is_ids(content) for pair in pairs for content in pair)
         if has_ids and await self._vocabulary_of(key) != await self._vocabulary_of(shadow_key):
             raise Dropped("other_vocabulary")
         how = How(ENCODING_TURN, call.truncation, is_background=True)
@@ -182,7 +182,7 @@ class Shadowing:
 
     def _loaded(self, key: VersionKey) -> LoadedVersion:
         if (version := self._engine.loaded.get(key)) is None:
-            raise VersionNotLoaded(f"{key[0]}@{key[1]} is not loaded, so it cannot shadow.")
+            raise VersionNotLoaded(f"{version_name(key)} is not loaded, so it cannot shadow.")
         return version
 
     async def _evaluate(self, version: LoadedVersion, pairs: Sequence[Pair], how: How) -> Evaluated:
@@ -217,10 +217,6 @@ def make_shadowing(
     return Shadowing(
         engine, composites, lambda: versions.snapshot, vocabulary_of, pairs.add, metrics, log_texts=log_texts
     )
-
-
-def _is_ids(content: Content) -> bool:
-    return bool(content) and isinstance(content[0], int)
 
 
 def _text(content: Content) -> str:

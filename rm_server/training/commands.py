@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rm_server.registry.options import add_place_options, home_of
+from rm_server.registry.records import version_name
 
 # What computes is imported by the command that needs it: `rm-server --help` must not load torch.
 if TYPE_CHECKING:
@@ -230,14 +231,12 @@ def _evaluate_in_home(pairs: list[Preference], arguments: argparse.Namespace) ->
     try:
         record = find_version(catalog.snapshot(), arguments.model)
         folder = artifacts.path(record.digest)
-        report = _assess_folder(
-            folder, read_manifest(folder), pairs, arguments, name=f"{record.model}@{record.version}"
-        )
+        report = _assess_folder(folder, read_manifest(folder), pairs, arguments, name=version_name(record.key))
         _give_out(report, arguments)
         if arguments.file:
             name = arguments.name or arguments.data.name.split(".")[0]
             catalog.file_evaluation(record.model, record.version, name, report.to_json(), operating_system_user())
-            print(f"Filed with {record.model}@{record.version} as {name!r}.", file=sys.stderr)
+            print(f"Filed with {version_name(record.key)} as {name!r}.", file=sys.stderr)
     finally:
         catalog.close()
     return 0

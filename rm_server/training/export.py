@@ -27,7 +27,7 @@ from rm_server.registry.home import add_version
 from rm_server.registry.layout import WEIGHTS, WEIGHTS_INDEX, version_files
 from rm_server.registry.manifest import GoldenExample, Manifest, Precision, read_manifest, write_manifest
 from rm_server.registry.onnx_file import MODEL
-from rm_server.registry.records import VersionRecord
+from rm_server.registry.records import VersionRecord, version_name
 from rm_server.registry.versions_by_name import find_version
 from rm_server.training.offline_scoring import Scored, ScoreTexts, offline_scorer
 from rm_server.training.preferences import Preference, read_preferences
@@ -145,7 +145,7 @@ def export_version(
     Raises what `export_folder`, `find_version` and `add_version` raise; nothing is registered then.
     """
     record = find_version(catalog.snapshot(), name)
-    source = f"{record.model}@{record.version}"
+    source = version_name(record.key)
     folder = artifacts.path(record.digest)
     with artifacts.scratch() as scratch:
         _, report = export_folder(folder, read_manifest(folder), scratch / "onnx", options, name=source)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from rm_server.backends.interface import Encoder
-from rm_server.backends.items import ChatMessage, Content
+from rm_server.backends.items import Content, is_ids, is_messages
 from rm_server.errors import ConstantOutput, GoldenMismatch, RmError
 from rm_server.registry.manifest import GoldenExample, Manifest
 from rm_server.training.offline_scoring import ScoreTexts
@@ -96,12 +96,9 @@ def _as_plain(text: Text) -> tuple[str | tuple[int, ...], str | tuple[int, ...]]
 
 
 def _plain_content(content: Content, role: str) -> str | tuple[int, ...] | None:
-    if isinstance(content, str):
-        return content
-    if len(content) == 1 and isinstance(content[0], ChatMessage):
-        return content[0].content if content[0].role == role else None
-    ids = tuple(token for token in content if not isinstance(token, ChatMessage))
-    return ids if len(ids) == len(content) else None
+    if is_messages(content):
+        return content[0].content if len(content) == 1 and content[0].role == role else None
+    return content if isinstance(content, str) or is_ids(content) else None
 
 
 def _example(text: Text, score: float) -> GoldenExample:

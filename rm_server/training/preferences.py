@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rm_server.backends.items import ChatMessage, Content
+from rm_server.backends.items import Content, is_messages
 from rm_server.training.rows import BadData, Row, content_of, key_of, length_of, name_of, read_rows
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def read_preferences(path: Path) -> list[Preference]:
 
 def _preference_of(row: Row, place: str) -> Preference:
     chosen, rejected = content_of(row, "chosen", place), content_of(row, "rejected", place)
-    if row.get("prompt") is None and _is_conversation(chosen) and _is_conversation(rejected):
+    if row.get("prompt") is None and is_messages(chosen) and is_messages(rejected):
         prompt, chosen, rejected = _split_conversations(chosen, rejected, place)
     elif row.get("prompt") is None and isinstance(chosen, str) and isinstance(rejected, str):
         prompt, chosen, rejected = _split_dialogues(chosen, rejected, place)
@@ -88,10 +88,6 @@ def _preference_of(row: Row, place: str) -> Preference:
         subset=name_of(row, "subset", place),
         place=place,
     )
-
-
-def _is_conversation(content: Content) -> bool:
-    return not isinstance(content, str) and isinstance(content[0], ChatMessage)
 
 
 def _split_conversations(chosen: Content, rejected: Content, place: str) -> tuple[Content, Content, Content]:

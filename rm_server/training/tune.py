@@ -24,7 +24,7 @@ from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.lora import base_folder
 from rm_server.registry.manifest import read_manifest
-from rm_server.registry.records import ServingProfile, VersionKey, VersionRecord
+from rm_server.registry.records import ServingProfile, VersionKey, VersionRecord, version_name
 from rm_server.registry.serving_profiles import set_serving_profile
 from rm_server.registry.versions_by_name import find_version
 from rm_server.training.export import EVALUATION_NAME as EXPORT_NAME
@@ -121,7 +121,9 @@ def tune_version(
     """
     record = find_version(catalog.snapshot(), name)
     if record.kind in _WITHOUT_WEIGHTS:
-        raise UnsupportedArtifact(f"{_name(record.key)} is of the kind {record.kind}: there is nothing to choose.")
+        raise UnsupportedArtifact(
+            f"{version_name(record.key)} is of the kind {record.kind}: there is nothing to choose."
+        )
     kind = device_kind(device)
     start = time.perf_counter()
     candidates = [
@@ -135,7 +137,9 @@ def tune_version(
     profiles = _profiles(found, kind)
     if record.key not in [(profile.model, profile.version) for profile in profiles]:
         reasons = {reason for arm, reason in found.left_out if arm.key == record.key}
-        raise GoldenMismatch(f"{_name(record.key)} could be measured in no precision: {'; '.join(sorted(reasons))}")
+        raise GoldenMismatch(
+            f"{version_name(record.key)} could be measured in no precision: {'; '.join(sorted(reasons))}"
+        )
     profiles.sort(key=lambda profile: ((profile.model, profile.version) != record.key, profile.version))
     tuning = Tuning(
         device=kind,
@@ -304,7 +308,3 @@ def _arm(arm: Arm) -> dict[str, Any]:
 def _profile(profile: ServingProfile) -> dict[str, Any]:
     names = ("model", "version", "precision", "workers", "threads_per_worker", "max_batch_tokens", "tokens_per_s")
     return {name: getattr(profile, name) for name in names}
-
-
-def _name(key: VersionKey) -> str:
-    return f"{key[0]}@{key[1]}"

@@ -75,7 +75,7 @@ def may_have_been_labelled(reply: Reply, moves: list[Move]) -> bool:
     return False
 
 
-@pytest.mark.parametrize(("workers", "num_loads"), [(0, 8), (1, 20)], ids=["in process", "a worker"])
+@pytest.mark.parametrize(("workers", "num_loads"), [(0, 6), (1, 12)], ids=["in process", "a worker"])
 def test_no_request_fails_or_meets_a_version_that_its_label_did_not_name(
     tmp_path: Path, versions: list[Path], workers: int, num_loads: int
 ) -> None:
