@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rm_server.registry.records import VersionKey
 
 RATE_WINDOW_S = 60.0
 """How long ago counts: what happened t seconds ago has the weight exp(-t / RATE_WINDOW_S) in a rate."""
+
+LARGEST_COUNTED = 1e100
+"""What a score further from 0 counts as in mean and deviation: sums of larger squares are no numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class RunStatistics:
 
     def add(self, scores: Sequence[float], tokens: int, now: float) -> None:
         """One call was answered with these raw scores."""
+        scores = counted(scores)
         mean = sum(scores) / len(scores) if scores else 0.0
         squares = sum((score - mean) * (score - mean) for score in scores)
         num_items = len(scores)
@@ -99,6 +103,11 @@ class RunStatistics:
         mine, others = self.rates(now), other.rates(now)
         self.items_per_s, self.tokens_per_s = mine[0] + others[0], mine[1] + others[1]
         self.num_items, self.num_tokens, self.last_seen = total, self.num_tokens + other.num_tokens, now
+
+
+def counted(scores: Iterable[float]) -> list[float]:
+    """The scores as they count in a mean and a deviation, both of which stay finite by that."""
+    return [min(max(score, -LARGEST_COUNTED), LARGEST_COUNTED) for score in scores]
 
 
 def _decay(seconds: float) -> float:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
+from rm_server.registry.run_records import counted
+
 MEMORY_ITEMS = 1000
 """A score's weight falls to 1/e when so many came after it."""
 
@@ -27,6 +29,7 @@ class RecentScores:
         """Scores of one call, which count alike."""
         if not scores:
             return
+        scores = counted(scores)
         mean = fmean(scores)
         variance = fmean((score - mean) ** 2 for score in scores)
         kept = math.exp(-len(scores) / MEMORY_ITEMS)

@@ -57,3 +57,11 @@ def test_rates_of_two_servers_add_up_whoever_writes_first() -> None:
     other.merge(one)
     assert early.rates(50.0) == pytest.approx(other.rates(50.0))
     assert early.last_seen == other.last_seen == 40.0
+
+
+def test_scores_at_the_end_of_the_floats_leave_mean_and_deviation_finite() -> None:
+    statistics = statistics_of([[1.7e308, 1.7e308, -1.7e308], [1.0]])
+    statistics.merge(statistics_of([[-1.7e308]]))
+    assert statistics.num_items == 5
+    assert math.isfinite(statistics.score_mean)
+    assert math.isfinite(statistics.score_std)

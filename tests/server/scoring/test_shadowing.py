@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -277,3 +278,11 @@ def test_old_scores_fade() -> None:
         recent.add([1.0, 3.0] * 50)
     assert recent.mean == pytest.approx(2.0, abs=0.02)
     assert recent.std == pytest.approx(1.0, abs=0.7)
+
+
+def test_scores_at_the_end_of_the_floats_are_counted_too() -> None:
+    recent = RecentScores()
+    recent.add([1.7e308, 1.7e308, -1.7e308])
+    recent.add([-1.7e308])
+    assert math.isfinite(recent.mean)
+    assert math.isfinite(recent.std)
