@@ -15,7 +15,7 @@ from rm_server.api.calls import Call, Calls, trace_context
 from rm_server.api.error_map import outcome_of
 from rm_server.api.health import Missing, Readiness
 from rm_server.api.roles import METRICS_WITH_TOKEN, HttpScoring, Rule, rule_of
-from rm_server.errors import InvalidRequest, RequestTooLarge, RmError
+from rm_server.errors import InvalidRequest, MalformedRequest, RequestTooLarge, RmError
 from rm_server.metrics import Metrics
 from rm_server.scoring.scorer import ScoreAnswer, Scorer
 
@@ -156,6 +156,9 @@ class HttpService:
             raise RequestTooLarge(
                 f"The body has more than {self._max_body_bytes} bytes (transport.max_message_mb). Send it in parts."
             ) from None
+        except web.RequestPayloadError:
+            encoding = request.headers.get("content-encoding", "none")
+            raise MalformedRequest(f"The body cannot be decoded; its Content-Encoding is {encoding}.") from None
 
 
 def _shown(request: web.Request) -> tuple[str | None, Identities]:

@@ -131,9 +131,12 @@ class HttpServer:
 
 
 def _without_trace_of_strangers(record: logging.LogRecord) -> bool:
-    """Makes one line of what aiohttp says of bytes that are not HTTP/1.1: the mistake is the sender's."""
-    if record.exc_info and isinstance(record.exc_info[1], BadHttpMessage):
-        record.msg = f"{record.msg}: not HTTP/1.1; gRPC's clients want the address of --listen"
+    """Makes one line of what aiohttp says of bytes that are not HTTP/1.1, or no body: the mistake is the sender's."""
+    failure = record.exc_info[1] if record.exc_info else None
+    if isinstance(failure, BadHttpMessage | web.RequestPayloadError):
+        is_body = isinstance(failure, web.RequestPayloadError)
+        what = "a body cannot be decoded" if is_body else "not HTTP/1.1; gRPC's clients want the address of --listen"
+        record.msg = f"{record.msg}: {what}"
         record.levelno, record.levelname, record.exc_info = logging.WARNING, "WARNING", None
     return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import urllib.error
 import urllib.request
@@ -200,4 +201,15 @@ def test_grpc_on_the_http_port_is_told_so_on_both_sides(
     told = [record for record in caplog.records if "not HTTP/1.1" in record.getMessage()]
     assert told
     assert all(record.exc_info is None and record.levelname == "WARNING" for record in told)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_body_that_cannot_be_decoded_is_a_wrong_request_and_no_defect(
+    server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain, wrong = b'{"query": ["a"]}', {"Content-Encoding": "gzip"}
+    status, answer, _ = post(server, "/get_reward", plain, **wrong)
+    assert (status, answer["error"]["reason"]) == (400, "MALFORMED_REQUEST")
+    assert "gzip" in answer["error"]["message"]
+    assert post(server, "/get_reward", gzip.compress(plain), **wrong)[0] == 200
     assert not [record for record in caplog.records if record.exc_info]
