@@ -23,6 +23,15 @@ COMMANDS = (
     "ppo_client.client.score_command",
 )
 
+_EXAMPLES = """\
+examples:
+  ppo-client train ppo.toml --output runs/a
+  ppo-client resume runs/a
+  ppo-client report runs/a
+
+`ppo-client COMMAND --help` shows more.
+"""
+
 
 class ExitStatus(IntEnum):
     OK = 0
@@ -36,7 +45,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ppo-client",
         description="Trains language models with rewards from a reward-model service.",
-        epilog="`ppo-client COMMAND --help` shows examples.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ppo-client {package_version('rm-service')}")
     subparsers = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")

@@ -31,13 +31,23 @@ from rm_server.training import commands as training
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
+_EXAMPLES = """\
+examples:
+  rm-server register helpfulness ./helpful-v1 --home models
+  rm-server label helpfulness stable 1 --home models
+  rm-server serve --home models
+
+`rm-server COMMAND --help` says more, with an example.
+"""
+
 
 def parser() -> argparse.ArgumentParser:
     """All commands."""
     root = argparse.ArgumentParser(
         prog="rm-server",
         description="Serves reward models over gRPC, and makes and deploys their versions.",
-        epilog="`rm-server COMMAND --help` says more, with an example.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     root.add_argument("--version", action="version", version=f"rm-server {package_version('rm-service')}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)

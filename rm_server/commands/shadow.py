@@ -24,10 +24,28 @@ from rm_server.commands.target import add_target_command, open_server_or_home, o
 
 SHOWN_WORST = 5
 
+_HELP = """\
+A shadow scores a share of its model's traffic, too, beside the version that callers get. Its scores are compared with
+theirs and never returned.
+"""
+
+_EXAMPLES = """\
+examples:
+  rm-server shadow set helpfulness 3 --share 0.1 --load --reason "twice the data"
+  rm-server shadow report helpfulness 3 --html shadow.html
+  rm-server shadow remove helpfulness 3
+"""
+
 
 def add_parsers(commands: Any) -> None:
     """Adds the commands of this file."""
-    group = commands.add_parser("shadow", help="lets a version score live traffic, too, and compares it")
+    group = commands.add_parser(
+        "shadow",
+        help="lets a version score live traffic, too, and compares it",
+        description=_HELP,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     actions = group.add_subparsers(title="actions", metavar="ACTION", required=True)
 
     parser = add_target_command(

@@ -24,10 +24,23 @@ DEFAULT_FILE = Path("tokens.toml")
 _DURATION = re.compile(r"([1-9][0-9]{0,4})([hdw])")
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
+_EXAMPLES = """\
+examples:
+  rm-server token new trainer-1 --role score --expires 90d
+  rm-server token list
+  rm-server token revoke trainer-1
+"""
+
 
 def add_parsers(commands: Any) -> None:
     """Adds the commands of this file."""
-    group = commands.add_parser("token", help="makes, lists and revokes the tokens that callers show")
+    group = commands.add_parser(
+        "token",
+        help="makes, lists and revokes the tokens that callers show",
+        description="Who may call, and what. The file has the tokens' hashes only; running servers follow it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     subcommands = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     parser = add_command(

@@ -61,6 +61,13 @@ def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[st
     assert re.search(rf"^examples?:(\n  .*)*\n  rm-server {command} .*\S$", out, re.MULTILINE)
 
 
+@pytest.mark.parametrize("group", ["", *sorted({command.split()[0] for command in COMMANDS if " " in command})])
+def test_help_of_several_commands_has_examples_of_them(capsys: pytest.CaptureFixture[str], group: str) -> None:
+    status, out, _ = run(capsys, *group.split(), "--help")
+    assert status == 0
+    assert re.search(rf"^examples:\n  rm-server {group} ?\w", out, re.MULTILINE)
+
+
 def test_the_list_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, "--help")
     assert len(COMMANDS) > 30

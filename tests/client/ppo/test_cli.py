@@ -201,6 +201,12 @@ def test_help_shows_examples(command: str, capsys: pytest.CaptureFixture[str]) -
     assert f"examples:\n  ppo-client {command}" in capsys.readouterr().out
 
 
+def test_help_of_all_commands_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "examples:\n  ppo-client train " in capsys.readouterr().out
+
+
 def test_help_and_wrong_settings_wait_for_no_torch() -> None:
     code = (
         "import sys; from ppo_client import cli; "
