@@ -202,6 +202,8 @@ class TransportSettings:
     def __post_init__(self) -> None:
         if not self.max_message_mb > 0:
             raise ConfigError(f"transport.max_message_mb is {self.max_message_mb}; it must be above 0.")
+        if not self.max_message_mb < 2048:  # gRPC counts bytes in 31 bits
+            raise ConfigError(f"transport.max_message_mb is {self.max_message_mb}; it must be below 2048.")
         for name in ("max_concurrent_streams", "max_stream_requests"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"transport.{name} is {getattr(self, name)}; it must be at least 1.")

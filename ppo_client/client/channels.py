@@ -24,6 +24,9 @@ from ppo_client.client.error_map import from_status
 from ppo_client.client.errors import InvalidSettings, RewardClientError
 from ppo_client.client.settings import ClientSettings, Tls, is_loopback
 
+_FOR_EVER_MS = 2**31 - 1
+"""gRPC's largest number."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stubs:
@@ -76,7 +79,7 @@ def channel_options(settings: ClientSettings, target: str) -> list[tuple[str, in
     options: list[tuple[str, int | str]] = [
         ("grpc.max_receive_message_length", int(settings.max_message_mb * 1024 * 1024)),
         ("grpc.max_send_message_length", -1),
-        ("grpc.keepalive_time_ms", int(settings.keepalive_s * 1000)),
+        ("grpc.keepalive_time_ms", min(int(settings.keepalive_s * 1000), _FOR_EVER_MS)),
         ("grpc.keepalive_timeout_ms", 20_000),
         # gRPC's own default grows to two minutes: a server that is back would stay unasked for that long.
         ("grpc.initial_reconnect_backoff_ms", 200),

@@ -77,6 +77,8 @@ class ClientSettings:
             _check_target(target)
         for name in ("timeout_s", "max_in_flight", "max_items_per_request", "max_request_bytes", "max_message_mb"):
             _check_positive(name, getattr(self, name))
+        if not self.max_message_mb < 2048:  # gRPC counts bytes in 31 bits
+            raise InvalidSettings(f"max_message_mb must be below 2048, got {self.max_message_mb}")
         if self.on_version_change not in get_args(OnVersionChange):
             known = ", ".join(map(repr, get_args(OnVersionChange)))
             raise InvalidSettings(f"on_version_change is {self.on_version_change!r}; one of {known} is expected")

@@ -162,4 +162,4 @@ def server_options(transport: TransportSettings) -> Sequence[tuple[str, Any]]:
 
 
 def _ms(seconds: float) -> int:
-    return int(seconds * 1000)
+    return min(int(seconds * 1000), 2**31 - 1)  # gRPC's largest number; to it, that is for ever

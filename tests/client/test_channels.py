@@ -30,6 +30,11 @@ def test_keepalive_is_polite() -> None:
     assert "grpc.keepalive_permit_without_calls" not in options()
 
 
+def test_more_milliseconds_than_grpc_can_hold_are_for_ever() -> None:
+    month_s = 30 * 24 * 3600
+    assert options(keepalive_s=month_s)["grpc.keepalive_time_ms"] == 2**31 - 1
+
+
 def test_the_http_proxy_is_not_asked_for_this_machine() -> None:
     assert options("127.0.0.1:1")["grpc.enable_http_proxy"] == 0
     assert "grpc.enable_http_proxy" not in options("rewards:1")

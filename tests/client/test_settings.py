@@ -120,6 +120,12 @@ def test_numbers_that_make_no_sense_are_refused(name: str, value: float) -> None
         read("a:1", **{name: value})
 
 
+def test_a_message_that_grpc_cannot_hold_is_refused() -> None:
+    assert read("a:1", max_message_mb=2047).max_message_mb == 2047
+    with pytest.raises(InvalidSettings, match="max_message_mb must be below 2048, got 2048"):
+        read("a:1", max_message_mb=2048)
+
+
 def test_an_unknown_setting_is_refused() -> None:
     with pytest.raises(TypeError, match="max_inflight"):
         RewardClient("a:1", max_inflight=3)

@@ -94,6 +94,12 @@ def test_megabytes_are_binary() -> None:
     assert TransportSettings(max_message_mb=0.5).max_message_bytes == 512 * 1024
 
 
+def test_a_message_that_grpc_cannot_hold_is_refused() -> None:
+    assert TransportSettings(max_message_mb=2047).max_message_bytes < 2**31
+    with pytest.raises(ConfigError, match=r"transport\.max_message_mb is 2048; it must be below 2048"):
+        TransportSettings(max_message_mb=2048)
+
+
 @pytest.mark.parametrize(
     "name", ["max_batch_tokens", "max_batch_items", "batches_in_flight", "encode_threads", "max_queued_items"]
 )

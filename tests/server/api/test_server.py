@@ -24,3 +24,9 @@ def test_the_size_of_a_message_is_a_setting_and_the_port_is_not_shared() -> None
     options = dict(server_options(TransportSettings(max_message_mb=2)))
     assert options["grpc.max_receive_message_length"] == 2 * 1024 * 1024
     assert options["grpc.so_reuseport"] == 0
+
+
+def test_more_milliseconds_than_grpc_can_hold_are_for_ever() -> None:
+    month_s = 30 * 24 * 3600
+    options = dict(server_options(TransportSettings(max_connection_age_s=month_s)))
+    assert options["grpc.max_connection_age_ms"] == 2**31 - 1
