@@ -27,6 +27,9 @@ from ppo_client.client.settings import ClientSettings, Tls, is_loopback
 _FOR_EVER_MS = 2**31 - 1
 """gRPC's largest number."""
 
+_LONGEST_TIMEOUT_S = 365 * 24 * 3600.0
+"""A deadline more than some 250 years away has passed already, as gRPC counts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stubs:
@@ -119,7 +122,7 @@ async def send(
         with contextlib.suppress(RuntimeError):  # the loop was closed in the meantime: nobody waits
             loop.call_soon_threadsafe(wake)
 
-    call = method.future(request, timeout=timeout_s, metadata=metadata)
+    call = method.future(request, timeout=min(timeout_s, _LONGEST_TIMEOUT_S), metadata=metadata)
     call.add_done_callback(on_end)
     try:
         await ended

@@ -107,6 +107,10 @@ def test_wrong_arguments_are_raised_before_anything_is_sent(server: FakeServer, 
     assert server.seen == []
 
 
+def test_a_deadline_that_never_comes(connect: Connect, server: FakeServer) -> None:
+    assert len(score(connect(server.address), "x", timeout_s=1e10)) == 1
+
+
 # Retries
 
 
