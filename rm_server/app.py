@@ -263,6 +263,8 @@ def _token(settings: ServeSettings) -> str:
         token = settings.token_file.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise ConfigError(f"token_file: {settings.token_file} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError:
+        raise ConfigError(f"token_file: {settings.token_file} is no text, so it has no token.") from None
     if not token:
         raise ConfigError(f"token_file: {settings.token_file} is empty.")
     return token

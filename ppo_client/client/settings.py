@@ -85,6 +85,8 @@ class ClientSettings:
         _check_positive("keepalive_s", self.keepalive_s)
         if self.hedge_after_s is not None:
             _check_positive("hedge_after_s", self.hedge_after_s)
+        if self.token and not (self.token.isascii() and self.token.isprintable()):
+            raise InvalidSettings("the token has characters that no HTTP header can carry; printable ASCII is expected")
         remote = [target for target in self.targets if not is_loopback(target)]
         if remote and self.token and self.tls is None and not self.allow_insecure_token:
             raise InvalidSettings(
@@ -122,7 +124,7 @@ def read_settings(
     return ClientSettings(
         targets=read_targets(targets, environment),
         run=environment.get("RM_RUN", "") if run is None else run,
-        token=environment.get("RM_TOKEN") if token is None else token,
+        token=read_token(token, environment),
         tls=read_tls(tls, environment),
         timeout_s=timeout_s,
         **tuning,
@@ -137,6 +139,12 @@ def read_targets(targets: str | Sequence[str] | None, environment: Mapping[str, 
         targets = targets.split(",")
     # A server that is named twice would only count twice.
     return tuple(dict.fromkeys(target.strip() for target in targets if target.strip()))
+
+
+def read_token(token: str | None, environment: Mapping[str, str]) -> str | None:
+    """The bearer token, from the argument or RM_TOKEN, without the newline at the end of a file that it was read of."""
+    token = environment.get("RM_TOKEN") if token is None else token
+    return token if token is None else token.strip()
 
 
 def read_tls(tls: bool | str | Path | Tls | None, environment: Mapping[str, str]) -> Tls | None:

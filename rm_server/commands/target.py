@@ -65,6 +65,8 @@ def open_server(arguments: argparse.Namespace) -> Iterator[Admin]:
     if (arguments.cert is None) != (arguments.key is None) or (arguments.cert is not None and arguments.ca is None):
         raise CommandError("--cert and --key belong together, and need --ca.")
     target = arguments.server or os.environ.get("RM_TARGET") or DEFAULT_SERVER
+    if "," in target:
+        raise CommandError(f"{target} names several servers, and a command asks one: say which with --server.")
     try:
         with Admin(
             target,
@@ -119,9 +121,14 @@ def opened_home(arguments: argparse.Namespace, *, may_be_lost: bool = False) -> 
 
 
 def _token(file: Path | None) -> str:
-    if file is None:
-        return os.environ.get("RM_TOKEN", "")
+    """Without the newline at the end of the file that it is, or was, in."""
     try:
-        return file.read_text(encoding="utf-8").strip()
+        token = os.environ.get("RM_TOKEN", "") if file is None else file.read_text(encoding="utf-8")
     except OSError as error:
         raise CommandError(f"{file} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError:
+        raise CommandError(f"{file} is no text, so it has no token.") from None
+    token = token.strip()
+    if not (token.isascii() and token.isprintable()):
+        raise CommandError(f"The token of {file or 'RM_TOKEN'} has more than printable ASCII; no server knows it.")
+    return token

@@ -36,6 +36,15 @@ def test_the_client_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     assert RewardClient().settings.run == "exp-2"
 
 
+def test_a_token_may_be_as_its_file_has_it_and_must_fit_into_a_header() -> None:
+    assert (
+        read("localhost:7", {"RM_TOKEN": "secret\n"}).token == read("localhost:7", token="secret\n").token == "secret"
+    )
+    for token in ("se\ncret", "geheimnißvoll"):
+        with pytest.raises(InvalidSettings, match="printable ASCII is expected"):
+            read("localhost:7", token=token)
+
+
 @pytest.mark.parametrize(
     ("given", "targets"),
     [

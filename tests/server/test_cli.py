@@ -238,6 +238,27 @@ def test_no_server_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str]) 
     assert len(err.splitlines()) == 1
 
 
+def test_a_command_asks_one_server(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RM_TARGET", "rm-1:50051,rm-2:50051")  # as clients take it
+    status, _, err = run(capsys, "models")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "names several servers" in err
+    assert "--server" in err
+
+
+@pytest.mark.parametrize("token", ["geheimniß", "a\nb"])
+def test_a_token_that_no_header_can_carry_is_not_sent(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, token: str
+) -> None:
+    monkeypatch.setenv("RM_TOKEN", token)
+    status, _, err = run(capsys, "models", "--server", "127.0.0.1:1")
+    assert (status, "printable ASCII" in err) == (1, True)
+    file = tmp_path / "token"
+    file.write_bytes(b"\xff\xfe")
+    status, _, err = run(capsys, "models", "--server", "127.0.0.1:1", "--token-file", file)
+    assert (status, "is no text" in err) == (1, True)
+
+
 def test_a_file_that_cannot_be_written_is_one_line_and_status_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,7 +157,7 @@ def test_commands_show_the_token_and_check_the_certificate(
     assert "wants a token" in capsys.readouterr().err
     (tmp_path / "token").write_text(TOKEN + "\n")
     assert cli.main([*command, "--token-file", str(tmp_path / "token")]) == 0
-    monkeypatch.setenv("RM_TOKEN", TOKEN)
+    monkeypatch.setenv("RM_TOKEN", f"{TOKEN}\n")  # as a secret's file has it
     assert cli.main(command) == 0
     for without_trust in (command[:3], [*command[:3], "--ca", str(keys.client)]):
         assert cli.main(without_trust) == 1
@@ -201,6 +201,9 @@ def test_a_token_file_is_read_and_an_empty_one_refused(tmp_path: Path) -> None:
         RunningServer(tmp_path / "home", token_file=file).start()
     file.write_text("\n")
     with pytest.raises(ConfigError, match="is empty"):
+        RunningServer(tmp_path / "home", token_file=file).start()
+    file.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="is no text"):
         RunningServer(tmp_path / "home", token_file=file).start()
     file.write_text(f"{TOKEN}\n")
     with running(tmp_path / "home", token_file=file) as server:
