@@ -34,6 +34,9 @@ _TYPES: Mapping[str, type] = {
     "label_index": int,
 }
 
+_LARGEST_NUMBER = 2**31 - 1
+"""More has no room in catalogs and messages: one such version, and no list of models could be sent."""
+
 PAIR_TEMPLATE = "pair"
 CHAT_TEMPLATE = "chat"
 _PLACES = ("prompt", "completion")
@@ -117,8 +120,8 @@ class Manifest:
         """A file may say anything; what it says must not come to light only when a request is computed."""
         for name, kind in _TYPES.items():
             value = getattr(self, name)
-            if type(value) is not kind or (isinstance(value, int) and value < 0):
-                expected = "a whole number from 0" if kind is int else {str: "text", bool: "true or false"}[kind]
+            if type(value) is not kind or (isinstance(value, int) and not 0 <= value <= _LARGEST_NUMBER):
+                expected = f"a whole number from 0 to {_LARGEST_NUMBER}" if kind is int else {str: "text", bool: "true or false"}[kind]
                 raise UnsupportedArtifact(f"{FILE_NAME}: {name} is {value!r}; {expected} is expected.")
         for precision, allowed in self.tolerance.items():
             if not (isinstance(allowed, int | float) and 0 <= allowed < math.inf):
