@@ -11,14 +11,24 @@ def whole_number(value: Any, name: str) -> int:
     """A whole number; true and false are none."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{name} must be a whole number, not {value!r}")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} must be a whole number of at most 64 bits, not {value!r}")
     return value
 
 
 def finite_number(value: Any, name: str) -> float:
     """A number that is neither infinite nor NaN."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    if not is_finite_number(value):
         raise ValueError(f"{name} must be a finite number, not {value!r}")
     return float(value)
+
+
+def is_finite_number(value: Any) -> bool:
+    """Whether it is a number, no true or false, that a float can hold: JSON's whole numbers may be longer."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def flag(value: Any, name: str) -> bool:

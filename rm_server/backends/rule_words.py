@@ -63,7 +63,9 @@ class ForbiddenWords:
 
 
 def _words(text: str, ignore_case: bool) -> list[str]:
-    return words_of(text.casefold() if ignore_case else text)
+    """Found first and folded then: folded, some letters (İ) are two characters, and the second one of no word."""
+    words = words_of(text)
+    return [word.casefold() for word in words] if ignore_case else words
 
 
 def _word_set(words: Any, ignore_case: bool) -> frozenset[str]:

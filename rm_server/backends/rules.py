@@ -21,7 +21,7 @@ import numpy as np
 from rm_server.backends.items import Int32Array
 from rm_server.backends.json_file import read_json
 from rm_server.backends.rule_kinds import RULE_KINDS, Looks, RuleKind
-from rm_server.backends.rule_settings import one_of
+from rm_server.backends.rule_settings import is_finite_number, one_of
 from rm_server.errors import UnsupportedArtifact
 
 FILE_NAME = "rules.json"
@@ -169,7 +169,7 @@ def _clip(where: str, spec: dict[str, Any]) -> tuple[float, float]:
 
 def finite_number_at(where: str, key: str, value: Any) -> float:
     """The number. Raises UnsupportedArtifact for what is none, or not finite."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    if not is_finite_number(value):
         raise UnsupportedArtifact(f"{where}: {key} must be a finite number, not {value!r}.")
     return float(value)
 

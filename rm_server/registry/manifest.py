@@ -121,7 +121,11 @@ class Manifest:
         for name, kind in _TYPES.items():
             value = getattr(self, name)
             if type(value) is not kind or (isinstance(value, int) and not 0 <= value <= _LARGEST_NUMBER):
-                expected = f"a whole number from 0 to {_LARGEST_NUMBER}" if kind is int else {str: "text", bool: "true or false"}[kind]
+                expected = (
+                    f"a whole number from 0 to {_LARGEST_NUMBER}"
+                    if kind is int
+                    else {str: "text", bool: "true or false"}[kind]
+                )
                 raise UnsupportedArtifact(f"{FILE_NAME}: {name} is {value!r}; {expected} is expected.")
         for precision, allowed in self.tolerance.items():
             if not (isinstance(allowed, int | float) and 0 <= allowed < math.inf):
