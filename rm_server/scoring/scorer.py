@@ -237,8 +237,8 @@ class Scorer:
         calibration = self._versions.snapshot.versions[route.key].calibration
         if calibration is None:
             raise NotCalibrated(
-                f"{version_name(route.key)} has no calibration. Ask for raw scores, or compute one with "
-                "`rm-server register` or `rm-server evaluate`."
+                f"{version_name(route.key)} has no calibration. Ask for raw scores, or give it one with "
+                "`rm-server register --reference-data` or `rm-server calibrate`."
             )
         return calibration
 

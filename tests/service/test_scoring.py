@@ -93,6 +93,7 @@ def test_calibrated_scores_of_an_uncalibrated_version_are_refused(server: Runnin
     options = scoring_pb2.ScoreOptions(calibrated=True)
     status, error = error_of(lambda: server.score("helpfulness@1", "a", options=options))
     assert (status, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, errors_pb2.ERROR_REASON_NOT_CALIBRATED)
+    assert "`rm-server calibrate`" in error.message
 
 
 class Stream:
