@@ -82,7 +82,8 @@ class App:
     async def start(self) -> None:
         """Returns when calls are answered: whatever is wanted has been loaded by then, or has failed to load.
 
-        HTTP answers probes while versions load. Raises ConfigError and RmError; nothing is left running then.
+        While versions load probes are answered, and others told to come back. Raises ConfigError and RmError; nothing
+        is left running then.
         """
         async with AsyncExitStack() as stack:
             await self._start(stack)
@@ -134,7 +135,7 @@ class App:
         calls = Calls(metrics, settings.log.access_share, tracing)
         readiness = Readiness(versions, calls, lambda: engine.is_down)
         engine.on_workers = readiness.changed
-        # Bound before anything is loaded, so that a port that is taken is found at once; answers come later.
+        # Bound before anything is loaded, so that a port that is taken is found at once.
         grpc_server = GrpcServer(
             Edge(calls, access),
             scoring=ScoringService(scorer, calls, settings.transport.max_stream_requests),
@@ -168,6 +169,8 @@ class App:
             stack.push_async_callback(http_server.stop)
             self.http_address = _address(settings.http, http_server.port)
 
+        # A bound port that nobody answers holds callers up, for 20 s, who could go to another server.
+        await grpc_server.start()
         await engine.start()
         stack.push_async_callback(engine.stop, 0.0)
         await versions.start()
@@ -188,7 +191,6 @@ class App:
             lambda: watch(self._watched),
         ):
             stack.push_async_callback(_cancel, asyncio.create_task(watcher()))
-        await grpc_server.start()
         calls.open()
         readiness.changed()
         stack.push_async_callback(self._drain, calls, readiness, grpc_server)

@@ -102,16 +102,19 @@ class Calls:
         return self._is_draining
 
     @contextmanager
-    def under_way(self, call: Call, *, is_read: bool = False) -> Iterator[None]:
+    def under_way(self, call: Call, *, is_read: bool = False, is_probe: bool = False) -> Iterator[None]:
         """Surrounds the work of a call; raises RmError and CancelledError only.
 
-        Reads are always let in, and do not keep the server from stopping.
+        Reads are let in while the server drains, and do not keep it from stopping. Before it is open there is nothing
+        to read yet: only a read that ``is_probe`` is let in.
         """
         started = time.perf_counter()
         self._metrics.request_started()
         reason = OK
         try:
             if is_read:
+                if not is_probe:
+                    self._check_has_loaded()
                 yield
             else:
                 self._check_open()
@@ -197,7 +200,10 @@ class Calls:
     def _check_open(self) -> None:
         if self._is_draining:
             raise Draining("This server is shutting down; call another one.")
-        if not self._is_open:
+        self._check_has_loaded()
+
+    def _check_has_loaded(self) -> None:
+        if not (self._is_open or self._is_draining):
             raise Draining("This server is still loading its versions; come back soon.", retry_after_s=1.0)
 
 

@@ -80,6 +80,11 @@ class Readiness:
         is_whole = not any(part.state == "FAILED" and part.key in labelled for part in missing)
         return self._calls.is_open and self._has_started and is_whole and not self._is_down()
 
+    @property
+    def has_opened(self) -> bool:
+        """False while the server starts; it may not know yet what there is."""
+        return self._calls.open_time is not None
+
     def can_score(self, selector: str) -> bool:
         """Whether a call with this selector and no lease would be scored, whatever arm of a split its run would get.
 
@@ -143,12 +148,15 @@ class HealthService:
         )
 
     def status_of(self, name: str) -> health_pb2.HealthCheckResponse.ServingStatus:
-        """SERVING where a call with that selector would be scored; SERVICE_UNKNOWN where nothing has the name."""
+        """SERVING where a call with that selector would be scored; SERVICE_UNKNOWN where nothing has the name.
+
+        While the server starts, NOT_SERVING whatever the name is.
+        """
         if name in self._services:
             return SERVING if self._readiness.is_ready else NOT_SERVING
         try:
             return SERVING if self._readiness.can_score(name) else NOT_SERVING
         except (InvalidSelector, ModelNotFound, VersionNotFound, LabelNotFound):
-            return SERVICE_UNKNOWN
+            return SERVICE_UNKNOWN if self._readiness.has_opened else NOT_SERVING
         except RmError:
             return NOT_SERVING

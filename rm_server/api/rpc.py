@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from rm_server.api.access import Access, Identities, grpc_identities
 from rm_server.api.calls import Call, Calls, trace_context
 from rm_server.api.error_map import outcome_of, short_message, trailing_metadata
-from rm_server.api.roles import Rule, rule_of
+from rm_server.api.roles import Role, Rule, rule_of
 from rm_server.errors import MalformedRequest, RmError
 
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
@@ -61,6 +61,7 @@ class Edge:
         """A handler for all methods of the service.
 
         ``reads``: methods that change nothing; they are answered while the server drains, and do not delay its end.
+        Those that everybody may call are answered while it starts, too: they are the probes.
         Who may call which of them is in the table of `roles`.
         """
         return grpc.method_handlers_generic_handler(
@@ -124,7 +125,7 @@ class Edge:
         if request_id := metadata.get(REQUEST_ID_METADATA_KEY):
             call.request_id = str(request_id)
         try:
-            with self._calls.under_way(call, is_read=is_read):
+            with self._calls.under_way(call, is_read=is_read, is_probe=rule.role is Role.PUBLIC):
                 call.permit = self._access.permit(rule, metadata.get("authorization"), _identities(context))
                 call.actor = call.permit.actor
                 return await work(call)

@@ -15,11 +15,11 @@ from typing import Any
 import grpc
 import psutil
 import pytest
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from prometheus_client.parser import text_string_to_metric_families
-from rm_api.v1 import errors_pb2, models_pb2
-from running_server import Gate, RunningServer, error_of, make_version, running
+from rm_api.v1 import errors_pb2, models_pb2, models_pb2_grpc, scoring_pb2_grpc
+from running_server import LOCAL_ONLY, Gate, RunningServer, error_of, make_version, running, score_request
 
 from rm_server.config import EngineSettings
 from rm_server.engine import crew
@@ -232,6 +232,18 @@ def test_while_versions_load_probes_answer_and_scoring_is_sent_elsewhere(
         urllib.request.urlopen(request, timeout=30)
     assert (caught.value.code, caught.value.headers["Retry-After"]) == (503, "1")
     assert json.load(caught.value)["error"]["reason"] == "DRAINING"
+    with grpc.insecure_channel(server.app.grpc_address, LOCAL_ONLY) as channel:
+        probe = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "helpfulness", "helpfulness@1"):
+            answer = probe.Check(health_pb2.HealthCheckRequest(service=service), timeout=30)
+            assert answer.status == Status.NOT_SERVING
+        scoring, models = scoring_pb2_grpc.ScoringServiceStub(channel), models_pb2_grpc.ModelServiceStub(channel)
+        for call in (
+            lambda: scoring.Score(score_request("helpfulness", "a"), timeout=30),
+            lambda: models.ListModels(models_pb2.ListModelsRequest(), timeout=30),
+        ):
+            _, error = error_of(call)
+            assert (error.reason, error.retry_after_seconds) == (errors_pb2.ERROR_REASON_DRAINING, 1.0)
     gate.open()
     starting.join(timeout=60)
     assert get(server, "/readyz")[0] == 200

@@ -64,9 +64,11 @@ class Servicer:
 
 
 class World:
-    def __init__(self, token: str = "", access_share: float = 0.0) -> None:
+    def __init__(self, token: str = "", access_share: float = 0.0, *, is_open: bool = True) -> None:
         self.metrics = Metrics()
         self.calls = Calls(self.metrics, access_share)
+        if is_open:
+            self.calls.open()
         self.servicer = Servicer()
         self.edge = Edge(self.calls, Access(self.metrics, token))
 
@@ -154,7 +156,6 @@ async def test_what_is_no_message_is_malformed_and_not_internal(raw: bytes) -> N
 
 async def test_a_stream_may_fail_after_it_began() -> None:
     world = World()
-    world.calls.open()
     async with world.channel() as channel:
         stub = models_pb2_grpc.ModelServiceStub(channel)
         watch = stub.WatchModels(models_pb2.WatchModelsRequest(model="broken"))
@@ -165,7 +166,6 @@ async def test_a_stream_may_fail_after_it_began() -> None:
 
 async def test_streams_end_when_the_server_does() -> None:
     world = World()
-    world.calls.open()
     async with world.channel() as channel:
         watch = models_pb2_grpc.ModelServiceStub(channel).WatchModels(models_pb2.WatchModelsRequest())
         assert (await watch.read()).change == models_pb2.WatchModelsResponse.CHANGE_INITIAL
@@ -188,7 +188,6 @@ async def test_the_deadline_is_on_the_loop_s_clock() -> None:
 
 async def test_a_cancelled_call_is_cancelled_here() -> None:
     world = World()
-    world.calls.open()
     async with world.channel() as channel:
         call = models_pb2_grpc.ModelServiceStub(channel).LoadVersion(models_pb2.LoadVersionRequest())
         sent = asyncio.ensure_future(call)
@@ -201,7 +200,6 @@ async def test_a_cancelled_call_is_cancelled_here() -> None:
 
 async def test_a_call_past_its_deadline_is_cancelled_here() -> None:
     world = World()
-    world.calls.open()
     async with world.channel() as channel:
         call = models_pb2_grpc.ModelServiceStub(channel).LoadVersion(models_pb2.LoadVersionRequest(), timeout=0.05)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -212,13 +210,14 @@ async def test_a_call_past_its_deadline_is_cancelled_here() -> None:
     assert world.count("LoadVersion", "deadline_exceeded") == 1
 
 
-async def test_work_is_refused_before_the_server_opens_and_while_it_drains_and_reads_are_not() -> None:
-    world = World()
+async def test_calls_are_refused_before_the_server_opens_and_work_while_it_drains() -> None:
+    world = World(is_open=False)
     async with world.channel() as channel:
         stub = models_pb2_grpc.ModelServiceStub(channel)
-        status, error = await failure(stub.LoadVersion(models_pb2.LoadVersionRequest()))
-        assert (status.code(), error.reason) == (grpc.StatusCode.UNAVAILABLE, errors_pb2.ERROR_REASON_DRAINING)
-        assert error.retry_after_seconds > 0
+        for too_early in (stub.LoadVersion(models_pb2.LoadVersionRequest()), get(channel, "m@1")):
+            status, error = await failure(too_early)
+            assert (status.code(), error.reason) == (grpc.StatusCode.UNAVAILABLE, errors_pb2.ERROR_REASON_DRAINING)
+            assert error.retry_after_seconds > 0
         world.calls.open()
         under_way = asyncio.ensure_future(stub.LoadVersion(models_pb2.LoadVersionRequest()))
         await world.servicer.entered.wait()
