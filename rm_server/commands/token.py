@@ -79,6 +79,9 @@ def run_new(arguments: argparse.Namespace) -> int:
     from rm_server.api.tokens import ROLES, TokenEntry, hash_of
     from rm_server.api.tokens_file import add_token, new_token
 
+    for option in ("certificate", "expires"):
+        if getattr(arguments, option) == "":  # a shell's unset variable: it would give more than was meant
+            raise CommandError(f"--{option} is empty; leave it out, or say which.")
     token = "" if arguments.certificate else new_token()
     entry = TokenEntry(
         name=arguments.name,

@@ -62,6 +62,16 @@ def test_expiry_models_and_limits(file: Path, capsys: pytest.CaptureFixture[str]
     assert table[2].startswith("ops   admin   certificate ops CN")
 
 
+@pytest.mark.parametrize("option", ["--certificate", "--expires", "--models"])
+def test_an_option_whose_variable_was_empty_gives_nobody_more(
+    file: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    assert cli.main(["token", "new", "ops", "--role", "admin", option, "", "--file", str(file)]) != 0
+    output = capsys.readouterr()
+    assert (output.out, output.err.count("\n")) == ("", 1)
+    assert not file.exists()
+
+
 def test_a_token_that_is_over_is_marked(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text(f'[[token]]\nname = "t"\nsha256 = "{"0" * 64}"\nrole = "score"\nexpires = 2020-01-01T00:00:00Z\n')
     assert cli.main(["token", "list", "--file", str(file)]) == 0
