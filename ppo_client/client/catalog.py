@@ -80,7 +80,8 @@ class Evaluation:
 class Version:
     """One immutable version of a model, and where it is on the server that answered.
 
-    ``state``: ``registered``, ``loading``, ``ready``, ``draining`` or ``failed`` (then ``error`` says why).
+    ``state``: ``registered``, ``loading``, ``ready``, ``draining``, ``paged_out`` (the next request brings it back) or
+    ``failed`` (then ``error`` says why).
     ``max_tokens``: of an item; 0: no limit. ``memory_bytes``: on that server; 0: not loaded. ``precision``: empty: not
     loaded, or without weights. ``evaluations``: only in the answer of `get_version`.
     """
