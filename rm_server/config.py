@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+LONGEST_LEASE_S = 7 * 24 * 3600.0
+
 
 class ConfigError(Exception):
     """A setting that is unknown, of the wrong type, or makes no sense with the others. The text is for people."""
@@ -112,7 +114,7 @@ class CatalogSettings:
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """Training runs. ``lease_s``: a lease ends so long after the last sign of life.
+    """Training runs. ``lease_s``: a lease ends so long after the last sign of life; at most 7 days.
 
     ``max_known_runs``: beyond it, the run that was seen longest ago and has no lease is forgotten.
     """
@@ -123,6 +125,8 @@ class RunSettings:
     def __post_init__(self) -> None:
         if not self.lease_s > 0:
             raise ConfigError(f"runs.lease_s is {self.lease_s}; it must be above 0.")
+        if self.lease_s > LONGEST_LEASE_S:
+            raise ConfigError(f"runs.lease_s is {self.lease_s:g}; it must be at most {LONGEST_LEASE_S:g} (7 days).")
         if self.max_known_runs < 1:
             raise ConfigError(f"runs.max_known_runs is {self.max_known_runs}; it must be at least 1.")
 

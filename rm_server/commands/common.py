@@ -111,4 +111,7 @@ def short_bytes(size: int) -> str:
 def _text(cell: Any) -> str:
     if cell is None:
         return ""
-    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+    if isinstance(cell, float):
+        return f"{cell:.4g}"
+    # Names and comments are other people's: a line break would tear the table, an escape reach the terminal.
+    return "".join(character if character.isprintable() else " " for character in str(cell))

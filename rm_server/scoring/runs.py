@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
-from rm_server.config import RunSettings
+from rm_server.config import LONGEST_LEASE_S, RunSettings
 from rm_server.engine.versions import VersionManager
 from rm_server.errors import CatalogUnavailable, Draining, InvalidRequest, RunNotFound, VersionChanged, VersionNotLoaded
 from rm_server.metrics import Metrics
@@ -26,7 +26,6 @@ from rm_server.scoring.run_status import RunStatus
 from rm_server.scoring.selector import Selector, parse
 
 SHORTEST_LEASE_S = 10.0
-LONGEST_LEASE_S = 7 * 24 * 3600.0
 
 _RUN = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 _RETRY_AFTER_S = 0.5

@@ -188,6 +188,13 @@ def test_a_label_of_a_home_moves_and_its_version_is_wanted(capsys: pytest.Captur
     ]
 
 
+def test_a_comment_of_several_lines_is_one_row_of_the_table(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    run(capsys, "label", "helpfulness", "stable", 2, "--home", home, "--comment", "better\nby far\x1b[31m")
+    _, out, _ = run(capsys, "history", "helpfulness", "--home", home, "--limit", 1)
+    assert len(out.splitlines()) == 2
+    assert "better by far [31m" in out
+
+
 def test_what_another_label_names_stays_wanted(capsys: pytest.CaptureFixture[str], home: Path) -> None:
     run(capsys, "label", "helpfulness", "canary", 1, "--home", home)
     run(capsys, "label", "helpfulness", "stable", 2, "--home", home, "--unload-previous")

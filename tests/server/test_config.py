@@ -124,6 +124,12 @@ def test_limits_that_would_let_nothing_through_are_refused(settings: type, name:
         settings(**{name: 0})
 
 
+def test_a_lease_that_no_run_may_ask_for_is_no_default() -> None:
+    assert RunSettings(lease_s=604_800).lease_s == 604_800
+    with pytest.raises(ConfigError, match=r"runs\.lease_s is 1e\+15; it must be at most 604800"):
+        RunSettings(lease_s=1e15)
+
+
 def test_a_run_without_weight_would_never_have_its_turn() -> None:
     with pytest.raises(ConfigError, match="weight of 'a'"):
         EngineSettings(run_weights={"a": 0.0})
