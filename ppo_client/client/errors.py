@@ -313,6 +313,13 @@ class ItemsFailed(RewardClientError):
         self.digest = digest
         self.calibration = calibration
 
+    @property
+    def passing(self) -> dict[int, RewardClientError]:
+        """Those of ``errors`` that may pass: such a completion may get a score later."""
+        return {
+            index: error for index, error in self.errors.items() if isinstance(error, (Unavailable, DeadlineExceeded))
+        }
+
 
 class ItemsUnavailable(ItemsFailed, Unavailable):
     """Every completion that has no score may get one later."""

@@ -187,7 +187,7 @@ def _lines(job: ScoreJob, first: int, batch: _Batch, outcome: Scores | ItemsFail
         pairs = zip(outcome.values, outcome.truncated, strict=True)
         answers = [{"score": value, "truncated": is_cut} for value, is_cut in pairs]
     # What may get its score later is left for later: an error in the file is for ever.
-    elif not job.keep_going or isinstance(outcome, ItemsUnavailable):
+    elif not job.keep_going or outcome.passing:
         raise _by_rows(job, [first + index + 1 for index in batch.sent], outcome) from outcome
     else:
         answers = [
@@ -207,14 +207,19 @@ def _error_line(error: RewardClientError) -> Row:
 
 
 def _by_rows(job: ScoreJob, numbers: list[int], failed: ItemsFailed) -> ItemsFailed:
-    """The same failure, told by the ``numbers`` of the file's rows, from 1 as in all messages about it."""
-    errors = {numbers[place]: error for place, error in failed.errors.items()}
+    """The same failure, told by the ``numbers`` of the file's rows, from 1 as in all messages about it.
+
+    Of a job that keeps going: of the rows that may get a score later, for the others do not end it.
+    """
+    told = failed.passing if job.keep_going else failed.errors
+    errors = {numbers[place]: error for place, error in told.items()}
+    kind = ItemsUnavailable if len(told) == len(failed.passing) else ItemsFailed
     number, error = min(errors.items())
     others = f", and {len(errors) - 1} more of the rows {numbers[0]} to {numbers[-1]}" if len(errors) > 1 else ""
     advice = "the same command goes on from there"
-    if not isinstance(failed, ItemsUnavailable):
+    if kind is ItemsFailed:
         advice = "correct it, or write errors in place of such scores (--keep-going)"
-    return type(failed)(
+    return kind(
         f"{job.source}: no score for row {number}, {type(error).__name__}: {error}{others}; {advice}",
         errors=errors,
         scores={numbers[place]: value for place, value in failed.scores.items()},

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ppo_client.client.errors import DeadlineExceeded, ItemsFailed, Unavailable
+from ppo_client.client.errors import ItemsFailed
 from ppo_client.client.scores import Content, Scores
 from ppo_client.ppo.config import RewardConfig, RewardModelConfig
 from ppo_client.ppo.errors import FailedItems, InvalidScores
@@ -131,7 +131,7 @@ class _Request:
         try:
             scores = self._desk.patience.result(self._future, self._submit, f"scores from {self.part.model!r}")
         except ItemsFailed as failed:
-            if any(isinstance(error, (Unavailable, DeadlineExceeded)) for error in failed.errors.values()):
+            if failed.passing:
                 raise  # some of them may get a score later
             if not self._desk.drops_failed_items:
                 raise FailedItems(

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from rm_api.v1 import scoring_pb2
+from rm_api.v1 import errors_pb2, scoring_pb2
 
 from ppo_client import RewardClient, errors
 from ppo_client.client import score_command
@@ -158,6 +158,25 @@ def test_what_may_work_later_is_never_written_down_as_failed(
     write_rows(job.source, [ROWS[0] | {"completion": None}, *ROWS[1:]])
     with pytest.raises(errors.ItemsUnavailable, match="no score for row 2, WorkerFailed"):
         score_file(client, but(job, keep_going=True))
+
+
+def test_nor_is_it_beside_what_cannot(server: FakeServer, client: RewardClient, job: ScoreJob) -> None:
+    def behave(server: FakeServer, request: Any, context: grpc.ServicerContext) -> scoring_pb2.ScoreResponse:
+        response = server.answer(request)
+        for group in request.groups:
+            for completion, result in zip(group.completions, response.results, strict=True):
+                if reason := reasons.get(completion.text):
+                    result.error.CopyFrom(errors_pb2.Error(reason=f"ERROR_REASON_{reason}", message="as told"))
+        return response
+
+    reasons = {"x": "ITEM_TOO_LONG", "x" * 3: "WORKER_FAILED"}
+    server.always = behave
+    with pytest.raises(errors.ItemsUnavailable, match="no score for row 4, WorkerFailed: as told") as caught:
+        score_file(client, but(job, keep_going=True))
+    assert set(caught.value.errors) == {4}
+    del reasons["x" * 3]
+    summary = score_file(client, but(job, keep_going=True))
+    assert (summary.scored, summary.failed) == (NUM_ROWS - 1, 1)
 
 
 def test_parquet_in_and_out(client: RewardClient, job: ScoreJob) -> None:
