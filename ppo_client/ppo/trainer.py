@@ -234,17 +234,21 @@ class PPOTrainer:
 
         A run that goes on with another scale of scores fits its map to that; `before`: the versions until this step.
         """
-        run, scores, old = self.run, rollout.scores, self.run.state.normalizer
+        run, scores, old, now = self.run, rollout.scores, self.run.state.normalizer, self.run.state.versions
         num_wanted = min(run.config.reward.normalize_samples, len(scores))
-        is_other_scale = any(isinstance(event, VersionChange) and not event.is_calibrated for event in found)
-        if not num_wanted or not (is_other_scale or old.is_provisional):
+        if not num_wanted or not (_is_other_scale(found) or old.is_provisional):
             return old(scores)
-        is_new = [not is_other_scale or record.given.versions != before for record in rollout.records]
-        rows = torch.tensor(is_new, device=scores.device)
-        new = old.fit_again(scores[rows & rollout.kept], num_wanted)
-        if not is_other_scale or run.state.versions != before:  # else the old ones were back before the step's end
-            run.state = replace(run.state, normalizer=new)
-        return torch.where(rows, new(scores), old(scores))
+        if not _is_other_scale(found):
+            run.state = replace(run.state, normalizer=old.fit_again(scores[rollout.kept], num_wanted))
+            return run.state.normalizer(scores)
+        normalized = old(scores)
+        for versions, rows in _rows_by_versions(rollout, now).items():
+            if versions != before:
+                new = old.fit_again(scores[rows & rollout.kept], num_wanted)
+                normalized = torch.where(rows, new(scores), normalized)
+                if versions == now:  # others came in between, and the step's end has done with them
+                    run.state = replace(run.state, normalizer=new)
+        return normalized
 
     def _check_generation(self, rollout: Rollout) -> None:
         """Where another engine wrote: that it has the policy's weights, each time; how near it comes, once."""
@@ -346,10 +350,30 @@ class PPOTrainer:
 
     def _fit_normalizer(self) -> None:
         """Fixes gain and bias by responses of the policy as it starts."""
-        run = self.run
-        rollout, _, _ = self._roll_out(Purpose.NORMALIZATION, 0, run.config.reward.normalize_samples)
-        run.state = replace(run.state, normalizer=ScoreNormalizer.fit(rollout.scores[rollout.kept]))
-        run.tracker.say(f"scores are normalised: {run.state.normalizer}, by {int(rollout.kept.sum())} responses")
+        run, num_wanted = self.run, self.run.config.reward.normalize_samples
+        rollout, found, _ = self._roll_out(Purpose.NORMALIZATION, 0, num_wanted)
+        if _is_other_scale(found):  # those that training will not see are of another scale
+            rows = _rows_by_versions(rollout, run.state.versions)[run.state.versions] & rollout.kept
+            normalizer = run.state.normalizer.fit_again(rollout.scores[rows], num_wanted)
+        else:
+            rows = rollout.kept
+            normalizer = ScoreNormalizer.fit(rollout.scores[rows])
+        run.state = replace(run.state, normalizer=normalizer)
+        for event in found:
+            run.tracker.say(str(event))
+        run.tracker.say(f"scores are normalised: {normalizer}, by {int(rows.sum())} responses")
+
+
+def _is_other_scale(found: Sequence[Event]) -> bool:
+    """Whether scores came that cannot be compared with those before them."""
+    return any(isinstance(event, VersionChange) and not event.is_calibrated for event in found)
+
+
+def _rows_by_versions(rollout: Rollout, now: tuple[RewardVersion, ...]) -> dict[tuple[RewardVersion, ...], Tensor]:
+    """Which rows, bool (B,), which versions scored; those that none did are with `now`'s."""
+    given = [record.given.versions or now for record in rollout.records]
+    device = rollout.scores.device
+    return {versions: torch.tensor([one == versions for one in given], device=device) for versions in set(given)}
 
 
 def _way_on(output: Path, step: int, num_made: int) -> str:

@@ -306,6 +306,42 @@ def test_a_version_of_another_scale_is_normalised_by_itself(
     assert (float(normalized.mean()), float(normalized.std())) == (pytest.approx(0.0, abs=1e-4), pytest.approx(1.0))
 
 
+def test_of_a_version_that_comes_while_normalisation_is_fixed_the_scores_alone_count(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = PPOTrainer(make_config(folder, **RESCALED, train={"num_steps": 1}), rewards := Rescaled(3))
+    trainer.train()
+    told = capsys.readouterr().err
+    assert "the reward now comes from even@2, before from even@1" in told
+    assert ", by 4 responses" in told
+    scores = torch.tensor([100 + 50 * even_share(*asked) for asked in rewards.asked[16:]])
+    normalized = trainer.state.normalizer(scores)
+    assert (float(normalized.mean()), float(normalized.std())) == (pytest.approx(0.0, abs=1e-4), pytest.approx(1.0))
+
+
+class RescaledTwice(Rescaled):
+    """After one call more a version 3 whose scores lie between −50 and 0."""
+
+    def submit(self, model: str, **texts: Any) -> Any:
+        if self.num_calls <= self.good:
+            return super().submit(model, **texts)
+        self.version, self.digest = 3, "3" * 64
+        self.score = lambda prompt, text: 50 * even_share(prompt, text) - 50
+        return FakeRewards.submit(self, model, **texts)
+
+
+def test_of_two_versions_that_come_in_one_step_each_has_a_map_of_its_own(folder: Path) -> None:
+    trainer = PPOTrainer(make_config(folder, **RESCALED, train={"num_steps": 2}), rewards := RescaledTwice(6))
+    trainer.train()
+    row = read_jsonl(folder / "run" / "metrics.jsonl")[1]
+    assert [event["kind"] for event in row["events"]] == ["version_changed", "version_changed", "normalizer_fitted"]
+    scores = torch.tensor([50 * even_share(*asked) - 50 for asked in rewards.asked[-4:]])
+    normalized = trainer.state.normalizer(scores)
+    assert (float(normalized.mean()), float(normalized.std())) == (pytest.approx(0.0, abs=1e-4), pytest.approx(1.0))
+    assert row["shaped_score_mean"] == pytest.approx(0.0, abs=1e-4)
+    assert trainer.state.normalizer.is_provisional
+
+
 def test_resumed_after_a_change_of_scale_a_run_is_the_same(folder: Path) -> None:
     whole = {"num_steps": 4, "output": str(folder / "whole")}
     PPOTrainer(make_config(folder, **RESCALED, train=whole), Rescaled(7)).train()
