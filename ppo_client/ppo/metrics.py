@@ -88,25 +88,25 @@ def metrics_row(
 
 
 def _of_each_model(versions: Sequence[RewardVersion], rollout: Rollout) -> dict[str, Any]:
-    """Where the score is a sum: the models' own means."""
+    """Where the score is a sum: the models' own means; none where all responses are empty."""
     scored = [record.given.parts for record in rollout.records if record.given.parts]
-    means = [sum(column) / len(scored) for column in zip(*scored, strict=True)]
-    return {
-        "reward_versions": [f"{version} ({version.digest:.12})" for version in versions],
-        **{f"score_mean/{version.model}": mean for version, mean in zip(versions, means, strict=True)},
-    }
+    row: dict[str, Any] = {"reward_versions": [f"{version} ({version.digest:.12})" for version in versions]}
+    for version, values in zip(versions, zip(*scored, strict=True), strict=bool(scored)):
+        row[f"score_mean/{version.model}"] = sum(values) / len(values)
+    return row
 
 
 def _off_policy(rollout: Rollout, sampled_log_probs: Tensor, max_importance_weight: float) -> dict[str, Any]:
     """Of responses that an older policy or another engine wrote, see `staleness.py`."""
     mask = rollout.sequences.response_mask
-    ratio = (rollout.log_probs - sampled_log_probs)[mask].exp()
+    log_ratio = (rollout.log_probs - sampled_log_probs)[mask]
+    ratio = log_ratio.exp()
     return {
         "staleness": int(rollout.is_stale),
         "importance_weight_mean": float(ratio.clamp(max=max_importance_weight).mean()),
         "importance_weight_truncated": float((ratio > max_importance_weight).float().mean()),
-        "stale_max_log_ratio": float(ratio.log().abs().max()),
-        "sampled_mean_abs_log_ratio": float(ratio.log().abs().mean()),
+        "stale_max_log_ratio": float(log_ratio.abs().max()),
+        "sampled_mean_abs_log_ratio": float(log_ratio.abs().mean()),
     }
 
 

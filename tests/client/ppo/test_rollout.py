@@ -265,3 +265,21 @@ def test_a_first_step_without_any_text_is_an_error(folder: Path) -> None:
     settings: dict[str, Any] = {**EMPTY, "reward": {"input": "text", "empty_score": -1.0}}
     with pytest.raises(EmptyResponse, match="all 8 responses are empty"):
         PPOTrainer(make_config(folder, **settings), FakeRewards()).train()
+
+
+def test_a_later_step_without_any_text_is_logged_as_such_whatever_the_number_of_models(folder: Path) -> None:
+    with_text_prompts(folder)
+    models = [{"model": "one@1"}, {"model": "two@1"}]
+    settings: dict[str, Any] = {
+        **EMPTY,
+        "reward": {"input": "text", "empty_score": -1.0, "model": "", "models": models},
+    }
+    trainer = PPOTrainer(make_config(folder, **settings), FakeRewards())
+    trainer.train_step()
+    policy = trainer.run.actor_critic.policy
+    policy.rule = replace(policy.rule, eos_ids=tuple(range(VOCAB_SIZE)))
+    trainer.train_step()
+    before, row = read_jsonl(folder / "run" / "metrics.jsonl")
+    assert {"score_mean/one", "score_mean/two"} == {name for name in before.keys() - row.keys() if "/" in name}
+    assert (row["empty_rate"], row["score_mean"]) == (1.0, -1.0)
+    assert row["reward_versions"] == before["reward_versions"]

@@ -59,6 +59,18 @@ def test_the_next_step_is_asked_for_before_this_one_is_learnt(folder: Path) -> N
         assert row["first_max_log_ratio"] < 1e-4, "PPO's own ratio begins at 1"
 
 
+def test_a_token_that_the_policy_would_not_write_any_more_is_logged(folder: Path) -> None:
+    trainer = PPOTrainer(make_config(folder, **STALE), FakeRewards())
+    trainer.train_step()
+    assert trainer.run.started is not None
+    for samples, _ in trainer.run.started.chunks:
+        samples.log_probs.add_(200.0)  # e^-200 is 0 in float32
+    trainer.train_step()
+    row = read_jsonl(folder / "run" / "metrics.jsonl")[1]
+    assert 200.0 < row["stale_max_log_ratio"] < 300.0
+    assert row["importance_weight_mean"] == 0.0
+
+
 def test_weights_are_truncated_where_the_settings_say(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[Batch] = []
     update = Updater.update
