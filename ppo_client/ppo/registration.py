@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -98,5 +98,7 @@ class Registration:
             for model in self.models:
                 try:
                     self.registrar.renew_lease(model)
-                except RewardClientError as error:
+                except (RewardClientError, CancelledError) as error:
+                    if self._over.is_set():
+                        return  # the run has left meanwhile, and closed the client
                     self.report(f"the lease on {model} could not be renewed: {error}")

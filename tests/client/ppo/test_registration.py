@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -132,3 +133,28 @@ def test_signs_of_life_go_on_and_a_failed_one_is_told(service: Service) -> None:
     assert service.renewed.wait(30), "after a failure, too"
     registration.close()
     assert any("could not be renewed: for a moment" in text for text in told)
+
+
+def test_a_sign_of_life_that_the_end_of_the_run_cuts_off_is_no_failure(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_way, is_closed = threading.Event(), threading.Event()
+    told: list[str] = []
+    uncaught: list[threading.ExceptHookArgs] = []
+
+    def renew(model: str) -> Lease:
+        under_way.set()
+        assert is_closed.wait(30)
+        raise CancelledError  # as a client that is closed does
+
+    monkeypatch.setattr(service, "renew_lease", renew)
+    monkeypatch.setattr(threading, "excepthook", uncaught.append)
+    registration = Registration(service, ["even"], 0.03, patient(0.0), told.append)
+    registration.begin([None])
+    assert under_way.wait(30)
+    registration.close()
+    is_closed.set()
+    keeper = registration._keeper
+    assert keeper is not None
+    keeper.join(30)
+    assert (uncaught, len(told)) == ([], 1), "of the lease that was given"
