@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from ppo_client.ppo.errors import CheckpointError
 from ppo_client.ppo.normalize import ScoreNormalizer
@@ -112,15 +113,27 @@ def save_checkpoint(output: Path, step: int, write: Callable[[Path], None], keep
 
 
 def write_directory(place: Path, write: Callable[[Path], None]) -> None:
-    """Puts a new directory at `place`, instead of the one that may be there, after all of it is on disk."""
+    """Puts a new directory at `place`, instead of the one that may be there, after all of it is on disk.
+
+    Raises CheckpointError where there is no room, say; then what was there before is still there.
+    """
     place.parent.mkdir(parents=True, exist_ok=True)
     for leftover in (*place.parent.glob(".writing-*"), *place.parent.glob(".old-*")):  # of a process that was killed
         shutil.rmtree(leftover)
     beside, old = place.with_name(f".writing-{place.name}"), place.with_name(f".old-{place.name}")
     beside.mkdir()
-    write(beside)
-    for path in (*beside.rglob("*"), beside):
-        _sync(path)
+    try:
+        write(beside)
+        for path in (*beside.rglob("*"), beside):
+            _sync(path)
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # the latter two of torch and safetensors, for want of room
+        free_mb = shutil.disk_usage(place.parent).free / 1e6
+        shutil.rmtree(beside, ignore_errors=True)
+        raise CheckpointError(f"{place} could not be written: {error}. {free_mb:.0f} MB were free there") from error
     if place.exists():
         os.replace(place, old)
     os.replace(beside, place)

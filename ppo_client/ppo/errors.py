@@ -3,7 +3,7 @@
 PPOError
 ├── ConfigError            the settings make no sense, or not together
 ├── DataError              a prompts file or an example cannot be used
-├── CheckpointError        nothing to resume, or what is there cannot be read
+├── CheckpointError        nothing to resume, or what is there cannot be read, or a new one not be written
 ├── RunStopped             the run was asked to stop, and did not wait for what it was waiting for
 ├── GenerationMismatch     what writes the responses has other log-probabilities than the policy
 ├── NonFiniteKL            policy and reference are infinitely far apart at a token, or one of them is NaN there
@@ -32,7 +32,7 @@ class DataError(PPOError):
 
 
 class CheckpointError(PPOError):
-    """There is nothing to resume, or what is there cannot be read."""
+    """There is nothing to resume, or what is there cannot be read, or a new one cannot be written."""
 
 
 class RunStopped(PPOError):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from ppo_client.ppo import checkpoint
 from ppo_client.ppo.checkpoint import (
     RunState,
     latest_checkpoint,
@@ -24,7 +26,7 @@ from ppo_client.ppo.normalize import ScoreNormalizer
 from ppo_client.ppo.versions import RewardVersion
 
 
-def write_text(text: str) -> checkpoint.Callable[[Path], None]:
+def write_text(text: str) -> Callable[[Path], None]:
     def write(place: Path) -> None:
         (place / "text").write_text(text)
 
@@ -57,6 +59,28 @@ def test_a_writer_that_dies_leaves_the_old_one(tmp_path: Path) -> None:
         assert (latest_checkpoint(tmp_path) / "text").read_text() == "whole"
     save_checkpoint(tmp_path, 2, write_text("next"), keep=2)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000001", "step-000002"]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda place: torch.save({"a": torch.zeros(20_000)}, place / "optimizer.pt"),
+        lambda place: save_file({"a": torch.zeros(20_000)}, place / "model.safetensors"),
+        lambda place: (place / "state.json").write_bytes(bytes(80_000)),
+    ],
+    ids=["torch", "safetensors", "plain"],
+)
+def test_a_disk_without_room_is_named_and_no_more_is_taken_of_it(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    save_checkpoint(tmp_path, 1, write_text("whole"), keep=2)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))  # for a disk of that size
+    try:
+        with pytest.raises(CheckpointError, match=r"step-000002 could not be written: .* MB were free there"):
+            save_checkpoint(tmp_path, 2, write, keep=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
+    assert (latest_checkpoint(tmp_path) / "text").read_text() == "whole"
 
 
 def test_a_directory_is_replaced(tmp_path: Path) -> None:
