@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, pstdev
 from typing import Any
 
+from ppo_client.ppo.conditions import Conditions
+from ppo_client.ppo.config import EvaluationConfig
 from ppo_client.ppo.text_facts import WinRate, correlation, distinct_share, repeated_share
 
 
@@ -108,6 +110,18 @@ def evaluation_facts(pairs: Sequence[Pair]) -> EvaluationFacts:
         versions=sorted({version for pair in pairs for version in pair.versions}),
         judges=sorted({judge for pair in pairs for judge in pair.judges}),
     )
+
+
+def measure_of(facts: EvaluationFacts, conditions: Conditions, config: EvaluationConfig) -> str:
+    """What evaluations must have in common for `config.best_by` to tell which is better; empty: nothing was scored.
+
+    Raw scores of two versions are no more comparable than those of two models; calibrated ones are, of one model.
+    """
+    names = facts.versions if config.best_by == "score_mean" else facts.judges
+    is_second_opinion = bool(config.model) and config.best_by != "score_mean"
+    if not is_second_opinion and "raw" not in conditions.scores:
+        names = sorted({name.partition("@")[0] for name in names})
+    return f"{config.best_by} of {', '.join(names)} on prompts {conditions.prompts}" if names else ""
 
 
 def text_rows(pairs: Sequence[Pair], num_rows: int) -> list[dict[str, Any]]:

@@ -19,12 +19,19 @@ class Progress:
     best_value: float | None = None
     num_since_best: int = 0
     """Evaluations in a row without a new best"""
+    measure: str = ""
+    """By what `best_value` was found; empty: that is not known"""
 
-    def after(self, step: int, kl: float, value: float) -> Progress:
-        """With one more evaluation, in which the metric to be maximised had `value`."""
-        if self.best_value is None or value > self.best_value:
-            return Progress(step, kl, step, value, 0)
-        return replace(self, step=step, kl=kl, num_since_best=self.num_since_best + 1)
+    def after(self, step: int, kl: float, value: float, measure: str = "") -> Progress:
+        """With one more evaluation, in which the metric to be maximised had `value`.
+
+        `measure`: what values must have in common to be compared; by another one the best is sought anew.
+        """
+        is_other = bool(measure and self.measure and measure != self.measure)
+        measure = measure or self.measure
+        if self.best_value is None or is_other or value > self.best_value:
+            return Progress(step, kl, step, value, 0, measure)
+        return replace(self, step=step, kl=kl, num_since_best=self.num_since_best + 1, measure=measure)
 
     def reason_to_end(self, config: EvaluationConfig) -> str | None:
         """Why the run should end before its last step; None: it should not."""

@@ -19,7 +19,7 @@ from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.distributed import gather_rollout, is_true_anywhere, own_rows, raise_together
 from ppo_client.ppo.dropped import without_dropped
 from ppo_client.ppo.errors import EmptyResponse, FailedItems, NonFiniteUpdate, RunStopped
-from ppo_client.ppo.evaluation_facts import evaluation_facts, text_rows
+from ppo_client.ppo.evaluation_facts import evaluation_facts, measure_of, text_rows
 from ppo_client.ppo.generation import log_prob_gap
 from ppo_client.ppo.kl import check_finite, kl_per_token, next_coefficient
 from ppo_client.ppo.metrics import Event, metrics_row, sample_rows
@@ -301,12 +301,14 @@ class PPOTrainer:
             pairs = sorted(gather_object(local), key=lambda pair: pair.row)
             if not pairs:
                 raise FailedItems("each of the evaluation's prompts has a response without a score")
-        facts = evaluation_facts(pairs)
-        value = getattr(facts, config.evaluation.best_by)
-        run.state = replace(run.state, progress=progress.after(run.state.step, facts.kl, value))
+        facts, conditions = evaluation_facts(pairs), run.evaluator.conditions()
+        value, measure = getattr(facts, config.evaluation.best_by), measure_of(facts, conditions, config.evaluation)
+        run.state = replace(run.state, progress=progress.after(run.state.step, facts.kl, value, measure))
         texts = text_rows(pairs, config.train.samples_per_step)
-        conditions = run.evaluator.conditions().to_dict()
-        run.tracker.evaluation({"step": run.state.step, **facts.to_dict(), "conditions": conditions, "texts": texts})
+        row = {"step": run.state.step, **facts.to_dict(), "conditions": conditions.to_dict(), "texts": texts}
+        run.tracker.evaluation(row)
+        if progress.measure not in ("", run.state.progress.measure):
+            run.tracker.say(f"the best is sought anew, by {run.state.progress.measure}; before by {progress.measure}")
         if run.state.progress.best_step == run.state.step:
             run.save_best()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from tiny_policies import KINDS, FakeRewards, even_share, make_config, read_json
 from ppo_client.client.errors import ServerUnreachable
 from ppo_client.ppo import PPOTrainer
 from ppo_client.ppo.checkpoint import latest_checkpoint
+from ppo_client.ppo.conditions import Conditions
 from ppo_client.ppo.config import EvaluationConfig
 from ppo_client.ppo.errors import RewardServiceAway
+from ppo_client.ppo.evaluation_facts import EvaluationFacts, measure_of
 from ppo_client.ppo.progress import Progress, is_due
 from ppo_client.ppo.text_facts import WinRate
 
@@ -134,6 +137,42 @@ def test_a_run_that_moves_too_far_ends_and_can_be_told_to_go_on(folder: Path) ->
     assert PPOTrainer.resume(folder / "run", Opinions(), ["evaluation.max_kl=100"]).train().step == 5
 
 
+class Promoted(FakeRewards):
+    """After the first evaluation a version 2, whose scores are lower by 10 than version 1's."""
+
+    def submit(self, model: str, **texts: Any) -> Any:
+        future = super().submit(model, **texts)
+        if len(texts["prompts"]) == 12:
+            self.version, self.digest, self.score = 2, "2" * 64, lambda prompt, text: even_share(prompt, text) - 10
+        return future
+
+
+def test_by_another_version_the_best_is_sought_anew(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation = {"prompts": str(folder / "prompts.jsonl"), "every_steps": 1, "count": 6, "patience": 3}
+    config = make_config(folder, evaluation=evaluation, reward={"model": "even@stable"}, train={"num_steps": 4})
+    state = PPOTrainer(config, Promoted()).train()
+    assert state.step == 4
+    assert state.progress.best_step > 1
+    assert state.progress.best_value is not None
+    assert state.progress.best_value < 0
+    assert "the best is sought anew, by judge_mean of even@2 on" in capsys.readouterr().err
+    assert f'"step": {state.progress.best_step},' in (folder / "run" / "best" / "state.json").read_text()
+
+
+def test_what_makes_evaluations_comparable(folder: Path) -> None:
+    PPOTrainer(config_of(folder), Opinions()).train()
+    (*_, row) = read_jsonl(folder / "run" / "evaluations.jsonl")
+    facts = EvaluationFacts(**{item.name: row[item.name] for item in fields(EvaluationFacts)})
+    raw = Conditions(**row["conditions"])
+    calibrated = replace(raw, scores="calibrated")
+    second = EvaluationConfig(prompts="p", model="odd@2")
+    assert measure_of(facts, calibrated, second) == f"judge_mean of odd@2 on prompts {raw.prompts}"
+    assert measure_of(facts, raw, replace(second, best_by="win_rate")).startswith("win_rate of odd@2")
+    assert measure_of(facts, raw, replace(second, best_by="score_mean")).startswith("score_mean of even@1")
+    assert measure_of(facts, calibrated, replace(second, best_by="score_mean")).startswith("score_mean of even on")
+    assert measure_of(replace(facts, judges=[]), raw, second) == "", "no response had a text"
+
+
 class Away(Opinions):
     """Not there when the second opinion is asked."""
 
@@ -175,6 +214,9 @@ def test_progress() -> None:
     assert progress.reason_to_end(EvaluationConfig(patience=3)) is None
     assert "4.00 nats" in (progress.reason_to_end(EvaluationConfig(max_kl=3.5)) or "")
     assert Progress().reason_to_end(EvaluationConfig(patience=1, max_kl=1.0)) is None
+    progress = Progress().after(10, 1.0, 0.5, "a").after(20, 1.0, 0.4, "")
+    assert (progress.best_step, progress.measure) == (10, "a")
+    assert progress.after(30, 1.0, 0.3, "b") == Progress(30, 1.0, 30, 0.3, 0, "b")
 
 
 @pytest.mark.parametrize(
