@@ -2,7 +2,8 @@
 
 Beside the output grows a journal, `OUTPUT.partial`: a line that says what is being done, then one line for each row,
 in order. All rows are scored by one version: the one that scored the first rows, pinned by its digest from then on,
-in later runs, too. When the last row is in, rows and journal become the output in one step.
+in later runs, too, and with the calibration it had. When the last row is in, rows and journal become the output in one
+step.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ppo_client.client.errors import (
     ItemsUnavailable,
     RewardClientError,
     UnsupportedContent,
+    VersionChanged,
 )
 from ppo_client.client.records import Row, checked_rows, read_rows, write_with_fields
 from ppo_client.client.score_call import ScoreOptions, TruncationRule
@@ -93,6 +95,8 @@ class _Pin:
     model: str
     version: int
     digest: str
+    calibration: str | None = None
+    """By digest; None: raw scores"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +202,8 @@ def _lines(job: ScoreJob, first: int, batch: _Batch, outcome: Scores | ItemsFail
         ]
     lines = {index: _error_line(error) for index, error in batch.refused.items()}
     lines |= zip(batch.sent, answers, strict=True)
-    pin = _Pin(outcome.model, outcome.version, outcome.digest)
+    calibration = outcome.calibration.digest if outcome.calibration else None
+    pin = _Pin(outcome.model, outcome.version, outcome.digest, calibration)
     return pin, [lines[index] for index in range(len(batch.rows))]
 
 
@@ -308,10 +313,16 @@ class Journal:
         self._file.close()
 
     def add(self, pin: _Pin, lines: list[Row]) -> None:
-        """Appends the lines of the next rows; they are on disk when it returns."""
+        """Appends the lines of the next rows; they are on disk when it returns. Raises VersionChanged."""
         if self.pin is None:
             self.pin = pin
             self._write(self._identity | {"scored_by": asdict(pin)})
+        elif pin != self.pin:  # model, version and digest were asked for
+            raise VersionChanged(
+                f"{pin.model}@{pin.version} was calibrated anew: its scores have the calibration "
+                f"{pin.calibration or 'none':.12}, those in {self.path} {self.pin.calibration or 'none':.12}, which is "
+                "another scale; remove that file to begin again"
+            )
         for line in lines:
             self._write(line)
         self._file.flush()

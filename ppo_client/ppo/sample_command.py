@@ -128,7 +128,7 @@ def _scored(client: RewardClient, args: argparse.Namespace) -> Iterator[Row]:
     """The rows with their scores, in order; batches are scored while the next are written.
 
     Rows without text cannot be scored; they are left out, and counted on standard error. Raises VersionChanged where
-    another version answers than did first: scores of two are not to be compared.
+    another version or calibration answers than did first: scores of two are not to be compared.
     """
     num_empty = 0
     first: Scores | None = None
@@ -144,6 +144,8 @@ def _scored(client: RewardClient, args: argparse.Namespace) -> Iterator[Row]:
                 f"{args.reward} was {first.model}@{first.version} and is now {scores.model}@{scores.version}: name the "
                 f"version with --reward, and begin again"
             )
+        if scores.calibration != first.calibration:
+            raise VersionChanged(f"{args.reward} was calibrated anew meanwhile, to another scale: begin again")
         source = {"model": scores.model, "version": scores.version, "digest": scores.digest}
         for row, value in zip(rows, scores.values, strict=True):
             yield {**row, "score": value, **source}

@@ -16,7 +16,7 @@ from ppo_client.client.records import read_rows, write_rows
 from ppo_client.client.score_files import ScoreJob, score_file
 
 from .conftest import QUICK
-from .fake_server import DIGESTS, FakeServer, fail, fail_items, usual
+from .fake_server import DIGESTS, FakeServer, change, fail, fail_items, usual
 
 NUM_ROWS = 23
 ROWS: list[dict[str, Any]] = [{"prompt": "p", "completion": "x" * number, "id": number} for number in range(NUM_ROWS)]
@@ -83,6 +83,22 @@ def test_an_interrupted_run_goes_on_where_it_was_with_the_version_it_had(
     assert list(read_rows(job.output)) == [expected(number) for number in range(NUM_ROWS)]
     sent = sum(len(group.completions) for request in server.requests for group in request.groups)
     assert sent == NUM_ROWS - done
+
+
+def test_rows_of_two_calibrations_do_not_get_into_one_file(
+    server: FakeServer, client: RewardClient, job: ScoreJob
+) -> None:
+    calibrated = but(job, calibrated=True)
+    server.will(usual)
+    server.always = change(lambda response: setattr(response.calibration, "digest", "d" * 64))
+    with pytest.raises(errors.VersionChanged, match=r"length@1 was calibrated anew: .* dddddddddddd, .* cccccccccccc"):
+        score_file(client, calibrated)
+    with pytest.raises(errors.VersionChanged, match="remove that file"):
+        score_file(client, calibrated)
+    server.always = None
+    summary = score_file(client, calibrated)
+    assert summary.resumed == 5
+    assert [row["score"] for row in read_rows(job.output)] == [10.0 * number for number in range(NUM_ROWS)]
 
 
 def test_a_kill_before_the_first_rows_leaves_nothing_in_the_way(client: RewardClient, job: ScoreJob) -> None:

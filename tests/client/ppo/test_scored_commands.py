@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from client.fake_server import FakeServer, as_version, usual
+from client.fake_server import FakeServer, as_version, change, usual
 from tiny_models import EOS_ID, VOCAB_SIZE
 from tiny_policies import make_config, read_jsonl, save_policy
 from transformers import GenerationConfig
@@ -85,6 +85,10 @@ def test_scores_of_two_versions_are_not_compared(
     arguments = ["sample", policies[0], "--prompts", prompts, "--server", server.address, "--reward", "length@stable"]
     assert cli.main([*arguments, "--best-of", "2", "--batch-size", "2", "--max-response-tokens", "6"]) == 76
     assert "length@stable was length@" in capsys.readouterr().err
+    server.will(usual, change(lambda response: setattr(response.calibration, "digest", "d" * 64)))
+    arguments.append("--calibrated")
+    assert cli.main([*arguments, "--best-of", "2", "--batch-size", "2", "--max-response-tokens", "6"]) == 76
+    assert "length@stable was calibrated anew" in capsys.readouterr().err
 
 
 def test_evaluate_compares_policy_and_reference(
