@@ -91,8 +91,10 @@ def _of_each_model(versions: Sequence[RewardVersion], rollout: Rollout) -> dict[
     """Where the score is a sum: the models' own means; none where all responses are empty."""
     scored = [record.given.parts for record in rollout.records if record.given.parts]
     row: dict[str, Any] = {"reward_versions": [f"{version} ({version.digest:.12})" for version in versions]}
+    models = [version.model for version in versions]
     for version, values in zip(versions, zip(*scored, strict=True), strict=bool(scored)):
-        row[f"score_mean/{version.model}"] = sum(values) / len(values)
+        name = version.model if models.count(version.model) == 1 else version
+        row[f"score_mean/{name}"] = sum(values) / len(values)
     return row
 
 

@@ -283,3 +283,21 @@ def test_a_later_step_without_any_text_is_logged_as_such_whatever_the_number_of_
     assert {"score_mean/one", "score_mean/two"} == {name for name in before.keys() - row.keys() if "/" in name}
     assert (row["empty_rate"], row["score_mean"]) == (1.0, -1.0)
     assert row["reward_versions"] == before["reward_versions"]
+
+
+class OfTwoVersions(FakeRewards):
+    """Version 2's scores are higher by 1."""
+
+    def submit(self, model: str, **texts: Any) -> Any:
+        self.version = int(model.partition("@")[2])
+        self.score = lambda prompt, completion: even_share(prompt, completion) + self.version - 1
+        return super().submit(model, **texts)
+
+
+def test_two_versions_of_one_model_have_a_mean_each(folder: Path) -> None:
+    models = [{"model": "even@1"}, {"model": "even@2", "weight": 0.5}]
+    trainer = PPOTrainer(make_config(folder, reward={"model": "", "models": models}), OfTwoVersions())
+    trainer.train_step()
+    (row,) = read_jsonl(folder / "run" / "metrics.jsonl")
+    assert row["score_mean/even@2"] == pytest.approx(row["score_mean/even@1"] + 1)
+    assert row["score_mean"] == pytest.approx(row["score_mean/even@1"] + 0.5 * row["score_mean/even@2"])
