@@ -18,6 +18,7 @@ from ppo_client.ppo.asking import PendingGiven, ask
 from ppo_client.ppo.completions import completion_contents, response_ids, response_texts
 from ppo_client.ppo.conditions import Conditions, digest_of, scale_of
 from ppo_client.ppo.evaluation_facts import Pair, Written
+from ppo_client.ppo.kl import check_finite
 from ppo_client.ppo.policy import Policy, Reading, Samples
 from ppo_client.ppo.prompts import Prompt
 from ppo_client.ppo.reading import read_in_parts
@@ -96,7 +97,7 @@ class Evaluator:
     def pairs(self, rows: Sequence[int]) -> list[Pair]:
         """Of the prompts `rows`, but for those with a text that has no score, where the desk drops failed items.
 
-        Texts are judged while the next are written. Raises what PendingScores.result does.
+        Texts are judged while the next are written. Raises NonFiniteKL, and what PendingScores.result does.
         """
         batches: list[_Batch] = []
         try:
@@ -147,6 +148,7 @@ class Evaluator:
         (theirs,) = read_in_parts(policy, sequences, lambda part: (self.reference(part).log_probs,))
         if not self.log_probs_from_sampling:
             (ours,) = read_in_parts(policy, sequences, lambda part: (policy(part).log_probs,))
+        check_finite(ours, theirs, sequences.response_ids)
         found: list[float] = (ours - theirs).sum(1).tolist()
         return found
 

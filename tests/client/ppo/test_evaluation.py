@@ -17,9 +17,11 @@ from ppo_client.ppo import PPOTrainer
 from ppo_client.ppo.checkpoint import latest_checkpoint
 from ppo_client.ppo.conditions import Conditions
 from ppo_client.ppo.config import EvaluationConfig
-from ppo_client.ppo.errors import RewardServiceAway
+from ppo_client.ppo.errors import NonFiniteKL, RewardServiceAway
 from ppo_client.ppo.evaluation_facts import EvaluationFacts, measure_of
+from ppo_client.ppo.policy import Reading
 from ppo_client.ppo.progress import Progress, is_due
+from ppo_client.ppo.sequences import Sequences
 from ppo_client.ppo.text_facts import WinRate
 
 
@@ -135,6 +137,25 @@ def test_a_run_that_moves_too_far_ends_and_can_be_told_to_go_on(folder: Path) ->
     assert (folder / "run" / "policy").is_dir()
     assert PPOTrainer.resume(folder / "run", Opinions()).train().step == state.step
     assert PPOTrainer.resume(folder / "run", Opinions(), ["evaluation.max_kl=100"]).train().step == 5
+
+
+def test_a_policy_that_is_infinitely_far_from_its_reference_is_told_by_name(folder: Path) -> None:
+    trainer = PPOTrainer(config_of(folder), Opinions())
+    evaluator = trainer.run.evaluator
+    assert evaluator is not None
+    whole = evaluator.reference
+
+    class Reference:
+        sample = whole.sample
+
+        def __call__(self, sequences: Sequences) -> Reading:
+            read = whole(sequences)
+            return read._replace(log_probs=torch.full_like(read.log_probs, float("nan")))
+
+    evaluator.reference = Reference()
+    with pytest.raises(NonFiniteKL, match="log π_ref = nan"):
+        trainer.train()
+    assert latest_checkpoint(folder / "run").name == "step-000002", "with what was learnt until then"
 
 
 class Promoted(FakeRewards):
