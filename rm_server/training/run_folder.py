@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rm_server.errors import AlreadyExists
+from safetensors import SafetensorError
+
+from rm_server.errors import AlreadyExists, StorageFull
 from rm_server.registry.manifest import FILE_NAME
 
 CHECKPOINTS = "checkpoints"
 _FINGERPRINT_FILE = "settings.json"
+_ZIP_WRITER = "inline_container.cc"
+"""In what torch.save raises for a full disk, which it does not name"""
 
 
 def find_checkpoint(out: Path, fingerprint: dict[str, Any], resume: bool) -> Path | None:
@@ -39,6 +46,20 @@ def begin_folder(out: Path, fingerprint: dict[str, Any]) -> None:
     checkpoints = out / CHECKPOINTS
     checkpoints.mkdir(parents=True, exist_ok=True)
     (checkpoints / _FINGERPRINT_FILE).write_text(json.dumps(fingerprint), encoding="utf-8")
+
+
+@contextmanager
+def writing_to(out: Path) -> Iterator[None]:
+    """Raises StorageFull for what torch and safetensors raise where they cannot write; other failures stay."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and _ZIP_WRITER not in str(error):
+            raise
+        raise StorageFull(
+            f"{out} could not be written ({error}); {shutil.disk_usage(out).free / 1e9:.2f} GB are free there. "
+            "Make room, and repeat the command with --resume."
+        ) from error
 
 
 def step_of(checkpoint: Path) -> int:

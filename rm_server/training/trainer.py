@@ -41,7 +41,7 @@ from rm_server.training.preferences import (
     subset_of_groups,
 )
 from rm_server.training.progress import ProgressBar, quiet_transformers
-from rm_server.training.run_folder import CHECKPOINTS, begin_folder, find_checkpoint, step_of
+from rm_server.training.run_folder import CHECKPOINTS, begin_folder, find_checkpoint, step_of, writing_to
 from rm_server.training.saved_adapter import save_adapter
 from rm_server.training.settings import TrainSettings
 
@@ -75,7 +75,7 @@ def train(
     ``resume`` goes on from the newest checkpoint in ``out``, and begins anew where there is none.
 
     Raises AlreadyExists when ``out`` has a version or belongs to other settings; BadData for data that cannot be used;
-    ArtifactUnreadable, UnsupportedArtifact or WeightsMismatch for a base that cannot.
+    ArtifactUnreadable, UnsupportedArtifact or WeightsMismatch for a base that cannot; StorageFull.
     """
     started, cpu_started = time.monotonic(), time.process_time()
     if settings.keep_adapter and not settings.lora_rank:
@@ -99,7 +99,8 @@ def train(
         trainer = _make_trainer(model, tokenizer, encoded, [pair.group for pair in training_pairs], out, settings)
         for callback in [*([ProgressBar("train")] if shows_progress else []), *callbacks]:
             trainer.add_callback(callback)
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with writing_to(out):
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         record = {
             "settings": asdict(settings),
             "data": {
@@ -119,7 +120,8 @@ def train(
             "cpu_seconds": round(time.process_time() - cpu_started, 1),
             "machine": _machine(trainer),
         }
-        _write_version(out, trainer, tokenizer, base, manifest, split, record)
+        with writing_to(out):
+            _write_version(out, trainer, tokenizer, base, manifest, split, record)
     return TrainedVersion(out, manifest, select(pairs, split.held_out), record)
 
 

@@ -75,12 +75,20 @@ def test_a_disk_without_room_is_named_and_no_more_is_taken_of_it(tmp_path: Path,
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))  # for a disk of that size
     try:
-        with pytest.raises(CheckpointError, match=r"step-000002 could not be written: .* MB were free there"):
+        with pytest.raises(CheckpointError, match=r"step-000002 could not be written .* GB were free there"):
             save_checkpoint(tmp_path, 2, write, keep=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
     assert (latest_checkpoint(tmp_path) / "text").read_text() == "whole"
+
+
+def test_what_is_no_failure_of_the_disk_keeps_its_name(tmp_path: Path) -> None:
+    def failing(place: Path) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        save_checkpoint(tmp_path, 1, failing, keep=2)
 
 
 def test_a_directory_is_replaced(tmp_path: Path) -> None:

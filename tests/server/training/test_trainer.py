@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification, TrainerCallback
 from trl import RewardConfig
 
-from rm_server.errors import AlreadyExists, InvalidRequest, NonFiniteScore
+from rm_server.errors import AlreadyExists, InvalidRequest, NonFiniteScore, StorageFull
 from rm_server.registry.manifest import read_manifest
 from rm_server.training.assessment import Subject, assess
 from rm_server.training.offline_scoring import offline_scorer
@@ -245,6 +245,22 @@ def test_low_rank_adapters_are_merged_into_a_plain_checkpoint(tmp_path: Path, wr
     assert any("q_proj" in name for name in changed)
     assert not any("norm" in name or "embed" in name for name in changed)
     assert accuracy(trained) > 0.75
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
+    tmp_path: Path, write_pairs: WritePairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_models.make_checkpoint(tmp_path / "base", "bert")
+    data, out, chosen = write_pairs(160), tmp_path / "v1", settings(base, checkpoint_steps=3)
+
+    def fails(value: Any, place: Any, *_: Any) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 640 vs 598")
+
+    with monkeypatch.context() as full:
+        full.setattr(torch, "save", fails)
+        with pytest.raises(StorageFull, match=r"v1 could not be written .* repeat the command with --resume"):
+            train(data, out, chosen, shows_progress=False)
+    assert train(data, out, chosen, resume=True, shows_progress=False).record["resumed_at_step"] is None
 
 
 def test_low_rank_training_resumes_too(tmp_path: Path, write_pairs: WritePairs) -> None:
