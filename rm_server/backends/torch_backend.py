@@ -201,9 +201,10 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UnsupportedArtifact(f"{name!r} is no device: {first_line(error)}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UnsupportedArtifact(
-            f"The device {name!r} is asked for, and torch {torch.__version__} sees no CUDA device."
+            f"The device {name!r} is asked for, and torch {torch.__version__} sees {torch.cuda.device_count() or 'no'} "
+            "CUDA device(s)."
         )
     return device
 

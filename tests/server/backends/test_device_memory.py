@@ -36,3 +36,12 @@ def test_other_failures_are_none(error: Exception) -> None:
 
 def test_a_cpu_is_not_asked_for_free_memory() -> None:
     assert free_memory_of("cpu") is None
+
+
+@pytest.mark.parametrize(("device", "num_gpus"), [("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)])
+def test_a_gpu_that_is_not_there_is_not_asked_either(
+    monkeypatch: pytest.MonkeyPatch, device: str, num_gpus: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", pytest.fail)
+    assert free_memory_of(device) is None

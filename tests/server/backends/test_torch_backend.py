@@ -372,6 +372,14 @@ def test_an_unknown_device_is_refused(tmp_path: Path) -> None:
         load(folder, device="abacus")
 
 
+def test_a_gpu_beyond_those_that_are_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "bert")
+    for num_gpus, seen in ((0, "no"), (1, "1")):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda num=num_gpus: num)
+        with pytest.raises(UnsupportedArtifact, match=rf"'cuda:1' is asked for, and torch .* sees {seen} CUDA device"):
+            load(folder, device="cuda:1")
+
+
 def test_a_model_that_fails_on_ordinary_tokens_is_refused_in_its_own_words(tmp_path: Path) -> None:
     tiny = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
     folder = tiny_models.make_checkpoint(tmp_path, "gpt2", model_type="t5", **tiny)
