@@ -126,9 +126,14 @@ def _label_index(folder: Path, config: Any, label: int | str | None) -> int:
         if config.num_labels == 1:
             return 0
         architectures = ", ".join(config.architectures or ())
-        hint = "" if "SequenceClassification" in architectures else f" Its config names {architectures or 'no head'}."
+        if "SequenceClassification" in architectures:
+            hint = ""
+        else:
+            # transformers takes two labels for granted where a config has none.
+            hint = f" Its config names {architectures or 'no head'}: what has no head must be trained first."
         raise UnsupportedArtifact(
-            f"{folder} has {config.num_labels} labels ({labels}): say by --label-index whose logit is the score.{hint}"
+            f"{folder} has {config.num_labels} labels ({labels}): register it with --label-index, which says whose "
+            f"logit is the score.{hint}"
         )
     if isinstance(label, str) and not label.isdigit():
         matches = [index for index, name in names.items() if name.casefold() == label.casefold()]

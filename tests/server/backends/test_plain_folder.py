@@ -98,13 +98,21 @@ def test_a_classifier_s_label_must_be_said(tmp_path: Path) -> None:
     folder = tiny_models.make_checkpoint(
         tmp_path, "bert", num_labels=2, id2label=names, label2id={name: index for index, name in names.items()}
     )
-    with pytest.raises(UnsupportedArtifact, match=r"2 labels \(0 bad, 1 Good\)"):
+    with pytest.raises(UnsupportedArtifact, match=r"2 labels \(0 bad, 1 Good\): .* whose logit is the score\.$"):
         infer_manifest(folder)
     for label in (1, "1", "good", "Good"):
         assert infer_manifest(folder, label_index=label).label_index == 1
     for label in (2, "2", "fair", -1):
         with pytest.raises(UnsupportedArtifact, match=r"it has 0 bad, 1 Good"):
             infer_manifest(folder, label_index=label)
+
+
+def test_a_model_without_a_head_must_be_trained_first(tmp_path: Path) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "bert", num_labels=2)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["BertModel"]}))
+    with pytest.raises(UnsupportedArtifact, match="names BertModel: what has no head must be trained first"):
+        infer_manifest(folder)
 
 
 def test_folders_that_are_none(tmp_path: Path) -> None:

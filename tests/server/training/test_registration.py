@@ -144,7 +144,7 @@ def test_another_reading_is_another_version(register: Register, checkpoint: Call
 def test_a_classifier_s_label_is_chosen_by_index_or_name(register: Register, checkpoint: Callable[..., Path]) -> None:
     names = {0: "bad", 1: "good"}
     source = checkpoint(num_labels=2, id2label=names, label2id={name: index for index, name in names.items()})
-    with pytest.raises(UnsupportedArtifact, match=r"\(0 bad, 1 good\): say by --label-index"):
+    with pytest.raises(UnsupportedArtifact, match=r"\(0 bad, 1 good\): register it with --label-index"):
         register(source)
     by_name, by_index = (
         register(source, reading=Reading(label_index="good")),
