@@ -271,7 +271,9 @@ def _not_its_model(entry: TokenEntry, model: str | None) -> PermissionDenied:
 
 def _unauthenticated() -> Unauthenticated:
     """One text for all: whether a token was known once is nobody's business."""
-    return Unauthenticated("This server wants a token it knows, as `authorization: Bearer <token>`.")
+    return Unauthenticated(
+        "This server wants a token it knows, as `authorization: Bearer <token>` (our clients and commands: RM_TOKEN)."
+    )
 
 
 def grpc_identities(auth_context: Mapping[str, Sequence[bytes]]) -> list[str]:
