@@ -178,7 +178,8 @@ def _details(done: Registration) -> Iterator[str]:
     eos = ", EOS appended (if it was trained without: --no-append-eos)" if reading.append_eos else ""
     length = f"up to {reading.max_tokens} tokens, {reading.truncation}" if reading.max_tokens else "of any length"
     pads = ", pad ids at the end cut off" if reading.trim_padding else ""
-    yield f"  reads      template {reading.template!r}, {length}{eos}{pads}"
+    how = f"template {reading.template!r}, {length}{eos}{pads}"
+    yield f"  reads      {'as each of its parts does' if reading.kind == 'composite' else how}"
     if done.label:
         yield f"  score      the logit of label {done.label}"
     yield f"  golden     {len(reading.golden)} examples, checked at every load"

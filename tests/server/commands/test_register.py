@@ -84,6 +84,16 @@ def test_what_follows_each_text_is_told_with_the_flag_that_changes_it(
     assert out.splitlines()[1].endswith(", EOS appended (if it was trained without: --no-append-eos)")
 
 
+def test_a_composite_s_parts_read_by_their_own_rules(run: Run, tmp_path: Path) -> None:
+    source = tmp_path / "sum"
+    source.mkdir()
+    part = {"name": "brevity", "rule": {"type": "length", "max": 80}, "weight": 1.0}
+    (source / "composite.json").write_text(json.dumps({"components": [part]}))
+    status, out, err = run("m", source, "--home", tmp_path / "home", "--quiet")
+    assert status == 0, err
+    assert out.splitlines()[1].split(maxsplit=1) == ["reads", "as each of its parts does"]
+
+
 def test_programs_get_json_and_see_that_nothing_is_new(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     arguments = ("m", checkpoint, "--home", tmp_path / "home", "--quiet", "--json")
     first, second = json.loads(run(*arguments)[1]), json.loads(run(*arguments)[1])
