@@ -36,12 +36,18 @@ def parse_json(raw: bytes) -> dict[str, Any]:
 
 def openrlhf_groups(body: dict[str, Any]) -> list[Group]:
     """One group a query: the whole text, prompt and response. An empty list is legal: OpenRLHF sends it to servers
-    that get no share of a batch. ``prompts`` and ``labels`` are sent too, and say nothing that the query does not.
+    that get no share of a batch. ``prompts`` say where the responses begin, for versions to which that matters;
+    ``labels`` are sent too, and are not looked at.
     """
-    queries = body.get("query")
+    queries, prompts = body.get("query"), body.get("prompts")
     if not isinstance(queries, list):
         raise InvalidRequest(f"`query` is {_shown(queries)}; a list of texts was expected.")
-    return [(NO_PROMPT, (RenderedText(_text(query, f"query[{index}]")),)) for index, query in enumerate(queries)]
+    if not isinstance(prompts, list) or len(prompts) != len(queries):
+        prompts = [NO_PROMPT] * len(queries)
+    return [
+        (NO_PROMPT, (RenderedText(_text(query, f"query[{index}]"), prompt if isinstance(prompt, str) else NO_PROMPT),))
+        for index, (query, prompt) in enumerate(zip(queries, prompts, strict=True))
+    ]
 
 
 def openrlhf_response(answer: ScoreAnswer) -> dict[str, Any]:

@@ -39,10 +39,17 @@ class RenderedText(str):
     """Text that another program rendered for the model, and that stands alone as the completion.
 
     Some programs leave the special tokens at its beginning in (OpenRLHF), others take them out (verl): the version's
-    own come in once, either way.
+    own come in once, either way. ``prompt``: what it begins with, where the program said so, for versions that read
+    prompt and completion apart.
     """
 
-    __slots__ = ()
+    __slots__ = ("prompt",)
+    prompt: str
+
+    def __new__(cls, text: str, prompt: str = "") -> RenderedText:
+        rendered = super().__new__(cls, text)
+        rendered.prompt = prompt
+        return rendered
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,8 @@ class Joiner:
         if has_messages or (self._manifest.template == CHAT_TEMPLATE and prompt):
             return self._render_chat(_messages(prompt, "user"), _messages(completion, "assistant"))
         prompt_text, completion_text = cast(str, prompt or ""), cast(str, completion)
+        if isinstance(completion, RenderedText) and self._manifest.reads_apart:
+            prompt_text, completion_text = _apart(completion)
         if self._manifest.template == PAIR_TEMPLATE and prompt_text:
             spans = (0, len(prompt_text)), (0, len(completion_text))
             return JoinedText((prompt_text, completion_text), *spans, self._manifest.add_special_tokens)
@@ -147,6 +149,14 @@ def message_spans(text: str, prompt: Content, completion: Content) -> list[Span]
                 position = start + len(words)
                 spans.append((start, position))
     return spans
+
+
+def _apart(rendered: RenderedText) -> tuple[str, str]:
+    """Prompt and completion; where that cannot be told, or there is no completion, the text stands alone."""
+    completion = rendered.removeprefix(rendered.prompt)
+    if len(completion) == len(rendered) or not completion.strip():
+        return "", str(rendered)
+    return rendered.prompt, completion
 
 
 def _common_length(left: str, right: str) -> int:

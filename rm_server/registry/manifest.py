@@ -98,6 +98,13 @@ class Manifest:
         """Whether the template has a place for the prompt; without one an item is scored by its completion alone."""
         return self.template in (PAIR_TEMPLATE, CHAT_TEMPLATE) or "{prompt}" in self.template
 
+    @property
+    def reads_apart(self) -> bool:
+        """Whether something comes between prompt and completion, so that the two as one text are read otherwise."""
+        if self.template in (PAIR_TEMPLATE, CHAT_TEMPLATE):
+            return self.template == PAIR_TEMPLATE
+        return "{prompt}" in self.template and self.template != "{prompt}{completion}"
+
     def _check_template(self) -> None:
         """A misspelt place would be read as plain text, and what belongs there by nobody."""
         if self.template in (PAIR_TEMPLATE, CHAT_TEMPLATE):

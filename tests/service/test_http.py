@@ -62,6 +62,18 @@ def test_openrlhf_one_sample_a_post(server: RunningServer) -> None:
     assert answer["extra_logs"] == {}
 
 
+def test_openrlhf_s_prompts_reach_a_version_that_reads_two_segments(tmp_path: Path) -> None:
+    folder = make_version(tmp_path / "v", 5, family="bert", template="pair")
+    with running(tmp_path / "home") as server:
+        server.deploy("segments", folder)
+        body = {"query": ["Hi there", "Hi there", "Hi there"], "prompts": ["Hi", "Ho", None], "labels": [None] * 3}
+        _, answer, _ = post(server, "/models/segments/get_reward", body)
+        parts = server.score("segments", " there", prompt="Hi").results[0].score.value
+        whole = raw_score(server, "segments", "Hi there")
+    assert parts != pytest.approx(whole, abs=1e-4)
+    assert answer["rewards"] == pytest.approx([parts, whole, whole], abs=1e-6)
+
+
 def test_openrlhf_batches_and_empty_lists(server: RunningServer) -> None:
     status, answer, _ = post(server, "/get_reward", {"query": ["a", "b", "c"]})
     assert (status, len(answer["rewards"]), answer["version"]) == (200, 3, 1)

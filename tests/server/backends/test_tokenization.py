@@ -99,6 +99,25 @@ def test_a_rendered_text_gets_no_token_that_the_version_has_not(llama: Path, ber
         assert encoder(bert, PAIR).encode("", RenderedText(text)).ids.tolist() == whole
 
 
+@pytest.mark.parametrize("template", ["pair", "Q: {prompt} A: {completion}"])
+def test_a_rendered_text_is_parted_where_the_version_reads_its_parts_apart(bert: Path, template: str) -> None:
+    version = encoder(bert, PAIR, template=template)
+    parted, apart = version.encode("", RenderedText("the one in her", "the one")), version.encode("the one", " in her")
+    (usual,) = version.encode_usual([("", RenderedText("the one in her", "the one"))])
+    assert usual is not None
+    assert parted.ids.tolist() == usual.ids.tolist() == apart.ids.tolist()
+    assert parted.ids.tolist() != encoder(bert, PAIR).encode("", "the one in her").ids.tolist()
+
+
+def test_a_rendered_text_that_cannot_be_parted_stands_alone(bert: Path, llama: Path) -> None:
+    for prompt in ("in her", "the one in", ""):  # it begins otherwise; nothing but white space is left; none was sent
+        alone = encoder(bert, PAIR).encode("", RenderedText("the one in ", prompt))
+        assert alone.ids.tolist() == encoder(bert, PAIR).encode("", "the one in ").ids.tolist()
+    for manifest in (CHAT, JOINED):  # as one text both read what the policy saw
+        parted = encoder(llama, manifest).encode("", RenderedText("on the line", "on"))
+        assert parted.ids.tolist() == encoder(llama, manifest).encode("", RenderedText("on the line")).ids.tolist()
+
+
 def test_a_rendered_text_is_left_alone_where_the_template_takes_other_messages_only(tmp_path: Path) -> None:
     template = "{% if messages|length < 2 %}{{ raise_exception('a pair') }}{% endif %}<bos>"
     folder = tiny_models.make_checkpoint(tmp_path, "llama", chat_template=template)
