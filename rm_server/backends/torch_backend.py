@@ -101,7 +101,8 @@ def load_torch_backend(folder: Path, manifest: Manifest, settings: ComputeSettin
 
 
 def check_settings(folder: Path, settings: ComputeSettings) -> None:
-    """Raises UnsupportedArtifact for a precision that checkpoints are not computed in; sets the number of threads.
+    """Raises UnsupportedArtifact for a device that is not there, or a precision that checkpoints are not computed in;
+    sets the number of threads.
 
     Warns of fp32 on a GPU, which is slow there.
     """
@@ -110,7 +111,7 @@ def check_settings(folder: Path, settings: ComputeSettings) -> None:
             f"{folder} is a checkpoint, which computes in {', '.join(_TYPES)}, not in {settings.precision}; "
             "`rm-server export --int8` makes an ONNX version of it."
         )
-    if settings.precision == "fp32" and settings.device.split(":")[0] == "cuda":
+    if _device(settings.device).type == "cuda" and settings.precision == "fp32":
         logger.warning(
             "%s is loaded in fp32 on %s: no kernel takes the items of a batch together in fp32, so attention goes "
             "through them one by one. bf16 and fp16 have such kernels (engine.precision, or --precision of a load).",

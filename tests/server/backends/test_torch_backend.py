@@ -372,12 +372,15 @@ def test_an_unknown_device_is_refused(tmp_path: Path) -> None:
         load(folder, device="abacus")
 
 
-def test_a_gpu_beyond_those_that_are_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_beyond_those_that_are_there_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = tiny_models.make_checkpoint(tmp_path, "bert")
     for num_gpus, seen in ((0, "no"), (1, "1")):
         monkeypatch.setattr(torch.cuda, "device_count", lambda num=num_gpus: num)
         with pytest.raises(UnsupportedArtifact, match=rf"'cuda:1' is asked for, and torch .* sees {seen} CUDA device"):
             load(folder, device="cuda:1")
+    assert not caplog.records, "before anything is said of loading it there"
 
 
 def test_a_model_that_fails_on_ordinary_tokens_is_refused_in_its_own_words(tmp_path: Path) -> None:
@@ -448,8 +451,14 @@ def test_a_window_longer_than_the_check_must_be_asked_for(tmp_path: Path, monkey
     ("device", "precision", "warns"), [("cuda:1", "fp32", 1), ("cuda", "bf16", 0), ("cpu", "fp32", 0)]
 )
 def test_fp32_on_a_gpu_is_warned_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, device: str, precision: Precision, warns: int
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    precision: Precision,
+    warns: int,
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     check_settings(tmp_path, ComputeSettings(device=device, precision=precision))
     assert caplog.text.count("one by one. bf16 and fp16 have such kernels") == warns
 
