@@ -88,7 +88,7 @@ class GrpcServer:
                 return int(self._server.add_secure_port(address, credentials))
             return int(self._server.add_insecure_port(address))
         except RuntimeError as error:
-            raise ConfigError(f"Cannot listen on {address}: {error}. Is the port taken?") from error
+            raise ConfigError(f"Cannot listen on {address}: {str(error).rstrip('.')}. Is the port taken?") from error
 
     async def start(self) -> None:
         """Accepts calls from now on."""
