@@ -129,10 +129,9 @@ class _Request:
 
     def result(self) -> _Answer:
         try:
-            scores = self._desk.patience.result(self._future, self._submit, f"scores from {self.part.model!r}")
+            what = f"scores from {self.part.model!r}"
+            scores = self._desk.patience.result(self._future, self._submit, what, self._may_pass)
         except ItemsFailed as failed:
-            if failed.passing:
-                raise  # some of them may get a score later
             if not self._desk.drops_failed_items:
                 raise FailedItems(
                     f"{failed} What is too long can be cut (reward.truncation), and a run can go on without such "
@@ -149,6 +148,10 @@ class _Request:
 
     def cancel(self) -> None:
         self._future.cancel()
+
+    def _may_pass(self, error: Exception) -> bool:
+        """Dropped are those only that never get a score; beside one of them others may get theirs later."""
+        return self._desk.drops_failed_items and isinstance(error, ItemsFailed) and bool(error.passing)
 
     def _submit(self) -> Future[Scores]:
         # Sources that know of no calibration or truncation are never asked for it.

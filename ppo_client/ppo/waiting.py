@@ -46,9 +46,16 @@ class Patience:
     sleep: Callable[[float], None] = time.sleep
     stop: Stop = field(default_factory=Stop)
 
-    def result(self, future: Future[T], ask_again: Callable[[], Future[T]], what: str) -> T:
+    def result(
+        self,
+        future: Future[T],
+        ask_again: Callable[[], Future[T]],
+        what: str,
+        may_pass: Callable[[Exception], bool] = lambda error: False,
+    ) -> T:
         """What `future`, or one that `ask_again` made after it failed, brings.
 
+        `may_pass`: tells of other errors than `away_errors` whether they are worth asking again.
         Raises RewardServiceAway, RunStopped, or what the future raised and is not worth asking again for.
         """
         pause_s, give_up_at = _FIRST_PAUSE_S, self.clock() + self.limit_s
@@ -56,7 +63,9 @@ class Patience:
         while True:
             try:
                 return self._outcome(future)
-            except away as error:
+            except Exception as error:
+                if not (isinstance(error, away) or may_pass(error)):
+                    raise
                 left_s = give_up_at - self.clock()
                 self.on_trouble()
                 if left_s <= 0:

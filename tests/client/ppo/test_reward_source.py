@@ -191,10 +191,26 @@ def test_failed_items_end_a_run_that_does_not_drop_them() -> None:
         make_desk(Flaky(items_failed(ItemTooLong("73 tokens"))), Clock(), 0.0).ask(["p", "q"], ["c", "d"]).result()
 
 
-@pytest.mark.parametrize("error", [items_failed(ItemTooLong("long"), QueueFull("later")), ItemTooLong("whole call")])
-def test_what_may_get_a_score_later_and_whole_calls_are_not_dropped(error: RewardClientError) -> None:
-    desk = replace(make_desk(Flaky(error), Clock(), 0.0), drops_failed_items=True)
-    with pytest.raises(type(error)):
+def test_what_may_get_a_score_later_is_waited_for_and_not_dropped() -> None:
+    long, full = ItemTooLong("long"), QueueFull("later")
+    desk = replace(make_desk(Flaky(items_failed(long, full)), clock := Clock(), 60.0), drops_failed_items=True)
+    assert [one.value for one in desk.ask(["p", "q", "r"], ["c", "d", "e"]).result()] == [1.0, 1.0, 1.0]
+    assert sum(clock.pauses) == pytest.approx(0.5)
+    desk = replace(make_desk(Flaky(*[items_failed(long, full)] * 9), Clock(), 1.0), drops_failed_items=True)
+    with pytest.raises(RewardServiceAway, match="no scores from 'm' for 1 s"):
+        desk.ask(["p", "q", "r"], ["c", "d", "e"]).result()
+
+
+def test_a_run_that_does_not_drop_ends_at_once_where_an_item_never_gets_a_score() -> None:
+    error = items_failed(ItemTooLong("long"), QueueFull("later"))
+    with pytest.raises(FailedItems, match=r"reward\.truncation"):
+        make_desk(Flaky(error), clock := Clock(), 60.0).ask(["p", "q", "r"], ["c", "d", "e"]).result()
+    assert clock.pauses == []
+
+
+def test_whole_calls_are_not_dropped() -> None:
+    desk = replace(make_desk(Flaky(ItemTooLong("whole call")), Clock(), 0.0), drops_failed_items=True)
+    with pytest.raises(ItemTooLong):
         desk.ask(["p", "q", "r"], ["c", "d", "e"]).result()
 
 
