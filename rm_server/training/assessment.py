@@ -14,11 +14,12 @@ import numpy as np
 
 from rm_server.backends.items import Content
 from rm_server.errors import RmError
+from rm_server.training.data_files import BadData
 from rm_server.training.evaluation import Evaluation, PairScores, RatedScores, evaluate
 from rm_server.training.offline_scoring import Scored, ScoreTexts
 from rm_server.training.preferences import Preference
 from rm_server.training.ratings import RatedText
-from rm_server.training.rows import BadData, key_of
+from rm_server.training.rows import key_of
 from rm_server.training.verdict import Circumstances, Verdict, judge
 
 logger = logging.getLogger(__name__)

@@ -25,10 +25,11 @@ EVALUATION_PAGE = "evaluation.html"
 
 _TRAIN_HELP = """\
 Trains a reward model on preference pairs and writes a version's folder: config, weights (safetensors), tokenizer,
-reward_model.json, and training.json with what was done. DATA is JSON Lines (.jsonl, .jsonl.gz) or Parquet with
-`prompt`, `chosen`, `rejected` (text, or chat messages); whole conversations that begin alike, of messages or of text
-like hh-rlhf's, need no `prompt`. Rows with the same `group`, or the same prompt, are never torn apart. The held-out
-pairs are evaluated at the end, into evaluation.json and evaluation.html of the folder.
+reward_model.json, and training.json with what was done. DATA is JSON Lines, an array of JSON or CSV (.jsonl, .json,
+.csv, each with .gz, too), or Parquet, with `prompt`, `chosen`, `rejected` (text, or chat messages); whole conversations
+that begin alike, of messages or of text like hh-rlhf's, need no `prompt`. Rows with the same `group`, or the same
+prompt, are never torn apart. The held-out pairs are evaluated at the end, into evaluation.json and evaluation.html of
+the folder.
 """
 
 _TRAIN_EXAMPLES = """\
@@ -243,8 +244,8 @@ def _evaluate_in_home(pairs: list[Preference], arguments: argparse.Namespace) ->
 
 
 def _pairs_to_evaluate(arguments: argparse.Namespace) -> list[Preference]:
+    from rm_server.training.data_files import BadData
     from rm_server.training.preferences import check_covered, read_preferences, read_split, select
-    from rm_server.training.rows import BadData
 
     pairs = read_preferences(arguments.data)
     if arguments.split_file is None:

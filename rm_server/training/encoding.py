@@ -12,8 +12,9 @@ from rm_server.backends.interface import Encoder
 from rm_server.backends.items import Content, EncodedItem
 from rm_server.errors import ItemTooLong, RmError
 from rm_server.registry.manifest import TruncationRule
+from rm_server.training.data_files import BadData
 from rm_server.training.preferences import Preference
-from rm_server.training.rows import BadData, key_of
+from rm_server.training.rows import key_of
 
 _ADVICE: Mapping[TruncationRule, str] = {
     "refuse": "Give --truncation keep_start or keep_end, or a larger --max-tokens.",

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rm_server.backends.items import Content, is_messages
-from rm_server.training.rows import BadData, Row, content_of, key_of, length_of, name_of, read_rows
+from rm_server.training.data_files import BadData, Row, read_rows
+from rm_server.training.rows import content_of, key_of, length_of, name_of
 
 logger = logging.getLogger(__name__)
 

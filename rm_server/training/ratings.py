@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rm_server.backends.items import Content
-from rm_server.training.rows import BadData, content_of, key_of, name_of, read_rows
+from rm_server.training.data_files import BadData, read_rows
+from rm_server.training.rows import content_of, key_of, name_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from rm_server.backends.items import Content
+from rm_server.training.data_files import BadData, Row, read_rows
 from rm_server.training.preferences import read_preferences
-from rm_server.training.rows import BadData, Row, content_of, read_rows
+from rm_server.training.rows import content_of
 
 Text: TypeAlias = tuple[Content, Content]
 """Prompt and completion; an empty prompt: the completion stands alone."""

@@ -1,70 +1,11 @@
-"""Reads rows of JSON from files: JSON Lines, plain or gzipped, and Parquet; every complaint names file and line."""
+"""The fields of a data file's row: contents, names, and what tells them apart; every complaint names the place."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, TypeAlias
 
 from rm_server.backends.items import ChatMessage, Content
-from rm_server.errors import InvalidRequest
-
-Row: TypeAlias = dict[str, Any]
-
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
-
-
-class BadData(InvalidRequest):
-    """A data file that cannot be used as it is."""
-
-
-def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """Yields each row with its place, ``file:line`` (for Parquet ``file:row``, from 1). Empty lines are left out.
-
-    Raises BadData for a file that is missing, of an unknown form, or broken.
-    """
-    if not path.name.endswith(_SUFFIXES):
-        raise BadData(f"{path}: data files end in {', '.join(_SUFFIXES)}.")
-    try:
-        yield from _read_parquet(path) if path.suffix == ".parquet" else _read_json_lines(path)
-    except UnicodeDecodeError as error:
-        raise BadData(f"{path} is not UTF-8 text ({error}); a gzipped file's name must end in .gz.") from error
-    except (OSError, EOFError) as error:
-        raise BadData(f"{path} cannot be read: {error}") from error
-
-
-def _read_json_lines(path: Path) -> Iterator[tuple[str, Row]]:
-    open_text = gzip.open if path.suffix == ".gz" else open
-    with open_text(path, "rt", encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            place = f"{path}:{number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise BadData(f"{place} is not JSON ({error}); one object per line is expected.") from None
-            if not isinstance(row, dict):
-                raise BadData(f"{place} is a JSON {type(row).__name__}; one object per line is expected.")
-            yield place, row
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
-    from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
-
-    number = 0
-    try:
-        with ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}:{number}", row
-    except ArrowException as error:
-        raise BadData(f"{path} cannot be read: {error}") from error
+from rm_server.training.data_files import BadData, Row
 
 
 def content_of(row: Row, name: str, place: str) -> Content:

@@ -12,10 +12,10 @@ import pytest
 from rm_server.backends.items import ChatMessage, Content
 from rm_server.errors import ItemTooLong
 from rm_server.training.assessment import Subject, assess
+from rm_server.training.data_files import BadData
 from rm_server.training.offline_scoring import Scored
 from rm_server.training.preferences import Preference
 from rm_server.training.ratings import RatedText
-from rm_server.training.rows import BadData
 
 SUBJECT = Subject("m@1", "d" * 64, "pairs.jsonl", "f" * 64)
 PAIRS = [

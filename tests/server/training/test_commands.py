@@ -18,7 +18,7 @@ import tiny_models
 from rm_server.errors import InvalidRequest
 from rm_server.registry.home import add_version, open_home
 from rm_server.training.commands import add_parsers
-from rm_server.training.rows import BadData
+from rm_server.training.data_files import BadData
 
 WritePairs = Callable[..., Path]
 

@@ -9,9 +9,9 @@ import tiny_models
 
 from rm_server.backends.loading import infer_manifest, load_encoder
 from rm_server.registry.manifest import TruncationRule
+from rm_server.training.data_files import BadData
 from rm_server.training.encoding import encode_pairs
 from rm_server.training.preferences import Preference
-from rm_server.training.rows import BadData
 
 PAIRS = [
     Preference("Why?", " Because it is so.", " No.", "g", place="f:1"),

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rm_server.backends.items import ChatMessage
+from rm_server.training.data_files import BadData
 from rm_server.training.preferences import (
     Preference,
     check_covered,
@@ -21,7 +22,6 @@ from rm_server.training.preferences import (
     split_by_group,
     subset_of_groups,
 )
-from rm_server.training.rows import BadData
 
 
 def write(path: Path, *rows: dict[str, Any]) -> Path:

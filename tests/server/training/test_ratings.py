@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from rm_server.training.data_files import BadData
 from rm_server.training.ratings import RatedText, read_ratings
-from rm_server.training.rows import BadData
 
 
 def write(tmp_path: Path, *rows: object) -> Path:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from rm_server.training.data_files import BadData
 from rm_server.training.reference_texts import BUILT_IN_TEXTS, read_texts
-from rm_server.training.rows import BadData
 
 
 def write(path: Path, *rows: dict[str, Any]) -> Path:

@@ -17,9 +17,9 @@ from trl import RewardConfig
 from rm_server.errors import AlreadyExists, InvalidRequest, NonFiniteScore, StorageFull
 from rm_server.registry.manifest import read_manifest
 from rm_server.training.assessment import Subject, assess
+from rm_server.training.data_files import BadData
 from rm_server.training.offline_scoring import offline_scorer
 from rm_server.training.preferences import read_preferences, read_split
-from rm_server.training.rows import BadData
 from rm_server.training.settings import TrainSettings
 from rm_server.training.trainer import TrainedVersion, train
 
