@@ -33,7 +33,8 @@ from ppo_client.ppo.normalize import ScoreNormalizer
 from ppo_client.ppo.progress import Progress
 from ppo_client.ppo.versions import RewardVersion
 
-_NAME = re.compile(r"step-(\d{6,})")
+_NAME = re.compile(r"(\.old-)?step-(\d{6,})")
+"""What is being replaced has its old name with .old- before; there alone, the process was killed before the new one"""
 
 _ZIP_WRITER = "inline_container.cc"
 """In what torch.save raises for a full disk, which it does not name"""
@@ -121,8 +122,7 @@ def write_directory(place: Path, write: Callable[[Path], None]) -> None:
     Raises CheckpointError where there is no room, say; then what was there before is still there.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in (*place.parent.glob(".writing-*"), *place.parent.glob(".old-*")):  # of a process that was killed
-        shutil.rmtree(leftover)
+    _tidy(place.parent)
     beside, old = place.with_name(f".writing-{place.name}"), place.with_name(f".old-{place.name}")
     try:
         beside.mkdir()
@@ -143,6 +143,18 @@ def write_directory(place: Path, write: Callable[[Path], None]) -> None:
     os.replace(beside, place)
     _sync(place.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _tidy(parent: Path) -> None:
+    """Ends what a process that was killed in `write_directory` had begun; of what it replaced, one stays."""
+    for half in parent.glob(".writing-*"):
+        shutil.rmtree(half)
+    for old in parent.glob(".old-*"):
+        place = parent / old.name.removeprefix(".old-")
+        if place.exists():
+            shutil.rmtree(old)
+        else:
+            os.replace(old, place)
 
 
 def random_state() -> dict[str, Any]:
@@ -181,8 +193,10 @@ def _checkpoints(output: Path) -> list[Path]:
 
 
 def _numbered(output: Path) -> list[tuple[int, Path]]:
-    places = (output / "checkpoints").glob("step-*")
-    return sorted((int(match[1]), place) for place in places if (match := _NAME.fullmatch(place.name)))
+    """One of each step, by step; where one was being replaced, the new one."""
+    places = sorted((output / "checkpoints").glob("*step-*"))  # ".old-" comes first
+    found = {int(match[2]): place for place in places if (match := _NAME.fullmatch(place.name))}
+    return sorted(found.items())
 
 
 def _sync(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import resource
 from collections.abc import Callable
@@ -14,10 +15,12 @@ from safetensors.torch import save_file
 
 from ppo_client.ppo.checkpoint import (
     RunState,
+    clear_unless_begun,
     latest_checkpoint,
     load_tensors,
     random_state,
     save_checkpoint,
+    saved_steps,
     set_random_state,
     write_directory,
 )
@@ -57,6 +60,30 @@ def test_a_writer_that_dies_leaves_the_old_one(tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(tmp_path, step, dying, keep=2)
         assert (latest_checkpoint(tmp_path) / "text").read_text() == "whole"
+    save_checkpoint(tmp_path, 2, write_text("next"), keep=2)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000001", "step-000002"]
+
+
+def test_a_process_killed_while_it_replaces_the_only_one_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, 1, write_text("first"), keep=1)
+    rename, left = os.replace, [1]
+
+    def killed_after_the_first(source: Path, target: Path) -> None:
+        if not left.pop():
+            raise KeyboardInterrupt
+        left.append(0)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", killed_after_the_first)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, 1, write_text("again"), keep=1)
+    monkeypatch.undo()
+    assert not (tmp_path / "checkpoints" / "step-000001").exists()
+    assert saved_steps(tmp_path) == [1]
+    assert clear_unless_begun(tmp_path) is False
+    assert (latest_checkpoint(tmp_path) / "text").read_text() == "first"
     save_checkpoint(tmp_path, 2, write_text("next"), keep=2)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000001", "step-000002"]
 
