@@ -122,6 +122,7 @@ def run_register(arguments: argparse.Namespace) -> int:
     from rm_server.registry.home import operating_system_user
     from rm_server.training.registration import Reading, register_folder
 
+    is_new_home = not arguments.home.exists()
     done = register_folder(
         home_of(arguments),
         arguments.model,
@@ -143,6 +144,8 @@ def run_register(arguments: argparse.Namespace) -> int:
     if not arguments.json:
         print(_summary(row, done.created))
         print("\n".join(_details(done)))
+        if is_new_home:  # a slip in the name, perhaps
+            print(f"  home       {arguments.home}, made for it")
     tuning = tune(arguments, f"{arguments.model}@{done.record.version}") if arguments.tune else None
     if arguments.json:
         told = {"tuning": tuning.as_dict()} if tuning else {}

@@ -63,18 +63,21 @@ def test_a_folder_is_registered_and_the_digest_told(run: Run, checkpoint: Path, 
     assert "16 examples" in lines[2]
     assert "standardise on 19 texts" in lines[3]
     assert lines[4].split() == ["filed", "report"]
+    assert lines[5] == f"  home       {home}, made for it"
     assert record.comment == "why"
     assert record.calibration is not None
 
 
 def test_the_label_that_scores_is_told(run: Run, tmp_path: Path) -> None:
-    names = {0: "bad", 1: "good"}
+    names, home = {0: "bad", 1: "good"}, tmp_path / "home"
+    home.mkdir()
     source = tiny_models.make_checkpoint(
         tmp_path / "checkpoint", "bert", num_labels=2, id2label=names, label2id={"bad": 0, "good": 1}
     )
-    status, out, _ = run("m", source, "--home", tmp_path / "home", "--quiet", "--label-index", "good")
+    status, out, _ = run("m", source, "--home", home, "--quiet", "--label-index", "good")
     assert status == 0
     assert "  score      the logit of label 1 good\n" in out
+    assert "made for it" not in out
 
 
 def test_what_follows_each_text_is_told_with_the_flag_that_changes_it(
