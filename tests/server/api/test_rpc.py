@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import grpc
 import pytest
+from google.protobuf.message import Message
 from rm_api.v1 import errors_pb2, models_pb2, models_pb2_grpc
 
+from rm_server.api import rpc
 from rm_server.api.access import Access
 from rm_server.api.calls import Call, Calls
-from rm_server.api.rpc import Edge, Send
+from rm_server.api.rpc import Edge, Send, Unparsed, parser
 from rm_server.errors import CatalogUnavailable, InternalError, QueueFull
 from rm_server.metrics import Metrics
 
@@ -244,6 +246,24 @@ async def test_a_server_with_a_token_wants_it() -> None:
         await get(channel, "m@1", metadata=(("authorization", "Bearer s3cret"),))
     assert world.servicer.calls[0].actor == "token"
     assert world.count("GetVersion", "unauthenticated") == 3
+
+
+async def test_no_message_is_made_of_what_a_stranger_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes] = []
+
+    def noting(message_class: type[Message]) -> Callable[[bytes], Message | Unparsed]:
+        def parse(raw: bytes) -> Message | Unparsed:
+            parsed.append(raw)
+            return parser(message_class)(raw)
+
+        return parse
+
+    monkeypatch.setattr(rpc, "parser", noting)
+    async with World(token="s3cret").channel() as channel:
+        await failure(get(channel, "m@1"))
+        assert not parsed
+        await get(channel, "m@1", metadata=(("authorization", "Bearer s3cret"),))
+    assert len(parsed) == 1
 
 
 async def test_the_access_log_is_off_unless_a_share_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
