@@ -296,11 +296,14 @@ def _has_any(type_ids: Int32Array | None) -> bool:
 
 def _first_token(encoding: Any, span: Span, segment: int) -> int:
     """Index of the first token with a character of the span; the number of tokens where there is none."""
-    for position in range(*span):
-        token: int | None = encoding.char_to_token(position, segment)
-        if token is not None:
-            return token
-    return len(encoding)
+    start, end = span
+    token: int | None = encoding.char_to_token(start, segment) if start < end else None
+    if token is not None:
+        return token
+    # The tokenizer drops what the span begins with, and that may be a million blanks. Each such question looks through
+    # all tokens, so it is not asked of every character.
+    found = np.flatnonzero(_overlapping(_places(encoding), len(encoding), [span], segment))
+    return int(found[0]) if len(found) else len(encoding)
 
 
 def _are_ids(prompt: Content, completion: Content) -> bool:

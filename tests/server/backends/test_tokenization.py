@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -316,6 +317,18 @@ def test_text_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
     # A prompt with an answer of blanks is an item like another.
     item = encoder(folder, PAIR).encode("a", " ")
     assert item.completion_start == item.num_tokens
+
+
+def test_blanks_that_the_tokenizer_drops_are_not_looked_for_one_by_one(tmp_path: Path) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "bert")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["pre_tokenizer"] = {"type": "WhitespaceSplit"}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    text_encoder = encoder(folder, JOINED, truncation="keep_end")
+    started = time.thread_time()
+    item = text_encoder.encode("a " * 80_000, " " * 80_000 + "b")
+    assert time.thread_time() - started < 5  # one by one, 13 s on a fast machine
+    assert text_encoder.tokenizer.convert_ids_to_tokens(item.ids[item.completion_start].item()) == "b"
 
 
 @pytest.mark.parametrize("manifest", [JOINED, PAIR])
