@@ -72,10 +72,12 @@ def _one(request: Any) -> int:
 def _rows(request: Any) -> int:
     """Of the Open Inference Protocol's tensors, whose first dimension counts items.
 
-    Shapes are not checked yet: a negative one must not give back what a token has used.
+    Shapes are not checked yet: a negative one must not give back what a token has used, and one of 2**62 must not
+    leave a debt for ever. No item has less than a byte.
     """
     sizes: list[int] = [tensor.shape[0] for tensor in request.inputs if tensor.shape]
-    return max([0, *sizes])
+    num_bytes: int = request.ByteSize()
+    return min(max([0, *sizes]), num_bytes)
 
 
 _READ = Rule(Role.SCORE, "model")

@@ -102,6 +102,8 @@ def test_scoring_counts_its_items() -> None:
     inferred = inference_pb2.ModelInferRequest(model_name="m@3")
     inferred.inputs.add(name="completion", shape=[7, 1])
     assert (infer.items(inferred), infer.model_of(inferred)) == (7, "m")
+    inferred.inputs[0].shape[0] = 2**62  # which a token with limits would owe for ever
+    assert infer.items(inferred) == inferred.ByteSize()
 
 
 def test_a_selector_s_model() -> None:
