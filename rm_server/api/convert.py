@@ -8,13 +8,16 @@ from rm_api.v1 import scoring_pb2
 
 from rm_server.api.error_map import error_message
 from rm_server.backends.items import ChatMessage, Content
-from rm_server.errors import InternalError, InvalidRequest
+from rm_server.errors import InternalError, InvalidRequest, RequestTooLarge
 from rm_server.registry.manifest import Transform, TruncationRule
 from rm_server.registry.records import CalibrationRecord
 from rm_server.scoring.evaluation import Component
 from rm_server.scoring.scorer import ItemAnswer, ScoreAnswer, ScoreCall
 
 MAX_PRIORITY = 10
+
+MAX_MESSAGES = 500_000
+"""Chat messages of one call: taking them over stops the event loop for some 3 µs each."""
 
 TRUNCATIONS: Mapping[int, TruncationRule | None] = {
     scoring_pb2.TRUNCATION_UNSPECIFIED: None,
@@ -30,9 +33,16 @@ TRANSFORMS: Mapping[Transform, scoring_pb2.Transform] = {
 }
 
 
+def num_completions(request: scoring_pb2.ScoreRequest) -> int:
+    """Of all groups."""
+    return sum(len(group.completions) for group in request.groups)
+
+
 def score_call(request: scoring_pb2.ScoreRequest, request_id: str) -> ScoreCall:
-    """A request as the scorer takes it. Raises InvalidRequest for options out of range."""
+    """A request as the scorer takes it. Raises InvalidRequest for options out of range, RequestTooLarge."""
     options = request.options
+    if request.ByteSize() > MAX_MESSAGES:  # a message has a byte at least
+        _check_messages(request)
     if options.truncation not in TRUNCATIONS:
         raise InvalidRequest(f"options.truncation is {options.truncation}; 0 to {max(TRUNCATIONS)} were expected.")
     if abs(options.priority) > MAX_PRIORITY:
@@ -53,6 +63,17 @@ def score_call(request: scoring_pb2.ScoreRequest, request_id: str) -> ScoreCall:
         expected_digest=options.expected_digest,
         priority=options.priority,
     )
+
+
+def _check_messages(request: scoring_pb2.ScoreRequest) -> None:
+    num_messages = sum(
+        len(part.messages.messages) for group in request.groups for part in (group.prompt, *group.completions)
+    )
+    if num_messages > MAX_MESSAGES:
+        raise RequestTooLarge(
+            f"The call has {num_messages} chat messages; at most {MAX_MESSAGES} may come at once. "
+            "Send them in several calls."
+        )
 
 
 def content(message: scoring_pb2.Content) -> Content:

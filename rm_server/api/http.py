@@ -117,7 +117,7 @@ class HttpService:
         self,
         method: str,
         request: web.Request,
-        groups_of: Callable[[dict[str, Any]], list[http_shapes.Group]],
+        groups_of: Callable[[dict[str, Any], http_shapes.CheckSize], list[http_shapes.Group]],
         response_of: Callable[[ScoreAnswer, Call], dict[str, Any]],
     ) -> web.Response:
         call = Call(method, actor="", run=request.query.get("run", ""), trace_context=trace_context(request.headers))
@@ -128,7 +128,7 @@ class HttpService:
             call.actor = permit.actor
             body = http_shapes.parse_json(await self._read(request))
             selector = self._selector(request, body)
-            groups = groups_of(body)
+            groups = groups_of(body, self._scorer.check_size)
             with permit.admit(HttpScoring(selector, sum(len(completions) for _, completions in groups))):
                 answer = await self._scorer.score(
                     http_shapes.score_call(selector, groups, call.run, call.request_id), call.deadline, call.routed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rm_server.api.whole_answer import all_values
@@ -13,6 +13,8 @@ from rm_server.errors import InvalidRequest, MalformedRequest
 from rm_server.scoring.scorer import ScoreAnswer, ScoreCall
 
 Group = tuple[Content, Sequence[Content]]
+CheckSize = Callable[[int], None]
+"""Refuses too many items before they are looked at; see `Scorer.check_size`."""
 
 NO_PROMPT = ""
 """These clients send prompt and completion as one text: it stands alone as the completion."""
@@ -34,7 +36,7 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def openrlhf_groups(body: dict[str, Any]) -> list[Group]:
+def openrlhf_groups(body: dict[str, Any], check_size: CheckSize) -> list[Group]:
     """One group a query: the whole text, prompt and response. An empty list is legal: OpenRLHF sends it to servers
     that get no share of a batch. ``prompts`` say where the responses begin, for versions to which that matters;
     ``labels`` are sent too, and are not looked at.
@@ -42,6 +44,7 @@ def openrlhf_groups(body: dict[str, Any]) -> list[Group]:
     queries, prompts = body.get("query"), body.get("prompts")
     if not isinstance(queries, list):
         raise InvalidRequest(f"`query` is {_shown(queries)}; a list of texts was expected.")
+    check_size(len(queries))
     if not isinstance(prompts, list) or len(prompts) != len(queries):
         prompts = [NO_PROMPT] * len(queries)
     return [
@@ -63,7 +66,7 @@ def openrlhf_response(answer: ScoreAnswer) -> dict[str, Any]:
     return {"rewards": rewards, "scores": rewards, "extra_logs": logs, **_source(answer)}
 
 
-def vllm_groups(body: dict[str, Any]) -> list[Group]:
+def vllm_groups(body: dict[str, Any], check_size: CheckSize) -> list[Group]:
     """One group an input (a text, ids, or a list of either), or one for ``messages``.
 
     Scores are raw whatever ``use_activation`` defaults to elsewhere: where it is true the request is refused, as are
@@ -85,6 +88,7 @@ def vllm_groups(body: dict[str, Any]) -> list[Group]:
         value = [value]
     if not isinstance(value, list):
         raise InvalidRequest(f"`input` is {_shown(value)}; a text, token ids, or a list of either was expected.")
+    check_size(len(value))
     return [(NO_PROMPT, (_input(part, f"input[{index}]"),)) for index, part in enumerate(value)]
 
 

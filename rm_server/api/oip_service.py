@@ -87,6 +87,7 @@ class OipService:
     ) -> inference_pb2.ModelInferResponse:
         """Scores all items, or fails."""
         call.request_id = request.id or call.request_id
+        self._scorer.check_size(oip_shapes.num_items(request))
         score_call = oip_shapes.score_call(request, call.request_id)
         call.run = score_call.run
         deadline = _earlier(call.deadline, oip_shapes.timeout_s(request))

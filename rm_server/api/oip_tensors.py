@@ -103,7 +103,7 @@ def _read(message: inference_pb2.ModelInferRequest.InferInputTensor, raw: bytes 
     if raw is not None and message.HasField("contents"):
         raise InvalidRequest(f"{message.name} has contents, and raw_input_contents is set; send one of them.")
     if message.datatype == BYTES:
-        texts = list(message.contents.bytes_contents) if raw is None else _split(message.name, raw)
+        texts = list(message.contents.bytes_contents) if raw is None else _split(message, raw)
         _check_count(message, len(texts))
         return Tensor(message.name, BYTES, shape, texts)
     encoding = _ENCODINGS[message.datatype]
@@ -132,14 +132,20 @@ def _check_count(message: inference_pb2.ModelInferRequest.InferInputTensor, num_
         )
 
 
-def _split(name: str, raw: bytes) -> list[bytes]:
+def _split(message: inference_pb2.ModelInferRequest.InferInputTensor, raw: bytes) -> list[bytes]:
+    expected = math.prod(message.shape)
     elements: list[bytes] = []
     position = 0
     while position < len(raw):
+        if len(elements) == expected:  # there may be millions more
+            raise InvalidRequest(
+                f"{message.name} has more elements of BYTES than the {expected} that its shape {list(message.shape)} "
+                "says."
+            )
         start = position + 4
         end = start + struct.unpack_from("<I", raw, position)[0] if start <= len(raw) else len(raw) + 1
         if end > len(raw):
-            raise InvalidRequest(f"{name}: its raw bytes end within element {len(elements)}.")
+            raise InvalidRequest(f"{message.name}: its raw bytes end within element {len(elements)}.")
         elements.append(raw[start:end])
         position = end
     return elements

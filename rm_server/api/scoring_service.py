@@ -11,7 +11,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from rm_api.v1 import scoring_pb2
 
 from rm_server.api.calls import Call, Calls
-from rm_server.api.convert import score_call, score_response
+from rm_server.api.convert import num_completions, score_call, score_response
 from rm_server.api.error_map import error_message
 from rm_server.api.rpc import Send, Unparsed
 from rm_server.errors import InvalidRequest, MalformedRequest, RmError
@@ -33,6 +33,8 @@ class ScoringService:
         """Scores the completions of one call."""
         call.request_id = request.request_id or call.request_id
         call.run = request.run
+        self._scorer.check_size(len(request.groups), "groups")
+        self._scorer.check_size(num_completions(request))
         answer = await self._scorer.score(score_call(request, call.request_id), call.deadline, call.routed)
         call.scored(answer)
         return score_response(answer)

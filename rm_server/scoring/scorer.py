@@ -143,7 +143,7 @@ class Scorer:
         WorkerFailed, DeadlineExceeded, CatalogUnavailable; and what a load raises, where the version was paged out.
         """
         started = time.perf_counter()
-        self._check_size(call)
+        self.check_size(call.num_items)
         selector = parse(call.selector)
         await self._settle_run(selector, call)
         route = await self.route(selector, call.run, deadline, partial(on_routed, call))
@@ -217,12 +217,14 @@ class Scorer:
         if call.expected_digest and self._runs.route(selector, call.run).digest != call.expected_digest:
             await self._runs.look_again(selector, call.run)
 
-    def _check_size(self, call: ScoreCall) -> None:
+    def check_size(self, num_items: int, what: str = "completions") -> None:
+        """Raises RequestTooLarge. Asked before a request becomes a ScoreCall, too: that stops the event loop for
+        seconds where it has millions of them. ``what``: what was counted, each of which has an item or none.
+        """
         limit = self._limits.max_items_per_request
-        if call.num_items > limit:
+        if num_items > limit:
             raise RequestTooLarge(
-                f"The call has {call.num_items} completions; at most {limit} may come at once. "
-                "Send them in several calls."
+                f"The call has {num_items} {what}; at most {limit} may come at once. Send them in several calls."
             )
 
     def checked_calibration(self, call: ScoreCall, route: Route) -> CalibrationRecord | None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 import pytest
+from rm_api.oip import inference_pb2, inference_pb2_grpc
 from rm_api.v1 import errors_pb2, models_pb2, scoring_pb2
 from running_server import RunningServer, error_of, make_version, running, score_request
 
+from rm_server.api.convert import MAX_MESSAGES
 from rm_server.config import LimitSettings, TransportSettings
 
 LONG = "word " * 2000
@@ -176,6 +181,40 @@ def test_limits_are_settings(tmp_path: Path, versions: list[Path]) -> None:
             errors_pb2.ERROR_REASON_REQUEST_TOO_LARGE,
         )
         assert len(small.score("m", "a", "b", "c").results) == 3
+
+
+def test_too_many_items_are_refused_before_anything_is_made_of_them(server: RunningServer) -> None:
+    """Else millions of tiny ones stop the event loop: what is wrong with them, nobody has found out."""
+    wrong = scoring_pb2.ScoreOptions(priority=11)
+    nothing = scoring_pb2.Group()
+    completions = scoring_pb2.Group(completions=[scoring_pb2.Content()] * 5000)
+    message = scoring_pb2.Message()
+    dialogue = scoring_pb2.Content(messages=scoring_pb2.Messages(messages=[message] * (MAX_MESSAGES + 1)))
+    for groups, says in (
+        ([nothing] * 5000, "5000 groups"),
+        ([completions], "5000 completions"),
+        ([scoring_pb2.Group(completions=[dialogue])], f"{MAX_MESSAGES + 1} chat messages"),
+        ([scoring_pb2.Group(prompt=dialogue)], f"{MAX_MESSAGES + 1} chat messages"),
+    ):
+        request = scoring_pb2.ScoreRequest(model="helpfulness@1", groups=groups, options=wrong)
+        status, error = error_of(lambda request=request: server.scoring.Score(request, timeout=60))
+        assert (status, error.reason) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            errors_pb2.ERROR_REASON_REQUEST_TOO_LARGE,
+        )
+        assert says in error.message
+    infer = inference_pb2_grpc.GRPCInferenceServiceStub(server.channel).ModelInfer
+    tensors = inference_pb2.ModelInferRequest(model_name="helpfulness@1")
+    tensors.inputs.add(name="completion", datatype="BYTES", shape=[5000]).contents.bytes_contents.extend(
+        [b"\xff"] * 5000
+    )
+    assert error_of(lambda: infer(tensors))[1].reason == errors_pb2.ERROR_REASON_REQUEST_TOO_LARGE
+    for path, field in (("get_reward", "query"), ("classify", "input")):
+        body = json.dumps({field: [None] * 5000}).encode()
+        url = f"http://{server.app.http_address}/models/helpfulness@1/{path}"
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(urllib.request.Request(url, body), timeout=60)
+        assert caught.value.code == 413
 
 
 OPERATORS_MISTAKES: dict[str, tuple[Callable[[RunningServer], object], str]] = {

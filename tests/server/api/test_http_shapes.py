@@ -20,9 +20,13 @@ from rm_server.errors import InvalidRequest, ItemTooLong, MalformedRequest
 from rm_server.scoring.evaluation import Component
 
 
+def any_number(num_items: int) -> None:
+    """Refuses none."""
+
+
 def test_openrlhf_sends_whole_texts_and_gets_a_number_each() -> None:
     body = {"query": ["Hi</s>there", "Oh"], "prompts": ["Hi", "Oh"], "labels": [None, 3]}
-    assert openrlhf_groups(body) == [("", ("Hi</s>there",)), ("", ("Oh",))]
+    assert openrlhf_groups(body, any_number) == [("", ("Hi</s>there",)), ("", ("Oh",))]
     response = openrlhf_response(answer(0.25, -1.5))
     assert response["rewards"] == response["scores"] == [0.25, -1.5]
     assert (response["model"], response["version"], response["digest"]) == ("m", 1, "d" * 64)
@@ -41,7 +45,7 @@ def test_openrlhf_logs_a_composite_s_components() -> None:
 
 
 def test_openrlhf_sends_empty_lists_to_servers_without_a_share() -> None:
-    assert openrlhf_groups({"query": [], "prompts": [], "labels": []}) == []
+    assert openrlhf_groups({"query": [], "prompts": [], "labels": []}, any_number) == []
     assert openrlhf_response(answer())["rewards"] == []
 
 
@@ -64,12 +68,14 @@ def test_a_failed_item_fails_the_call_and_is_named() -> None:
     ],
 )
 def test_vllm_takes_a_text_ids_or_lists_of_them(value: Any, groups: Any) -> None:
-    assert vllm_groups({"model": "any", "input": value, "use_activation": False}) == groups
+    assert vllm_groups({"model": "any", "input": value, "use_activation": False}, any_number) == groups
 
 
 def test_vllm_takes_messages() -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Oh"}]
-    assert vllm_groups({"messages": messages}) == [("", ((ChatMessage("user", "Hi"), ChatMessage("assistant", "Oh")),))]
+    assert vllm_groups({"messages": messages}, any_number) == [
+        ("", ((ChatMessage("user", "Hi"), ChatMessage("assistant", "Oh")),))
+    ]
 
 
 def test_verl_reads_the_last_probability_of_the_last_input() -> None:
@@ -93,19 +99,19 @@ def test_verl_reads_the_last_probability_of_the_last_input() -> None:
 )
 def test_what_would_change_the_score_is_refused(extra: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match=f"`{next(iter(extra))}`"):
-        vllm_groups({"input": "Hi", **extra})
+        vllm_groups({"input": "Hi", **extra}, any_number)
 
 
 @pytest.mark.parametrize("value", [None, 3, {"a": 1}, [None], [1, "a"], [[]], [[1.5]], [["a"]]], ids=repr)
 def test_other_inputs_are_refused(value: Any) -> None:
     with pytest.raises(InvalidRequest, match="expected"):
-        vllm_groups({"input": value})
+        vllm_groups({"input": value}, any_number)
 
 
 @pytest.mark.parametrize("value", [None, "text", [1], [None], [["a"]]], ids=repr)
 def test_other_queries_are_refused(value: Any) -> None:
     with pytest.raises(InvalidRequest, match="expected"):
-        openrlhf_groups({"query": value})
+        openrlhf_groups({"query": value}, any_number)
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b'{"query": "\xff"}', b"[1]", b"null", b"[" * 100_000])
@@ -117,4 +123,4 @@ def test_a_body_that_is_no_json_object_is_malformed(raw: bytes) -> None:
 def test_half_a_surrogate_pair_is_no_text() -> None:
     body = parse_json(rb'{"query": ["ok", "\ud83d"]}')
     with pytest.raises(MalformedRequest, match=r"query\[1\]"):
-        openrlhf_groups(body)
+        openrlhf_groups(body, any_number)

@@ -92,6 +92,7 @@ def shared_memory() -> Any:
         (raw("text", "BYTES", [1], b"\x05\0\0\0ab"), "end within element 0"),
         (raw("text", "BYTES", [2], b"\x01\0\0\0a\x01\0"), "end within element 1"),
         (raw("text", "BYTES", [2], b"\x01\0\0\0a"), "1 elements of BYTES"),
+        (raw("text", "BYTES", [2], b"\0\0\0\0" * 5), r"more elements of BYTES than the 2 that its shape \[2\] says"),
         (inference_pb2.ModelInferRequest(raw_input_contents=[b""]), "1 entries for 0 inputs"),
         (both(), "send one of them"),
         (twice(), "comes twice"),
