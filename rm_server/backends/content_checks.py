@@ -6,7 +6,27 @@ import numpy as np
 
 from rm_server.backends.items import Int32Array
 from rm_server.backends.json_file import first_line
-from rm_server.errors import InvalidTokenIds, UnsupportedContent
+from rm_server.errors import InvalidTokenIds, ItemTooLong, UnsupportedContent
+
+MAX_CHARACTERS = 2_000_000
+"""Of one item. Tokenising so many takes seconds, and 200 bytes for each, whatever is cut off afterwards."""
+
+MAX_CHARACTERS_PER_TOKEN = 16
+"""A version that reads very long items is given more: so many for each of its tokens. Texts have 3 to 5."""
+
+
+def longest_text(max_tokens: int) -> int:
+    """How many characters of an item are looked at, to find out which of them the version reads."""
+    return max(MAX_CHARACTERS, MAX_CHARACTERS_PER_TOKEN * max_tokens)
+
+
+def check_length(num_characters: int, max_tokens: int) -> None:
+    """Raises ItemTooLong, also where the item could be truncated."""
+    if num_characters > longest_text(max_tokens):
+        raise ItemTooLong(
+            f"The item has {num_characters} characters; at most {longest_text(max_tokens)} are looked at, whatever is "
+            "cut off afterwards. Shorten it."
+        )
 
 
 def check_unicode(text: str) -> None:

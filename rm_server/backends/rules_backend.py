@@ -8,7 +8,7 @@ from typing import cast
 
 import numpy as np
 
-from rm_server.backends.content_checks import check_unicode, checked_ids
+from rm_server.backends.content_checks import check_length, check_unicode, checked_ids
 from rm_server.backends.explanation import Reading, ReadToken
 from rm_server.backends.items import Batch, ChatMessage, Content, EncodedItem, Float64Array, is_ids
 from rm_server.backends.plain_ids import plain_ids
@@ -87,6 +87,7 @@ class RulesEncoder:
         )
 
     def _of_text(self, prompt: str, completion: str, rule: TruncationRule) -> EncodedItem:
+        check_length(len(prompt) + len(completion), self._manifest.max_tokens)
         check_unicode(prompt + completion)
         if not completion:
             raise EmptyItem("The completion's messages have no content.")

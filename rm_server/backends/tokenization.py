@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from rm_server.backends.content_checks import check_unicode, checked_ids
+from rm_server.backends.content_checks import check_length, check_unicode, checked_ids, longest_text
 from rm_server.backends.explanation import Reading, ReadToken
 from rm_server.backends.items import Content, EncodedItem, Int32Array, is_ids
 from rm_server.backends.joining import JoinedText, Joiner, Span, message_spans
@@ -153,7 +153,10 @@ class TextEncoder:
         """None: no texts, or something is or may be wrong with them, or they will probably be cut."""
         if not isinstance(prompt, str) or not isinstance(completion, str) or not _VISIBLE.search(completion):
             return None
-        if self.max_tokens and len(prompt) + len(completion) > self._characters_per_token * self.max_tokens:
+        num_characters = len(prompt) + len(completion)
+        if self.max_tokens and num_characters > self._characters_per_token * self.max_tokens:
+            return None
+        if num_characters > longest_text(self.max_tokens):
             return None
         try:
             joined = self._joiner.join(prompt, completion)
@@ -163,6 +166,7 @@ class TextEncoder:
         return joined
 
     def _tokenized(self, joined: JoinedText) -> Any:
+        check_length(sum(map(len, joined.texts)), self.max_tokens)
         check_unicode("".join(joined.texts))
         # `encode` holds the GIL, so that a long text would stop the whole server; `encode_batch` lets go of it.
         encoding = self._rust.encode_batch([joined.text], add_special_tokens=joined.adds_special_tokens)[0]

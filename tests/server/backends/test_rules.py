@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rm_server.backends.content_checks import MAX_CHARACTERS
 from rm_server.backends.interface import ComputeSettings, PartsBackend
 from rm_server.backends.items import Batch, ChatMessage
 from rm_server.backends.loading import load_backend, load_encoder
@@ -145,6 +146,17 @@ def test_a_text_of_a_megabyte_does_not_stall(tmp_path: Path, rule: Any, text: st
     """What takes more than linear time here would take years, or all of the memory."""
     (value,) = score(write(tmp_path, rule), text * (1_000_000 // len(text)))
     assert math.isfinite(value)
+
+
+def test_a_text_of_many_megabytes_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"type": "distinct_n"})
+    half = "a" * (MAX_CHARACTERS // 2 + 1)
+    for limit in (0, 4):
+        manifest = Manifest(kind="rules", transform="rule", max_tokens=limit)
+        with pytest.raises(ItemTooLong, match="2000002 characters; at most 2000000 are looked at"):
+            load_encoder(folder, manifest).encode(half, half, "keep_start")
+    longer = Manifest(kind="rules", transform="rule", max_tokens=MAX_CHARACTERS)
+    assert load_encoder(folder, longer).encode(half, half, "keep_start").truncated
 
 
 def test_only_the_completion_counts_and_the_batch_does_not(tmp_path: Path) -> None:

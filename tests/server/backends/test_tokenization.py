@@ -14,6 +14,7 @@ import tiny_models
 from tiny_models import BOS, BOS_ID, CHAT_TEMPLATE, CLS, CLS_ID, EOS, EOS_ID, SEP, SEP_ID, VOCAB_SIZE
 from transformers import AutoTokenizer
 
+from rm_server.backends.content_checks import MAX_CHARACTERS
 from rm_server.backends.items import ChatMessage, Content, RenderedText
 from rm_server.backends.loading import load_text_encoder
 from rm_server.backends.tokenization import TextEncoder
@@ -317,6 +318,17 @@ def test_text_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
     # A prompt with an answer of blanks is an item like another.
     item = encoder(folder, PAIR).encode("a", " ")
     assert item.completion_start == item.num_tokens
+
+
+def test_a_text_that_is_far_longer_than_what_is_read_is_not_tokenised(llama: Path) -> None:
+    text_encoder = encoder(llama, JOINED, truncation="keep_end")
+    text_encoder._rust = None  # nobody asks it
+    text_encoder._characters_per_token = 1e6  # whatever was learnt before
+    text = "a" * (MAX_CHARACTERS + 1)
+    for completion in (text, (ChatMessage("user", text),)):
+        assert text_encoder.encode_usual([("", completion)]) == [None]
+        with pytest.raises(ItemTooLong, match=r"2000\d+ characters; at most 2000000 are looked at"):
+            text_encoder.encode("", completion)
 
 
 def test_blanks_that_the_tokenizer_drops_are_not_looked_for_one_by_one(tmp_path: Path) -> None:
