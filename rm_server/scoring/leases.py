@@ -18,8 +18,9 @@ class Leases:
     """
 
     def __init__(self, max_known: int) -> None:
-        """``max_known``: beyond it, leases that are over are forgotten, those that were given first first."""
+        """``max_known``: a tenth beyond it, leases that are over are forgotten, those that were given first first."""
         self._max_known = max_known
+        self._look_beyond = max_known
         self._leases: dict[tuple[str, str], Lease] = {}
         self._last_written: dict[tuple[str, str], float] = {}
         """Of the leases that were renewed since: the last sign of life that the catalog knows."""
@@ -86,8 +87,10 @@ class Leases:
         return iter(list(self._leases.values()))
 
     def _forget_some(self, now: float) -> None:
-        if len(self._leases) > self._max_known:
+        if len(self._leases) > self._look_beyond:
             over = [key for key, lease in self._leases.items() if not lease.is_active(now)]
             for key in over[: len(self._leases) - self._max_known]:
                 del self._leases[key]
                 self._last_written.pop(key, None)
+            # Where most are held, looking through all of them for each new one would take longer than giving it.
+            self._look_beyond = max(self._max_known, len(self._leases)) + self._max_known // 10

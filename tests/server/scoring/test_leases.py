@@ -96,6 +96,25 @@ def test_a_sign_of_life_is_written_after_a_quarter_of_the_lease_or_when_the_run_
     assert leases.due(100.0, QUIET_S) == leases.unwritten() == []
 
 
+def test_where_most_leases_are_held_not_all_are_looked_at_for_each_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    num_looked_at = 0
+    is_active = Lease.is_active
+
+    def counting(lease: Lease, now: float) -> bool:
+        nonlocal num_looked_at
+        num_looked_at += 1
+        return is_active(lease, now)
+
+    monkeypatch.setattr(Lease, "is_active", counting)
+    leases = Leases(100)
+    for number in range(1000):
+        put(leases, str(number), now=0.0)
+    assert num_looked_at < 60_000  # one by one, 500 000
+    for number in range(1000, 1011):
+        put(leases, str(number), now=20.0)
+    assert len(list(leases)) <= 110
+
+
 def test_only_leases_that_have_ended_are_forgotten() -> None:
     leases = Leases(2)
     put(leases, "old", now=0.0)
