@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 from rm_server.api.whole_answer import all_values
@@ -21,6 +22,9 @@ NO_PROMPT = ""
 
 _ACTIVATION_FIELDS = ("use_activation", "activation", "softmax")
 """What vLLM has called it: the first is today's name."""
+
+_MOST_SHOWN = 80
+"""Characters of what came, in an error."""
 
 _REFUSED_FIELDS = ("truncate_prompt_tokens", "truncation_side", "chat_template")
 
@@ -157,5 +161,8 @@ def _is_ids(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return "missing" if value is None else text if len(text) <= 80 else text[:80] + "…"
+    if value is None:
+        return "missing"
+    # Piece by piece: it may be huge, or as deep as Python's stack.
+    text = "".join(islice(json.JSONEncoder().iterencode(value), _MOST_SHOWN + 1))
+    return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "…"

@@ -114,6 +114,14 @@ def test_other_queries_are_refused(value: Any) -> None:
         openrlhf_groups({"query": value}, any_number)
 
 
+def test_what_is_wrong_is_shown_however_deep_it_is() -> None:
+    nested: list[Any] = []
+    for _ in range(10_000):
+        nested = [nested]
+    with pytest.raises(InvalidRequest, match=r"query\[0\] is \[{80}…; a text was expected"):
+        openrlhf_groups({"query": [nested]}, any_number)
+
+
 @pytest.mark.parametrize("raw", [b"", b"{", b'{"query": "\xff"}', b"[1]", b"null", b"[" * 100_000])
 def test_a_body_that_is_no_json_object_is_malformed(raw: bytes) -> None:
     with pytest.raises(MalformedRequest):
