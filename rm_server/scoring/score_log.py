@@ -71,11 +71,13 @@ class ScoreLog:
         if not num_items or self._draw() >= settings.share:
             return
         texts = None
-        num_bytes = CALL_BYTES + ITEM_BYTES * num_items
+        # As the file's table will have it: each item beside its call's id and its prompt.
+        num_bytes = CALL_BYTES + (ITEM_BYTES + len(call.request_id)) * num_items
         if settings.log_texts:
             texts = [(prompt, completion) for prompt, completions in call.groups for completion in completions]
             num_bytes += sum(
-                _num_bytes(prompt) + sum(map(_num_bytes, completions)) for prompt, completions in call.groups
+                len(completions) * _num_bytes(prompt) + sum(map(_num_bytes, completions))
+                for prompt, completions in call.groups
             )
         if self._num_bytes + self._num_bytes_at_disk + num_bytes > settings.max_buffered_mb * 1024 * 1024:
             self._metrics.scores_logged("dropped", num_items)

@@ -143,6 +143,14 @@ async def test_beyond_the_bound_items_are_dropped_and_counted(tmp_path: Path) ->
     assert counted.items == {"written": 9, "dropped": 9}
 
 
+async def test_what_rows_repeat_counts_for_each_of_them(tmp_path: Path) -> None:
+    log, counted = make(tmp_path, max_buffered_mb=1, log_texts=True)
+    scored = evaluated(*[1.0] * 64)
+    for prompt, request_id in (("p" * 20_000, "r1"), ("", "r" * 20_000)):
+        log.scored(ScoreCall("m", ((prompt, ("c",) * 64),), request_id=request_id), ROUTE, scored, None)
+    assert counted.items == {"written": 0, "dropped": 128}
+
+
 async def test_a_disk_that_fails_loses_nothing_that_fits(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("a file where the folder should be")
     log, counted = make(tmp_path / "log", max_buffered_mb=0.004)
