@@ -95,6 +95,11 @@ def write_text(path: Path, text: str) -> None:
         raise CommandError(f"{path} cannot be written: {error.strerror}.") from error
 
 
+def printable(text: str) -> str:
+    """What other people wrote, in one line: a line break would tear the table, an escape reach the terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def short_time(text: str) -> str:
     """An ISO time to the second, as ``2026-11-20 14:03:59Z``."""
     return text[:19].replace("T", " ") + "Z" if text else ""
@@ -113,5 +118,4 @@ def _text(cell: Any) -> str:
         return ""
     if isinstance(cell, float):
         return f"{cell:.4g}"
-    # Names and comments are other people's: a line break would tear the table, an escape reach the terminal.
-    return "".join(character if character.isprintable() else " " for character in str(cell))
+    return printable(str(cell))

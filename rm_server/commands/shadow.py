@@ -16,6 +16,7 @@ from rm_server.commands.common import (
     add_reason_option,
     print_json,
     print_table,
+    printable,
     short_time,
     version_number,
     write_text,
@@ -206,7 +207,7 @@ def _number(value: float | None) -> str:
 
 
 def _short(row: Row) -> str:
-    text = str(row.get("completion", "")).replace("\n", " ")
+    text = printable(str(row.get("completion", ""))[:81])
     return text if len(text) <= 80 else text[:79] + "…"
 
 

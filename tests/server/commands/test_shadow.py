@@ -38,7 +38,7 @@ def home(tmp_path: Path) -> Path:
                 score,
                 2 * score + 1,
                 "<b>why</b>",
-                f"text {place}",
+                f"text\n\x1b[2J {place}",
             )
             for place, score in enumerate(scores)
         ],
@@ -71,6 +71,8 @@ def test_report_as_text_and_json(home: Path, capsys: pytest.CaptureFixture[str])
     text = capsys.readouterr().out
     assert "helpful@2 (shadow) against version 1: 240 completions of 60 prompts" in text
     assert "0.0% [0.0%, 6.0%]" in text
+    assert "text  [2J " in text
+    assert "\x1b" not in text  # the callers' texts must not command the terminal
     assert run(home, "shadow", "report", "helpful", "2", "--against", "1", "--json") == 0
     found = json.loads(capsys.readouterr().out)["agreement"]
     assert found["scale"]["value"] == pytest.approx(2.0)
