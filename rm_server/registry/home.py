@@ -15,6 +15,7 @@ from rm_server.errors import CatalogUnavailable
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.composite import parts_of, pinned_folder
+from rm_server.registry.layout import check_entries
 from rm_server.registry.lora import add_base, base_of, pinned_adapter
 from rm_server.registry.manifest import Manifest, read_manifest
 from rm_server.registry.records import Snapshot, VersionKey, VersionRecord
@@ -137,6 +138,7 @@ def add_version(
     whose versions this one stands on, before anything is added. Raises what it, `ArtifactStore.put` and
     `Catalog.register` raise. Killed in between, it leaves files that no version names, for `sweep_artifacts`.
     """
+    check_entries(folder)
     manifest = manifest or read_manifest(folder)
     pinning = as_version(catalog, artifacts, model, folder, manifest, actor=actor, check_model=check_model)
     with artifacts.hold(), pinning as folder:

@@ -68,6 +68,22 @@ def version_files(folder: Path, kind: Kind) -> tuple[PurePosixPath, ...]:
     return tuple(sorted(map(PurePosixPath, set(names)), key=lambda path: str(path).encode()))
 
 
+def check_entries(folder: Path) -> None:
+    """Raises ArtifactUnreadable for what has no end, or waits for ever, when it is read: a device, a pipe.
+
+    Asked before any file of a folder that somebody named is read. What is no folder is left to who reads it.
+    """
+    for place in (folder, folder / BASE_FOLDER):
+        try:
+            for path in place.iterdir() if place.is_dir() else ():
+                if path.exists() and not (path.is_file() or path.is_dir()):
+                    raise ArtifactUnreadable(
+                        f"{path} is neither a file nor a folder, but a pipe, socket or device. Take it out."
+                    )
+        except OSError as error:
+            raise ArtifactUnreadable(f"{place} cannot be read: {error.strerror}.") from error
+
+
 def adapter_files(folder: Path) -> tuple[str, ...]:
     """All of a LoRA version's but `BASE_FILE`. Raises what `version_files` raises."""
     names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, *tokenizer_files(folder))

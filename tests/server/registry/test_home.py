@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,21 @@ def test_what_is_refused_is_not_registered(home: HomeParts, rules_folder: MakeFo
     with pytest.raises(ArtifactUnreadable):
         add_version(*home, "m", folder, actor="ann")
     assert home[0].revision() == 0
+
+
+def test_what_has_no_end_is_not_read(home: HomeParts, rules_folder: MakeFolder) -> None:
+    """A pipe under the name of a file that is read would keep one of the server's threads for ever."""
+    pipe = rules_folder("a")
+    os.mkfifo(pipe / "pipe")
+    device = rules_folder("b")
+    (device / "reward_model.json").unlink()
+    (device / "reward_model.json").symlink_to("/dev/null")
+    base = rules_folder("c")
+    (base / "base").mkdir()
+    os.mkfifo(base / "base" / "reward_model.json")
+    for folder in (pipe, device, base):
+        with pytest.raises(ArtifactUnreadable, match="pipe, socket or device"):
+            add_version(*home, "m", folder, actor="ann")
 
 
 def test_sweeping_keeps_what_any_model_names(home: HomeParts, rules_folder: MakeFolder) -> None:
