@@ -66,6 +66,8 @@ class Memory:
         self._available = available
         self._device_free = device_free
         self._held: dict[VersionKey, Held] = {}
+        # Added up at loads alone: whoever looks at the states of all versions asks once for each.
+        self._by_version: dict[VersionKey, int] = {}
         # By folder (which names the digest) and precision: what a load has shown is better than any estimate.
         self._measured: dict[tuple[Path, str], LoadReport] = {}
 
@@ -74,16 +76,9 @@ class Memory:
         """By version, in the order of their loads."""
         return self._held
 
-    def by_version(self) -> dict[VersionKey, int]:
+    def by_version(self) -> Mapping[VersionKey, int]:
         """Bytes of each version. What several share is counted with the one that was loaded first."""
-        counted: set[str] = set()
-        found = {}
-        for key, held in self._held.items():
-            found[key] = held.own_bytes
-            if held.shared is not None and held.shared.name not in counted:
-                counted.add(held.shared.name)
-                found[key] += held.shared.num_bytes
-        return found
+        return self._by_version
 
     def came(self, key: VersionKey, folder: Path, precision: str, reports: Iterable[LoadReport]) -> None:
         """A version was loaded into all workers."""
@@ -93,11 +88,13 @@ class Memory:
             sum(report.memory_bytes for report in reports),
             replace(shared[0], num_bytes=sum(memory.num_bytes for memory in shared)) if shared else None,
         )
+        self._by_version = _counted_once(self._held)
         self._measured[folder, precision] = reports[0]
 
     def went(self, key: VersionKey) -> None:
         """A version is out of memory."""
         self._held.pop(key, None)
+        self._by_version = _counted_once(self._held)
 
     async def lacking(
         self, folder: Path, manifest: Manifest, settings: ComputeSettings, max_batch_tokens: int
@@ -129,6 +126,17 @@ class Memory:
             "in a narrower precision, or give the server fewer workers (engine.workers) or more memory.",
             retry_after_s=_RETRY_AFTER_S,
         )
+
+
+def _counted_once(held_by: Mapping[VersionKey, Held]) -> dict[VersionKey, int]:
+    counted: set[str] = set()
+    found = {}
+    for key, held in held_by.items():
+        found[key] = held.own_bytes
+        if held.shared is not None and held.shared.name not in counted:
+            counted.add(held.shared.name)
+            found[key] += held.shared.num_bytes
+    return found
 
 
 def rooms_for(

@@ -55,6 +55,7 @@ async def test_what_was_measured_is_believed_and_the_refusal_has_the_figures() -
     memory.came(("a", 1), Path("a"), "fp32", [report(5 * MIB, shared), report(5 * MIB, shared)])
     memory.came(("b", 2), Path("digest"), "fp32", [report(8 * MIB, shared), report(8 * MIB, shared)])
     assert memory.by_version() == {("a", 1): 50 * MIB, ("b", 2): 16 * MIB}
+    assert memory.by_version() is memory.by_version()  # the state of each version asks for it, again and again
     memory.went(("a", 1))
     assert memory.by_version() == {("b", 2): 56 * MIB}
     assert await memory.lacking(*asked) is None
