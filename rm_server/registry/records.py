@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from typing import TypeAlias
 
 VersionKey: TypeAlias = tuple[str, int]
@@ -147,7 +150,7 @@ class ServingProfile:
     create_time: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, which would leave no place for what is looked up once
 class Snapshot:
     """The catalog at one revision, read in one transaction. Immutable, so any thread may keep it.
 
@@ -173,12 +176,24 @@ class Snapshot:
 
     def models(self) -> tuple[str, ...]:
         """The models that have versions, sorted."""
-        return tuple(sorted({model for model, _ in self.versions}))
+        return tuple(sorted(self._numbers))
 
     def versions_of(self, model: str) -> tuple[int, ...]:
         """The numbers of a model's versions, ascending."""
-        return tuple(sorted(version for name, version in self.versions if name == model))
+        return self._numbers.get(model, ())
 
     def labels_of(self, model: str) -> dict[str, int]:
         """A model's labels, sorted by name, and the versions they name."""
-        return {label: version for (name, label), version in sorted(self.labels.items()) if name == model}
+        return dict(self._labels.get(model, {}))
+
+    @cached_property
+    def _numbers(self) -> Mapping[str, tuple[int, ...]]:
+        by_model = groupby(sorted(self.versions), key=itemgetter(0))
+        return {model: tuple(version for _, version in keys) for model, keys in by_model}
+
+    @cached_property
+    def _labels(self) -> Mapping[str, Mapping[str, int]]:
+        labels: dict[str, dict[str, int]] = {}
+        for (model, label), version in sorted(self.labels.items()):
+            labels.setdefault(model, {})[label] = version
+        return labels
