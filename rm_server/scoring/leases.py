@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -22,18 +23,21 @@ class Leases:
         self._max_known = max_known
         self._look_beyond = max_known
         self._leases: dict[tuple[str, str], Lease] = {}
+        # Who holds each loaded version is asked with every look at the catalog.
+        self._of_version: defaultdict[VersionKey, set[tuple[str, str]]] = defaultdict(set)
         self._last_written: dict[tuple[str, str], float] = {}
         """Of the leases that were renewed since: the last sign of life that the catalog knows."""
 
     def put(self, lease: Lease, now: float) -> None:
         """What the catalog says of a run, or said: what is known to be newer is kept, as is a sign of life."""
         key = (lease.run, lease.model)
-        known = self._leases.pop(key, None)
+        known = self._take(key)
         if known is not None and (known.revision, known.last_seen) > (lease.revision, lease.last_seen):
             lease = known
         else:
             self._last_written.pop(key, None)
         self._leases[key] = lease
+        self._of_version[lease.key].add(key)
         self._forget_some(now)
 
     def last(self, run: str, model: str) -> Lease | None:
@@ -81,16 +85,23 @@ class Leases:
 
     def holders(self, key: VersionKey, now: float) -> list[str]:
         """The runs that hold a version, sorted."""
-        return sorted(lease.run for lease in self._leases.values() if lease.key == key and lease.is_active(now))
+        leases = (self._leases[run_and_model] for run_and_model in self._of_version.get(key, ()))
+        return sorted(lease.run for lease in leases if lease.is_active(now))
 
     def __iter__(self) -> Iterator[Lease]:
         return iter(list(self._leases.values()))
+
+    def _take(self, key: tuple[str, str]) -> Lease | None:
+        lease = self._leases.pop(key, None)
+        if lease is not None:
+            self._of_version[lease.key].discard(key)
+        return lease
 
     def _forget_some(self, now: float) -> None:
         if len(self._leases) > self._look_beyond:
             over = [key for key, lease in self._leases.items() if not lease.is_active(now)]
             for key in over[: len(self._leases) - self._max_known]:
-                del self._leases[key]
+                self._take(key)
                 self._last_written.pop(key, None)
             # Where most are held, looking through all of them for each new one would take longer than giving it.
             self._look_beyond = max(self._max_known, len(self._leases)) + self._max_known // 10

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rm_server.errors import RunNotFound
+from rm_server.registry.records import VersionKey
 from rm_server.registry.run_records import Lease
 from rm_server.scoring.leases import Leases
 
@@ -61,6 +62,25 @@ def test_knows_who_holds_a_version() -> None:
     assert leases.holders(("m", 1), 6.0) == ["a", "b"]
     assert leases.holders(("m", 1), 12.0) == ["a"]
     assert leases.holders(("m", 9), 6.0) == []
+
+
+def test_who_holds_a_version_is_known_without_going_through_all_runs_that_there_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    leases = Leases(100)
+    looked_at: list[str] = []
+    for number in range(100):
+        put(leases, f"r{number}", version=2)
+    put(leases, "last", now=10.0)
+    assert leases.last("r0", "m") is None  # too many
+
+    def key_of(lease: Lease) -> VersionKey:
+        looked_at.append(lease.run)
+        return (lease.model, lease.version)
+
+    monkeypatch.setattr(Lease, "key", property(key_of))
+    assert leases.holders(("m", 1), 12.0) == ["last"]
+    assert set(looked_at) <= {"last"}
 
 
 def test_what_the_catalog_says_replaces_what_was_known_but_for_later_signs_of_life() -> None:
