@@ -47,7 +47,8 @@ def count_runs(catalog: Catalog, now: float) -> RunCensus:
     )
     over = (
         select(runs.c.model, runs.c.has_ended, func.count().label("num_runs"))
-        .where(runs.c.has_ended | ~is_held, expires_at > _time(now - OVER_S))
+        # Whether it has ended or not: said so that the index over both is used.
+        .where(runs.c.has_ended.in_((True, False)), runs.c.has_ended | ~is_held, expires_at > _time(now - OVER_S))
         .group_by(runs.c.model, runs.c.has_ended)
     )
     at_work = select(

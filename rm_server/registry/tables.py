@@ -154,6 +154,8 @@ runs = Table(
     Index(None, "last_seen"),
     Index(None, "revision"),
     Index(None, "model", "version"),
+    # Not by the time alone: SQLite would rather go through all runs in the order in which they are to be counted.
+    Index(None, "has_ended", "lease_expires_at"),
 )
 
 # Raw scores of a run by one version, summed over servers. `squares`: sum of squared deviations from the mean.

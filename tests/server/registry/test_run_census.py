@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from postgresql import has_postgresql, postgresql, postgresql_url  # noqa: F401 – fixtures
+from sqlalchemy import event
 
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.run_census import ACTIVE_S, OVER_S, RunCensus, count_runs
 from rm_server.registry.run_records import Lease, RunStatistics
-from rm_server.registry.runs import assign_run, end_runs, write_activity
+from rm_server.registry.runs import assign_run, end_runs, look, write_activity
 
 NOW = 1_000_000.0
 
@@ -75,3 +77,17 @@ def test_counts_the_runs_at_work_and_how_much_the_busiest_one_takes(catalog: Cat
 def test_what_a_run_did_longer_ago_weighs_less(catalog: Catalog) -> None:
     write_activity(catalog, [], [scored("a", "m", 1, 10.0), scored("b", "m", 1, 20.0, NOW - 120.0)])
     assert count_runs(catalog, NOW).largest_share["m"] > 0.7
+
+
+def test_neither_the_census_nor_a_look_goes_through_the_runs_that_are_long_over(tmp_path: Path) -> None:
+    catalog, asked = Catalog(f"sqlite:///{tmp_path}/catalog.db"), []
+    with catalog.database.reading() as connection:
+        event.listen(connection.engine, "before_cursor_execute", lambda *call: asked.append(call[2:4]))
+    count_runs(catalog, NOW)
+    look(catalog, NOW)
+    with sqlite3.connect(tmp_path / "catalog.db") as file:
+        plans = [step for query in asked for *_, step in file.execute(f"EXPLAIN QUERY PLAN {query[0]}", query[1])]
+    of_runs = [step for step in plans if " run" in step]
+    assert len(of_runs) == 4
+    assert [step for step in of_runs if not step.startswith("SEARCH")] == []
+    catalog.close()
