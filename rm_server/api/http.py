@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -92,7 +93,8 @@ class HttpService:
         self._permit(request, rule)
         self._metrics.ready(self._readiness.is_ready)
         self._metrics.versions_missing(Counter(part.state for part in self._readiness.missing()))
-        text, content_type = self._metrics.exposition(request.headers.get("accept", ""))
+        self._metrics.forget_long_unloaded()
+        text, content_type = await asyncio.to_thread(self._metrics.exposition, request.headers.get("accept", ""))
         return web.Response(body=text, headers={"content-type": content_type})
 
     # --- scoring ---

@@ -40,7 +40,9 @@ class Metrics(RequestMetrics, EngineMetrics, VersionMetrics, RunMetrics, ScoreMe
         ServerMetrics.__init__(self, families)
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
-        """The text for a scraper that sent this Accept header, and its content type."""
-        self.forget_long_unloaded()
+        """The text for a scraper that sent this Accept header, and its content type.
+
+        For a thread of its own: of many versions it takes a second. All else is called on the event loop.
+        """
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type

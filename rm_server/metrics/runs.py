@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from typing import TypeVar
+
+from prometheus_client import Gauge
 
 from rm_server.metrics.families import VERSION, Families, VersionKey, label_values
+
+Labels = TypeVar("Labels", bound=tuple[str, ...])
 
 
 class RunMetrics:
@@ -31,6 +37,7 @@ class RunMetrics:
             "or with another one (moved).",
             (*VERSION, "change"),
         )
+        self._shown: dict[Gauge, frozenset[tuple[str, ...]]] = {}
 
     def lease_given(self, key: VersionKey, had: VersionKey | None) -> None:
         """A run was given a version; ``had`` None: it never had one before."""
@@ -46,13 +53,16 @@ class RunMetrics:
         largest_share: Mapping[str, float],
     ) -> None:
         """What the catalog says now; what is not named is gone. ``leases_over``: by model and outcome."""
-        for gauge, num_by_version in ((self._leases, leases), (self._active, active)):
-            gauge.clear()
-            for key, num_runs in num_by_version.items():
-                gauge.labels(*label_values(key)).set(num_runs)
-        self._leases_over.clear()
-        for labels, num_leases in leases_over.items():
-            self._leases_over.labels(*labels).set(num_leases)
-        self._largest_share.clear()
-        for model, share in largest_share.items():
-            self._largest_share.labels(model).set(share)
+        self._show(self._leases, {label_values(key): num_runs for key, num_runs in leases.items()})
+        self._show(self._active, {label_values(key): num_runs for key, num_runs in active.items()})
+        self._show(self._leases_over, leases_over)
+        self._show(self._largest_share, {(model,): share for model, share in largest_share.items()})
+
+    def _show(self, gauge: Gauge, values: Mapping[Labels, float]) -> None:
+        """Never empties the gauge, not even for a moment: a scrape may be written meanwhile."""
+        for labels in self._shown.get(gauge, frozenset()) - values.keys():
+            with suppress(KeyError):  # the version may have been forgotten since
+                gauge.remove(*labels)
+        for labels, value in values.items():
+            gauge.labels(*labels).set(value)
+        self._shown[gauge] = frozenset(values)

@@ -56,6 +56,7 @@ def everything_happened(clock: Callable[[], float] = time.monotonic) -> Metrics:
 
 
 def scrape(metrics: Metrics) -> str:
+    metrics.forget_long_unloaded()
     return metrics.exposition("text/plain")[0].decode()
 
 

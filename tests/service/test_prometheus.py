@@ -6,9 +6,12 @@ import json
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import grpc
 import pytest
@@ -105,6 +108,26 @@ def test_a_server_that_starts_knows_the_runs_that_there_are(tmp_path: Path) -> N
 
 def scrape(server: RunningServer) -> str:
     return server.app.metrics.exposition("text/plain")[0].decode()
+
+
+def test_calls_are_answered_while_a_scrape_is_written(busy: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    has_begun, may_end, write = threading.Event(), threading.Event(), busy.app.metrics.exposition
+
+    def write_slowly(accept: str) -> tuple[bytes, str]:
+        has_begun.set()
+        assert may_end.wait(30)
+        return write(accept)
+
+    monkeypatch.setattr(busy.app.metrics, "exposition", write_slowly)
+    with ThreadPoolExecutor(1) as thread:
+        scraping = thread.submit(urlopen, f"http://{busy.app.http_address}/metrics", timeout=60)
+        assert has_begun.wait(30)
+        try:
+            busy.score("m@stable", "one two three four", timeout=10)
+        finally:
+            may_end.set()
+        with scraping.result() as response:
+            assert b"rm_requests_total" in response.read()
 
 
 @needs_promtool
