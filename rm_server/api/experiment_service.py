@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -65,7 +67,7 @@ class ExperimentService(SplitMethods):
         """What is known of the runs."""
         self._require_known(request.model)
         statuses = await self._runs.statuses(request.model or None, request.run or None)
-        return experiments_pb2.ListRunsResponse(runs=[_run_status(status) for status in statuses])
+        return await asyncio.to_thread(_runs_response, statuses)
 
     def _lease(self, lease: Lease) -> experiments_pb2.Lease:
         record = self._versions.snapshot.versions.get(lease.key)
@@ -85,6 +87,10 @@ def _note(event: str, call: Call, model: str) -> None:
     _log.info(
         event, extra={"run": call.run, "model": model or None, "actor": call.actor, "request_id": call.request_id}
     )
+
+
+def _runs_response(statuses: Sequence[RunStatus]) -> experiments_pb2.ListRunsResponse:
+    return experiments_pb2.ListRunsResponse(runs=[_run_status(status) for status in statuses])
 
 
 def _run_status(status: RunStatus) -> experiments_pb2.RunStatus:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from rm_server.errors import RmError
 from rm_server.registry.catalog import Catalog
@@ -70,7 +71,10 @@ class RunActivity:
         """What the catalog knows of runs, and what is still on its way there. Raises CatalogUnavailable."""
         async with self._writing:
             leases, statistics = await asyncio.to_thread(list_runs, self._catalog, model, run)
-            pending = [part for part in self.statistics if model in (None, part.model) and run in (None, part.run)]
+            # Copies: they are counted on here meanwhile.
+            pending = [
+                replace(part) for part in self.statistics if model in (None, part.model) and run in (None, part.run)
+            ]
         known = {(lease.run, lease.model): lease for lease in self._leases}
         leases = [
             here
@@ -80,7 +84,8 @@ class RunActivity:
             else lease
             for lease in leases
         ]
-        return run_statuses(leases, [*statistics, *pending], self._clock())
+        # Of ten thousand runs it takes half a second, for which no call should wait.
+        return await asyncio.to_thread(run_statuses, leases, [*statistics, *pending], self._clock())
 
     async def _write_again_and_again(self) -> None:
         rounds = 0

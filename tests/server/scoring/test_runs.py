@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_world import BY, World, running_world
@@ -20,7 +22,9 @@ from rm_server.errors import (
     VersionNotLoaded,
 )
 from rm_server.metrics import Metrics
+from rm_server.scoring import run_activity, run_status
 from rm_server.scoring.routing import Route
+from rm_server.scoring.run_status import RunStatus
 from rm_server.scoring.runs import Runs
 from rm_server.scoring.selector import parse
 
@@ -196,6 +200,23 @@ async def test_says_what_runs_there_are(tmp_path: Path) -> None:
         assert second.lease_expires_at == 1900.0
         assert [status.run for status in await runs.statuses("m")] == ["follower", "leased"]
         assert await runs.statuses("n") == []
+
+
+async def test_a_list_of_runs_however_long_is_put_together_beside_the_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def run_statuses(*known: Any) -> list[RunStatus]:
+        threads.append(threading.current_thread())
+        return run_status.run_statuses(*known)
+
+    monkeypatch.setattr(run_activity, "run_statuses", run_statuses)
+    async with running_runs(tmp_path) as (_world, runs, _clock):
+        await runs.register("r", "m")
+        assert [status.run for status in await runs.statuses()] == ["r"]
+    assert len(threads) == 1
+    assert threading.current_thread() not in threads
 
 
 async def test_counts_whether_a_lease_is_new_kept_or_moved(tmp_path: Path) -> None:
