@@ -180,7 +180,9 @@ class Following:
         self.tasks.spawn(self._follow(each_look))
 
     async def refresh(self) -> None:
-        """Reads what the catalog says now."""
+        """Reads what the catalog says now, where it says something else: of many versions that takes a while."""
+        if await asyncio.to_thread(self._catalog.revision) == self.in_catalog.revision:
+            return
         snapshot = await asyncio.to_thread(self._catalog.snapshot)
         if snapshot.revision < self.in_catalog.revision:
             return  # A newer one overtook it.

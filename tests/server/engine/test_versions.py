@@ -505,6 +505,25 @@ async def test_a_snapshot_that_was_overtaken_counts_no_more(tmp_path: Path, monk
         assert world.versions.snapshot.labels == {("m", "stable"): 1}
 
 
+async def test_a_catalog_that_did_not_change_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_world(tmp_path) as world:
+        await world.register()
+        revisions, read = [], world.catalog.snapshot
+
+        def snapshot() -> Snapshot:
+            snapshot = read()
+            revisions.append(snapshot.revision)
+            return snapshot
+
+        monkeypatch.setattr(world.catalog, "snapshot", snapshot)
+        await world.versions.refresh()
+        assert revisions == []
+        world.elsewhere.register("n", "a" * 64, "rules", 0, "somebody")
+        await world.versions.refresh()
+        assert world.versions.snapshot.models() == ("m", "n")
+        assert set(revisions) == {2}
+
+
 async def test_tells_those_who_watch(tmp_path: Path) -> None:
     async with running_world(tmp_path) as world:
         watcher = world.versions.subscribe()
