@@ -56,7 +56,11 @@ class ModelService:
     async def ListModels(self, request: models_pb2.ListModelsRequest, call: Call) -> models_pb2.ListModelsResponse:
         """All models, or one."""
         await self._look_again()
-        return models_pb2.ListModelsResponse(models=[self._model(name) for name in self._names(request.model)])
+        response = models_pb2.ListModelsResponse()
+        for name in self._names(request.model):
+            response.models.append(self._model(name))
+            await asyncio.sleep(0)  # of many it takes a while, for which no call should wait
+        return response
 
     async def GetVersion(self, request: models_pb2.GetVersionRequest, call: Call) -> models_pb2.GetVersionResponse:
         """One version with its evaluations."""
