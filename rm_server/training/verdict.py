@@ -101,7 +101,7 @@ def _cautions(evaluation: Evaluation, circumstances: Circumstances) -> Iterator[
             "the figures say nothing about such texts."
         )
     gain = evaluation.gain_interval
-    if gain is not None and gain[0] <= 0 <= gain[1]:
+    if gain is not None and gain[0] <= 0:
         yield (
             "It is not shown that the scores agree with people more often than always choosing the longer completion: "
             f"the difference is {_points(evaluation.gain_over_longer_wins)} points "

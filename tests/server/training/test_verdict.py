@@ -76,6 +76,11 @@ BOASTFUL = Reliability((), 0.2, 0.3, 0.8, 0.4, (0.3, 0.5))
     ("changes", "circumstances", "words"),
     [
         ({"gain_over_longer_wins": 0.01, "gain_interval": (-0.02, 0.04)}, Circumstances(), "+1.0 points [-2.0, +4.0]"),
+        (
+            {"gain_over_longer_wins": -0.1, "gain_interval": (-0.15, -0.05)},
+            Circumstances(),
+            "-10.0 points [-15.0, -5.0]",
+        ),
         ({"num_prompts": 12}, Circumstances(), "Only 12 prompts"),
         ({"num_length_matched": 40}, Circumstances(), "Only 40 pairs are of about equal length"),
         ({"num_length_matched": 1}, Circumstances(), "Only 1 pair is of about equal length"),
