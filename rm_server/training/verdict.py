@@ -132,8 +132,10 @@ def _cautions(evaluation: Evaluation, circumstances: Circumstances) -> Iterator[
             "there, length wins over what people wanted."
         )
     reliability = evaluation.reliability
-    if reliability.expected_calibration_error > BAD_CALIBRATION and reliability.slope is not None:
-        manner = "too sure of themselves" if reliability.slope < 1 else "too careful"
+    slope = reliability.slope_interval
+    # Of few pairs the error is large by chance alone (Bröcker 2012): the slope says whether there is one.
+    if reliability.expected_calibration_error > BAD_CALIBRATION and slope is not None and not slope[0] <= 1 <= slope[1]:
+        manner = "too sure of themselves" if slope[1] < 1 else "too careful"
         yield (
             f"The scores are {manner}: as probabilities they are off by "
             f"{_percent(reliability.expected_calibration_error)} on average. The ranking is not touched by that."

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rm_server.training.evaluation import BeyondLength, Evaluation, PairScores, Reliability, evaluate
+from rm_server.training.evaluation import BeyondLength, Evaluation, PairScores, Reliability, evaluate, reliability
 from rm_server.training.statistics import Estimate
 from rm_server.training.verdict import Circumstances, judge
 
@@ -90,7 +90,11 @@ BOASTFUL = Reliability((), 0.2, 0.3, 0.8, 0.4, (0.3, 0.5))
         ({"length_correlation": -0.7}, Circumstances(), "by writing shorter texts"),
         ({"accuracy_shorter_chosen": Estimate(0.2, (0.1, 0.3), 90)}, Circumstances(), "agree in 20.0 % only"),
         ({"reliability": BOASTFUL}, Circumstances(), "too sure of themselves"),
-        ({"reliability": dataclasses.replace(BOASTFUL, slope=2.0)}, Circumstances(), "too careful"),
+        (
+            {"reliability": dataclasses.replace(BOASTFUL, slope=2.0, slope_interval=(1.5, 2.5))},
+            Circumstances(),
+            "too careful",
+        ),
         ({}, Circumstances(num_unscored=3), "3 pairs could not be scored"),
         ({}, Circumstances(truncated_share=0.6), "60.0 % of the texts are longer"),
         ({}, Circumstances(num_trained_prompts=5), "5 of these prompts"),
@@ -102,3 +106,16 @@ def test_each_circumstance_has_its_caution(
     cautions = judge(figures(**changes), circumstances).cautions
     assert len(cautions) == 1
     assert words in cautions[0]
+
+
+def test_probabilities_that_hold_are_hardly_ever_called_wrong() -> None:
+    rng = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(100):
+        differences = rng.normal(0, 1, 50)
+        agrees = rng.random(50) < 1 / (1 + np.exp(-differences))  # as the scores say
+        found = reliability(np.where(agrees, differences, -differences), np.arange(50))
+        alarms += any(
+            "as probabilities" in text for text in judge(figures(reliability=found), Circumstances()).cautions
+        )
+    assert alarms <= 10
