@@ -60,12 +60,9 @@ def t_quantile(num_clusters: int) -> float:
 
 
 def clustered_mean(values: FloatArray, clusters: Clusters) -> Estimate:
-    """A mean with its cluster-robust t interval.
-
-    Variance G/(G-1) · Σ_g (Σ_i∈g (v_i - mean))² / n²: a sandwich with only a constant (Liang, Zeger 1986).
-    """
+    """A mean with its cluster-robust t interval."""
     mean = float(values.mean())
-    spread = _clustered_variance(values - mean, clusters)
+    spread = _clustered_variance(values, clusters)
     if spread is None:
         return Estimate(mean, None, len(values))
     variance, num_clusters = spread
@@ -81,7 +78,7 @@ def clustered_share(hits: FloatArray, clusters: Clusters) -> Estimate:
     proportions in clustered surveys". Where all agree, the design effect is unknown, and clusters are counted instead.
     """
     share = float(hits.mean())
-    spread = _clustered_variance(hits - share, clusters)
+    spread = _clustered_variance(hits, clusters)
     if spread is None:
         return Estimate(share, None, len(hits))
     variance, num_clusters = spread
@@ -97,12 +94,18 @@ def clustered_share(hits: FloatArray, clusters: Clusters) -> Estimate:
     return Estimate(share, (max(0.0, centre - half), min(1.0, centre + half)), len(hits))
 
 
-def _clustered_variance(residuals: FloatArray, clusters: Clusters) -> tuple[float, int] | None:
-    sums = cluster_sums(residuals, clusters)
+def _clustered_variance(values: FloatArray, clusters: Clusters) -> tuple[float, int] | None:
+    """Of the mean, by the jackknife: (G-1)/G · Σ_g (mean without g - mean)²; and G, the number of clusters.
+
+    Of clusters of one size it is the sandwich of Liang and Zeger (1986) with G/(G-1). Where a few clusters have most of
+    the observations the sandwich is far too small (MacKinnon, Nielsen and Webb 2023, "Fast and reliable jackknife and
+    bootstrap methods for cluster-robust inference").
+    """
+    sums = cluster_sums(values - values.mean(), clusters)
     if len(sums) < 2:
         return None
-    correction = len(sums) / (len(sums) - 1)
-    return float(correction * (sums**2).sum() / len(residuals) ** 2), len(sums)
+    changes = sums / (len(values) - cluster_sums(np.ones(len(values)), clusters))
+    return float((len(sums) - 1) / len(sums) * (changes**2).sum()), len(sums)
 
 
 def fit_choices(features: FloatArray, clusters: Clusters) -> LogisticFit:
@@ -110,8 +113,10 @@ def fit_choices(features: FloatArray, clusters: Clusters) -> LogisticFit:
 
     ``features``, shape (num_pairs, num_features): chosen minus rejected. Every pair also counts the other way round,
     negated and not chosen; that doubles likelihood and scores alike, so one direction gives the same fit.
-    The intervals are cluster-robust: H⁻¹ (Σ_g u_g u_gᵀ) H⁻¹ · G/(G-1), u_g the summed scores of a cluster (Liang and
-    Zeger 1986; the correction as in Stata's logit), with Student's t.
+    The intervals are cluster-robust, by Student's t and the jackknife (G-1)/G · Σ_g c_g c_gᵀ: c_g = (H - H_g)⁻¹ u_g,
+    of a cluster's summed scores u_g and Hessian H_g, is what leaving it out changes, but for curvature (MacKinnon,
+    Nielsen and Webb 2025, "Cluster-robust jackknife and bootstrap inference for logistic regression models"). None
+    where the pairs without some cluster determine no fit.
     """
     used = np.flatnonzero((features != 0).any(axis=0))
     coefficients: list[float | None] = [None] * features.shape[1]
@@ -124,14 +129,15 @@ def fit_choices(features: FloatArray, clusters: Clusters) -> LogisticFit:
 
     beta = _maximise_likelihood(x)
     misses = special.expit(-(x @ beta))
-    bread = np.linalg.inv((x * (misses * (1 - misses))[:, None]).T @ x)
     scores = cluster_sums(x * misses[:, None], clusters)
+    hessians = cluster_sums((misses * (1 - misses))[:, None, None] * x[:, :, None] * x[:, None, :], clusters)
+    without = hessians.sum(axis=0) - hessians
     num_clusters = len(scores)
     for position, column in enumerate(used):
         coefficients[column] = float(beta[position])
-    if num_clusters > 1:
-        covariance = bread @ (scores.T @ scores) @ bread * num_clusters / (num_clusters - 1)
-        halves = t_quantile(num_clusters) * np.sqrt(np.diag(covariance))
+    if num_clusters > 1 and (np.linalg.matrix_rank(without, hermitian=True) == len(used)).all():
+        changes = np.linalg.solve(without, scores[:, :, None])[:, :, 0]
+        halves = t_quantile(num_clusters) * np.sqrt((num_clusters - 1) / num_clusters * (changes**2).sum(axis=0))
         for position, column in enumerate(used):
             intervals[column] = (float(beta[position] - halves[position]), float(beta[position] + halves[position]))
     return LogisticFit(tuple(coefficients), tuple(intervals), is_separated=False)

@@ -32,15 +32,20 @@ def choices() -> tuple[FloatArray, FloatArray, np.ndarray]:
 
 
 def test_the_fit_is_that_of_statsmodels() -> None:
-    # statsmodels 0.15.0, both orders of each pair: Logit(y, x).fit(cov_type="cluster", cov_kwds={"groups": clusters,
-    # "use_correction": False}), standard errors times sqrt(G / (G - 1)).
+    features, _, clusters = choices()
+    # statsmodels 0.15.0, both orders of each pair: Logit(y, x).fit().
+    assert fit_choices(features, clusters).coefficients == pytest.approx((0.69206739, 0.28010505), abs=1e-6)
+
+
+def test_the_fits_intervals_are_what_leaving_out_each_cluster_changes() -> None:
     features, _, clusters = choices()
     fit = fit_choices(features, clusters)
-    assert fit.coefficients == pytest.approx((0.69206739, 0.28010505), abs=1e-6)
-    for coefficient, interval, error in zip(fit.coefficients, fit.intervals, (0.17824493, 0.14740282), strict=True):
+    without = [fit_choices(features[clusters != one], clusters[clusters != one]) for one in range(NUM_CLUSTERS)]
+    for column, (coefficient, interval) in enumerate(zip(fit.coefficients, fit.intervals, strict=True)):
         assert coefficient is not None
-        half = t_quantile(NUM_CLUSTERS) * error
-        assert interval == pytest.approx((coefficient - half, coefficient + half), abs=1e-6)
+        changes = np.array([other.coefficients[column] for other in without], np.float64) - coefficient
+        half = t_quantile(NUM_CLUSTERS) * np.sqrt((NUM_CLUSTERS - 1) / NUM_CLUSTERS * (changes**2).sum())
+        assert interval == pytest.approx((coefficient - half, coefficient + half), abs=0.01)
 
 
 def test_the_mean_is_that_of_statsmodels() -> None:
@@ -106,6 +111,25 @@ def test_the_clustered_interval_covers_as_often_as_it_says() -> None:
         assert interval is not None
         covered += interval[0] <= 0.7 <= interval[1]
     assert 0.92 <= covered / 400 <= 0.985
+
+
+def test_a_prompt_with_most_of_the_pairs_does_not_make_intervals_too_small() -> None:
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(21), [40, *[1] * 20])
+    shares = means = errors = 0
+    for _ in range(300):
+        rates = rng.beta(7 / 6, 7 / 6, size=21)  # correlation of 0.3 within a prompt, as often right as wrong
+        hits = (rng.random(60) < rates[clusters]).astype(np.float64)
+        share, mean = clustered_share(hits, clusters).interval, clustered_mean(hits, clusters).interval
+        assert share is not None
+        assert mean is not None
+        shares += share[0] <= 0.5 <= share[1]
+        means += mean[0] <= 0.5 <= mean[1]
+        interval = fit_choices(rng.normal(size=(60, 1)) + rng.normal(size=21)[clusters][:, None], clusters).intervals[0]
+        errors += interval is not None and not interval[0] <= 0 <= interval[1]
+    assert shares / 300 >= 0.9
+    assert means / 300 >= 0.85
+    assert errors / 300 <= 0.15
 
 
 def test_one_cluster_has_no_interval() -> None:
