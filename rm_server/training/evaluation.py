@@ -16,6 +16,7 @@ from rm_server.training.statistics import (
     FloatArray,
     Interval,
     bootstrap,
+    clustered_difference,
     clustered_mean,
     clustered_share,
     feature_test,
@@ -216,7 +217,7 @@ def evaluate(pairs: PairScores, rated: RatedScores | None = None) -> Evaluation:
     ratios = pairs.length_ratios
     matched = _share_where(hits, (ratios >= LENGTH_MATCHED[0]) & (ratios <= LENGTH_MATCHED[1]), pairs.clusters)
     longer_wins = clustered_share(longer_hits, pairs.clusters)
-    gain = clustered_mean(hits - longer_hits, pairs.clusters)
+    gain = clustered_difference(hits - longer_hits, pairs.clusters)
     return Evaluation(
         num_pairs=len(hits),
         num_prompts=len(np.unique(pairs.clusters)),

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from rm_server.training.evaluation import hits_of
-from rm_server.training.statistics import Clusters, Estimate, FloatArray, clustered_mean, clustered_share, spearman
+from rm_server.training.statistics import (
+    Clusters,
+    Estimate,
+    FloatArray,
+    clustered_difference,
+    clustered_share,
+    spearman,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,6 @@ def accuracy_change(before: FloatArray, after: FloatArray, clusters: Clusters | 
         num_prompts=len(np.unique(names)),
         before=clustered_share(hits_before, names),
         after=clustered_share(hits_after, names),
-        difference=clustered_mean(hits_after - hits_before, names),
+        difference=clustered_difference(hits_after - hits_before, names),
         num_changed=int(np.count_nonzero(hits_before != hits_after)),
     )

@@ -70,6 +70,23 @@ def clustered_mean(values: FloatArray, clusters: Clusters) -> Estimate:
     return Estimate(mean, (mean - half, mean + half), len(values))
 
 
+def clustered_difference(differences: FloatArray, clusters: Clusters) -> Estimate:
+    """The mean of paired differences of hits, each from -1 to 1, with a t interval within these bounds.
+
+    The interval is that of the data with one more 1 and one more -1, each of a cluster of its own, so that it is not of
+    width 0 where few differ: Bonett and Price 2012, "Adjusted Wald confidence interval for a difference of binomial
+    proportions based on paired data".
+    """
+    mean = float(differences.mean())
+    names, index = np.unique(clusters, return_inverse=True)
+    if len(names) < 2:
+        return Estimate(mean, None, len(differences))
+    adjusted = clustered_mean(np.append(differences, (1.0, -1.0)), np.append(index, (len(names), len(names) + 1)))
+    assert adjusted.interval is not None
+    low, high = adjusted.interval
+    return Estimate(mean, (max(-1.0, low), min(1.0, high)), len(differences))
+
+
 def clustered_share(hits: FloatArray, clusters: Clusters) -> Estimate:
     """A share (of hits 1, misses 0, ties ½) with a Wilson interval for clustered samples.
 

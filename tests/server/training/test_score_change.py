@@ -33,6 +33,7 @@ def test_accuracy_is_compared_pair_by_pair_and_clustered_by_prompt() -> None:
     interval = change.difference.interval
     assert interval is not None
     assert interval[0] < -0.25 < interval[1]
-    # Nothing changed: the paired difference is exactly 0, however uncertain both accuracies are.
+    # Nothing changed on these pairs, which are too few to say so of others.
     same = accuracy_change(before, before * 2, ["a", "a", "b", "c"])
-    assert (same.difference.value, same.difference.interval, same.num_changed) == (0.0, (0.0, 0.0), 0)
+    assert (same.difference.value, same.num_changed) == (0.0, 0)
+    assert same.difference.interval == pytest.approx((-0.7, 0.7), abs=0.01)

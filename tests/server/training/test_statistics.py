@@ -9,6 +9,7 @@ from scipy import stats
 from rm_server.training.statistics import (
     FloatArray,
     bootstrap,
+    clustered_difference,
     clustered_mean,
     clustered_share,
     feature_test,
@@ -132,10 +133,26 @@ def test_a_prompt_with_most_of_the_pairs_does_not_make_intervals_too_small() -> 
     assert errors / 300 <= 0.15
 
 
+def test_the_interval_of_a_difference_holds_where_few_pairs_differ() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(300):
+        interval = clustered_difference(-(rng.random(100) < 0.01).astype(np.float64), np.arange(100)).interval
+        assert interval is not None
+        covered += interval[0] <= -0.01 <= interval[1]
+    assert covered / 300 >= 0.93
+    # Bonett and Price's p̃ = (n + 1) / (N + 2): here 1/102 for either side, with t for z and G/(G-1).
+    half = t_quantile(102) * (2 / 102 / 101) ** 0.5
+    assert clustered_difference(np.zeros(100), np.arange(100)).interval == pytest.approx((-half, half))
+    always = clustered_difference(np.ones(3), np.arange(3))
+    assert (always.value, always.interval) == (1.0, (pytest.approx(-0.51, abs=0.01), 1.0))
+
+
 def test_one_cluster_has_no_interval() -> None:
     one = np.zeros(5, np.int64)
     values = np.array([0.0, 1, 1, 0, 1])
     assert clustered_mean(values, one).interval is None
+    assert clustered_difference(values, one).interval is None
     assert clustered_share(values, one).interval is None
     assert fit_choices(values[:, None] - 0.5, one).intervals == (None,)
     assert bootstrap(lambda drawn: float(values[drawn].mean()), one) is None
