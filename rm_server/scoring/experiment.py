@@ -62,14 +62,19 @@ def summarise(values: Sequence[float]) -> Summary:
 
 
 def compare(values: Sequence[float], baseline: Sequence[float]) -> Comparison:
-    """Welch's t test and its 95 % interval (Welch 1947), degrees of freedom by Satterthwaite (1946)."""
+    """Welch's t test and its 95 % interval (Welch 1947), degrees of freedom by Satterthwaite (1946).
+
+    An arm whose runs are all alike, as by a metric that is 0 or 1, shows no spread, and has the other's: a spread of 0
+    would make any difference certain.
+    """
     (mean, variance), (base_mean, base_variance) = _moments(values), _moments(baseline)
     difference = mean - base_mean
     if variance is None or base_variance is None or variance + base_variance == 0:
         return Comparison(difference)
     num, base_num = len(values), len(baseline)
-    squared_error = variance / num + base_variance / base_num
     freedom = _welch_freedom(variance / num, num, base_variance / base_num, base_num)
+    variance, base_variance = variance or base_variance, base_variance or variance
+    squared_error = variance / num + base_variance / base_num
     error = math.sqrt(squared_error)
     half = _t_quantile(freedom, ALPHA) * error
     total_freedom = num + base_num - 2

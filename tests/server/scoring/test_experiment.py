@@ -53,10 +53,22 @@ def test_without_spread_there_is_a_difference_and_no_judgement() -> None:
 
 
 def test_one_arm_without_spread_is_judged_by_the_others() -> None:
-    found = compare([1.0, 1.0, 1.0], [0.1, 0.2, 0.3, 0.2])
-    expected = stats.ttest_1samp([0.1, 0.2, 0.3, 0.2], 1.0)
-    assert found.p_value == pytest.approx(expected.pvalue, rel=1e-9)
+    base = [0.1, 0.2, 0.3, 0.2]
+    found = compare([1.0, 1.0, 1.0], base)
+    error = np.std(base, ddof=1) * math.sqrt(1 / 3 + 1 / 4)
+    assert found.p_value == pytest.approx(2 * stats.t.sf(0.8 / error, 3), rel=1e-9)
     assert found.degrees_of_freedom == pytest.approx(3)
+    assert compare(base, [1.0, 1.0, 1.0]).p_value == pytest.approx(found.p_value)
+
+
+def test_runs_that_reach_a_target_nine_times_in_ten_in_both_arms_are_hardly_ever_told_apart() -> None:
+    rng = np.random.default_rng(3)
+    alarms = 0
+    for _ in range(300):
+        values, base = rng.random(10) < 0.9, rng.random(90) < 0.9  # a third of such arms of ten have all runs alike
+        p_value = compare(values.astype(float).tolist(), base.astype(float).tolist()).p_value
+        alarms += p_value is not None and p_value < ALPHA
+    assert alarms / 300 <= ALPHA
 
 
 def test_holm_corrects_the_smallest_most() -> None:
