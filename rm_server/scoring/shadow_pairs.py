@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -107,23 +107,23 @@ class PairBuffer:
 
 
 class _Window:
-    """The last pairs of a shadow, with each version apart."""
+    """The last pairs of a shadow."""
 
     def __init__(self) -> None:
-        self._pairs: dict[int, deque[tuple[float, float]]] = {}
+        self._pairs: deque[tuple[int, float, float]] = deque(maxlen=WINDOW_PAIRS)
 
     def add(self, pair: ShadowPair) -> None:
-        of_version = self._pairs.setdefault(pair.version, deque(maxlen=WINDOW_PAIRS))
-        of_version.append((pair.score, pair.shadow_score))
+        self._pairs.append((pair.version, pair.score, pair.shadow_score))
 
     def agreement(self) -> tuple[float | None, float | None]:
         """Pearson's correlation, and the mean difference in standard deviations of the score.
 
         With the version that has most pairs here; None where they are too few, or never differ.
         """
-        pairs = max(self._pairs.values(), key=len)
-        if len(pairs) < MIN_GAUGED_PAIRS:
+        ((version, num_pairs),) = Counter(version for version, _, _ in self._pairs).most_common(1)
+        if num_pairs < MIN_GAUGED_PAIRS:
             return None, None
+        pairs = [scores for of_version, *scores in self._pairs if of_version == version]
         scores, shadow_scores = np.array(pairs, np.float64).T
         correlation = pearson(scores, shadow_scores)
         std = float(scores.std(ddof=1))

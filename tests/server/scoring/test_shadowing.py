@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -251,6 +252,21 @@ async def test_the_gauges_say_how_a_shadow_agrees_and_go_with_it(tmp_path: Path)
         assert gauge("rm_shadow_shift_std") == pytest.approx(25.5 / 14.577, rel=1e-3)
         is_shadow[0] = False
         await until(lambda: gauge("rm_shadow_pearson") is None)
+        running.cancel()
+
+
+async def test_the_gauges_are_of_the_last_pairs_also_after_another_version_took_over(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        await start(world)
+        metrics = Metrics()
+        buffer = PairBuffer(world.catalog, ShadowSettings(flush_interval_s=0.001), metrics, lambda key: True)
+        window = shadow_pairs.WINDOW_PAIRS
+        buffer.add(pairs(*range(window)))
+        buffer.add(replace(pair, version=3, shadow_score=-pair.score) for pair in pairs(*range(window)))
+        running = asyncio.create_task(buffer.run())
+        labels = {"model": "m", "version": "2"}
+        await until(lambda: metrics.registry.get_sample_value("rm_shadow_pearson", labels) is not None)
+        assert metrics.registry.get_sample_value("rm_shadow_pearson", labels) == pytest.approx(-1.0)
         running.cancel()
 
 
