@@ -15,10 +15,10 @@ from rm_server.training.statistics import (
     Estimate,
     FloatArray,
     Interval,
-    bootstrap,
     clustered_difference,
     clustered_mean,
     clustered_share,
+    correlation_interval,
     feature_test,
     fit_choices,
     pearson,
@@ -161,7 +161,7 @@ class Agreement:
     """Correlation with ratings. ``within_prompts``: Spearman's within each prompt, averaged over ``num_prompts``.
 
     A reward model is trained on comparisons within a prompt, so that figure is the fair one. Intervals of the other
-    two: cluster bootstrap. NaN never stands here: what is not defined (constant values) is None.
+    two: cluster jackknife. NaN never stands here: what is not defined (constant values) is None.
     """
 
     num_texts: int
@@ -347,9 +347,9 @@ def agreement(rated: RatedScores) -> Agreement:
     return Agreement(
         num_texts=len(scores),
         pearson=pearson_value if math.isfinite(pearson_value) else None,
-        pearson_interval=bootstrap(lambda drawn: pearson(scores[drawn], ratings[drawn]), clusters),
+        pearson_interval=correlation_interval(lambda drawn: pearson(scores[drawn], ratings[drawn]), clusters),
         spearman=spearman_value if math.isfinite(spearman_value) else None,
-        spearman_interval=bootstrap(lambda drawn: spearman(scores[drawn], ratings[drawn]), clusters),
+        spearman_interval=correlation_interval(lambda drawn: spearman(scores[drawn], ratings[drawn]), clusters),
         within_prompts=within.value if within else None,
         within_prompts_interval=within.interval if within else None,
         num_prompts=len(defined),

@@ -1,4 +1,4 @@
-"""Clustered intervals and the logistic fit, against statsmodels, a bootstrap, and cases with a known answer."""
+"""Clustered intervals and the logistic fit, against statsmodels, refits, and cases with a known answer."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from scipy import stats
 
 from rm_server.training.statistics import (
     FloatArray,
-    bootstrap,
     clustered_difference,
     clustered_mean,
     clustered_share,
+    correlation_interval,
     feature_test,
     fit_choices,
     pearson,
@@ -56,17 +56,6 @@ def test_the_mean_is_that_of_statsmodels() -> None:
     half = t_quantile(NUM_CLUSTERS) * 0.03709524
     assert estimate.value == pytest.approx(0.45416667)
     assert estimate.interval == pytest.approx((0.45416667 - half, 0.45416667 + half), abs=1e-7)
-
-
-def test_the_sandwich_and_a_cluster_bootstrap_agree() -> None:
-    features, _, clusters = choices()
-    interval = fit_choices(features, clusters).intervals[0]
-    resampled = bootstrap(
-        lambda drawn: fit_choices(features[drawn], clusters[drawn]).coefficients[0] or np.nan, clusters, resamples=400
-    )
-    assert interval is not None
-    assert resampled is not None
-    assert interval == pytest.approx(resampled, abs=0.12)
 
 
 def test_copies_of_a_pair_in_its_cluster_add_nothing() -> None:
@@ -155,7 +144,7 @@ def test_one_cluster_has_no_interval() -> None:
     assert clustered_difference(values, one).interval is None
     assert clustered_share(values, one).interval is None
     assert fit_choices(values[:, None] - 0.5, one).intervals == (None,)
-    assert bootstrap(lambda drawn: float(values[drawn].mean()), one) is None
+    assert correlation_interval(lambda kept: pearson(values[kept], -values[kept]), one) is None
 
 
 def test_a_choice_that_is_always_predicted_has_no_finite_coefficient() -> None:
@@ -222,10 +211,30 @@ def test_correlations_are_scipys() -> None:
     assert np.isnan(pearson(x, np.ones(50)))
 
 
-def test_a_bootstrap_is_the_same_again_and_gives_up_on_what_is_hardly_defined() -> None:
-    values = np.arange(20.0)
-    clusters = np.repeat(np.arange(10), 2)
-    mean = lambda drawn: float(values[drawn].mean())  # noqa: E731
-    assert bootstrap(mean, clusters) == bootstrap(mean, clusters)
-    assert bootstrap(mean, clusters, seed=1) != bootstrap(mean, clusters)
-    assert bootstrap(lambda drawn: mean(drawn) if drawn[0] > 9 else np.nan, clusters) is None
+@pytest.mark.parametrize("num_clusters", [2, 5, 30])
+def test_the_interval_of_a_correlation_holds_for_few_clusters(num_clusters: int) -> None:
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(num_clusters), 6)
+    covered = 0
+    for _ in range(200):
+        both = np.repeat(rng.normal(size=(2, num_clusters)), 6, axis=1) + rng.normal(size=(2, len(clusters)))
+        x, y = both[0], 0.6 * both[0] + 0.8 * both[1]
+        interval = correlation_interval(lambda kept, x=x, y=y: pearson(x[kept], y[kept]), clusters)
+        assert interval is not None
+        covered += interval[0] <= 0.6 <= interval[1]
+    assert covered / 200 >= 0.9
+
+
+def test_of_independent_pairs_a_correlation_has_fishers_interval() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=2000)
+    y = 0.6 * x + 0.8 * rng.normal(size=2000)
+    expected = stats.pearsonr(x, y).confidence_interval(0.95)
+    interval = correlation_interval(lambda kept: pearson(x[kept], y[kept]), np.arange(2000))
+    assert interval == pytest.approx((expected.low, expected.high), abs=0.01)
+
+
+def test_a_correlation_that_is_perfect_or_not_defined_has_no_interval() -> None:
+    x = np.arange(12.0)
+    for y in (2 * x, np.ones(12)):
+        assert correlation_interval(lambda kept, y=y: pearson(x[kept], y[kept]), np.arange(12)) is None
