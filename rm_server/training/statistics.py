@@ -38,7 +38,7 @@ class LogisticFit:
     """Coefficients of a logistic regression without intercept, shape (num_features,).
 
     ``is_separated``: some weighting predicts every choice, so that no finite estimate exists (Albert and Anderson
-    1984); the coefficients are None then, and where a feature is always 0.
+    1984); the coefficients are None then, where a feature is always 0, and where one is a sum of others.
     """
 
     coefficients: tuple[float | None, ...]
@@ -143,9 +143,12 @@ def fit_choices(features: FloatArray, clusters: Clusters) -> LogisticFit:
     intervals: list[Interval | None] = [None] * features.shape[1]
     if not len(used):
         return LogisticFit(tuple(coefficients), tuple(intervals), is_separated=False)
-    x = features[:, used]
+    units = np.abs(features[:, used]).max(axis=0)
+    x = features[:, used] / units
     if _is_separated(x):
         return LogisticFit(tuple(coefficients), tuple(intervals), is_separated=True)
+    if np.linalg.matrix_rank(x) < len(used):
+        return LogisticFit(tuple(coefficients), tuple(intervals), is_separated=False)
 
     beta = _maximise_likelihood(x)
     misses = special.expit(-(x @ beta))
@@ -154,12 +157,13 @@ def fit_choices(features: FloatArray, clusters: Clusters) -> LogisticFit:
     without = hessians.sum(axis=0) - hessians
     num_clusters = len(scores)
     for position, column in enumerate(used):
-        coefficients[column] = float(beta[position])
+        coefficients[column] = float(beta[position] / units[position])
     if num_clusters > 1 and (np.linalg.matrix_rank(without, hermitian=True) == len(used)).all():
         changes = np.linalg.solve(without, scores[:, :, None])[:, :, 0]
         halves = t_quantile(num_clusters) * np.sqrt((num_clusters - 1) / num_clusters * (changes**2).sum(axis=0))
+        lows, highs = (beta - halves) / units, (beta + halves) / units
         for position, column in enumerate(used):
-            intervals[column] = (float(beta[position] - halves[position]), float(beta[position] + halves[position]))
+            intervals[column] = (float(lows[position]), float(highs[position]))
     return LogisticFit(tuple(coefficients), tuple(intervals), is_separated=False)
 
 
@@ -169,7 +173,7 @@ def feature_test(features: FloatArray, clusters: Clusters) -> tuple[float, float
     A score test: it fits only the model without that feature, and is a one-sample t test of the clusters' efficient
     scores (Boos 1992, "On generalized score tests"). It holds where the choice is nearly, or wholly, predicted, and
     Wald's interval becomes useless (Hauck and Donner 1977). None where the other features alone predict every choice,
-    with fewer than two clusters, or without any spread.
+    or the first is a sum of them, with fewer than two clusters, or without any spread.
     """
     first, others = features[:, 0], features[:, 1:]
     others = others[:, (others != 0).any(axis=0)]
@@ -177,7 +181,9 @@ def feature_test(features: FloatArray, clusters: Clusters) -> tuple[float, float
         return None
     misses = special.expit(-(others @ _maximise_likelihood(others))) if others.shape[1] else np.full(len(first), 0.5)
     weighted = others * (misses * (1 - misses))[:, None]
-    residual = first - others @ np.linalg.solve(weighted.T @ others, weighted.T @ first)
+    residual = first - others @ np.linalg.lstsq(weighted.T @ others, weighted.T @ first)[0]
+    if np.abs(residual).max() <= 1e-9 * np.abs(first).max():
+        return None
     scores = cluster_sums(residual * misses, clusters)
     if len(scores) < 2 or not scores.std() > 0:
         return None

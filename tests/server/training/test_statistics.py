@@ -157,6 +157,24 @@ def test_a_choice_that_is_always_predicted_has_no_finite_coefficient() -> None:
     assert nearly.coefficients[0] is not None
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1e-6, 1e6, 1e30])
+def test_a_fit_does_not_depend_on_the_scale_of_a_feature(scale: float) -> None:
+    features, _, clusters = choices()
+    plain, scaled = fit_choices(features[:, :1], clusters), fit_choices(scale * features[:, :1], clusters)
+    assert plain.coefficients[0] is not None
+    assert scaled.coefficients[0] == pytest.approx(plain.coefficients[0] / scale)
+    assert plain.intervals[0] is not None
+    assert scaled.intervals[0] == pytest.approx([end / scale for end in plain.intervals[0]])
+
+
+def test_what_one_feature_adds_to_itself_cannot_be_told() -> None:
+    features, _, clusters = choices()
+    twice = np.stack([-7 * features[:, 1], features[:, 1]], axis=1)
+    fit = fit_choices(twice, clusters)
+    assert (fit.coefficients, fit.intervals, fit.is_separated) == ((None, None), (None, None), False)
+    assert feature_test(twice, clusters) is None
+
+
 def test_the_score_test_and_the_interval_agree_where_both_hold() -> None:
     features, _, clusters = choices()
     for columns in ([0, 1], [1, 0]):
