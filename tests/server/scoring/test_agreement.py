@@ -134,6 +134,28 @@ def test_intervals_hold_the_true_values_about_as_often_as_they_say() -> None:
     assert hits >= 34
 
 
+def test_the_intervals_of_ten_groups_hold_too() -> None:
+    rng = np.random.default_rng(5)
+    truth = {"pearson": 0.5, "scale": 2.0, "shift": 1.0, "spearman": 6 / np.pi * np.arcsin(0.25)}
+    hits = dict.fromkeys(truth, 0)
+    for _ in range(200):
+        x, noise = np.repeat(rng.normal(size=(2, 10)), 4, axis=1) * 0.6 + rng.normal(size=(2, 40)) * 0.8
+        y = 2 * (0.5 * x + 0.75**0.5 * noise) + 1
+        found = agreement(x, y, [str(place // 4) for place in range(40)])
+        for name, true in truth.items():
+            low, high = getattr(found, name).interval
+            hits[name] += low <= true <= high
+    assert min(hits.values()) / 200 >= 0.92
+
+
+def test_scores_turned_round_are_so_without_doubt() -> None:
+    x, _ = pairs(5, 90, 0)
+    found = agreement(x, 1 - 2 * x, [str(place // 3) for place in range(90)])
+    assert found.pearson is not None
+    assert found.spearman is not None
+    assert found.pearson.interval == found.spearman.interval == (pytest.approx(-1), pytest.approx(-1))
+
+
 def test_few_groups_give_no_interval() -> None:
     x, y = pairs(5, 90, 0)
     found = agreement(x, y, [str(place % 9) for place in range(90)])
