@@ -57,9 +57,12 @@ def details(comparison: Row, num_comparisons: int) -> Iterator[str]:
         f"p {comparison['p_value']:.2g}{corrected if num_comparisons > 1 else ''}, "
         f"effect size {comparison['effect_size']:+.2f}"
     )
-    low, high = comparison["anytime_interval"]
-    holds = "0 is outside" if comparison["holds_at_any_time"] else "0 is inside"
-    yield f"at any time [{signed(low)}, {signed(high)}]: {holds}, however often one has looked"
+    if "anytime_interval" in comparison:
+        low, high = comparison["anytime_interval"]
+        holds = "0 is outside" if comparison["holds_at_any_time"] else "0 is inside"
+        yield f"at any time [{signed(low)}, {signed(high)}]: {holds}, however often one has looked"
+    else:
+        yield "at any time: too few runs for an interval that holds however often one looks"
     for name, assumed in (("if_as_observed", "as large as observed"), ("for_minimum", "the least that matters")):
         if needed := comparison.get("runs_needed", {}).get(name):
             yield _needed(needed, assumed)

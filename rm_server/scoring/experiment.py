@@ -23,6 +23,9 @@ MAX_RUNS_NEEDED = 1_000_000
 MIN_EXPECTED_RUNS = 5.0
 """In every arm, for the chi-square distribution to describe the counts (Cochran 1954)."""
 
+MIN_ANYTIME_RUNS = 5
+"""In each arm, from which on one may look at any time: spreads of fewer are too often far too small by chance."""
+
 ANYTIME_TUNED_AT = 10.0
 """Effective runs (see `anytime_interval`) at which the sequence is tightest: 20 runs in each arm."""
 
@@ -65,7 +68,7 @@ def compare(values: Sequence[float], baseline: Sequence[float]) -> Comparison:
     """Welch's t test and its 95 % interval (Welch 1947), degrees of freedom by Satterthwaite (1946).
 
     An arm whose runs are all alike, as by a metric that is 0 or 1, shows no spread, and has the other's: a spread of 0
-    would make any difference certain.
+    would make any difference certain. ``anytime_interval`` is None where an arm has fewer than MIN_ANYTIME_RUNS.
     """
     (mean, variance), (base_mean, base_variance) = _moments(values), _moments(baseline)
     difference = mean - base_mean
@@ -85,7 +88,9 @@ def compare(values: Sequence[float], baseline: Sequence[float]) -> Comparison:
         p_value=2 * float(special.stdtr(freedom, -abs(difference) / error)),
         degrees_of_freedom=freedom,
         effect_size=difference / pooled * (1 - 3 / (4 * total_freedom - 1)),
-        anytime_interval=anytime_interval(difference, error, freedom, num * base_num / (num + base_num)),
+        anytime_interval=anytime_interval(difference, error, freedom, num * base_num / (num + base_num))
+        if min(num, base_num) >= MIN_ANYTIME_RUNS
+        else None,
     )
 
 

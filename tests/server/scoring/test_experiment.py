@@ -167,3 +167,17 @@ def test_looking_after_every_run_deceives_and_the_anytime_interval_does_not() ->
         )
     assert deceived / 400 > 0.2
     assert deceived_anytime / 400 < 0.06
+
+
+def test_looking_after_every_run_does_not_deceive_where_an_arm_gets_one_run_in_ten() -> None:
+    rng = np.random.default_rng(12)
+    deceived = 0
+    for _ in range(400):
+        base = rng.normal(size=108)
+        values = rng.normal(size=12)
+        looks = [compare(values[:num].tolist(), base[: 9 * num].tolist()) for num in range(2, 13)]
+        deceived += any(
+            look.anytime_interval is not None and not look.anytime_interval[0] < 0 < look.anytime_interval[1]
+            for look in looks
+        )
+    assert deceived / 400 < 0.05
