@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from aiohttp import web
@@ -47,6 +48,8 @@ class HttpService:
         self._default_model = default_model
         self._max_body_bytes = max_body_bytes
         self._metrics_need_token = metrics_need_token
+        # One of its own: those that all share may be waiting for a catalog, which metrics should tell of.
+        self._scrapes = ThreadPoolExecutor(1, thread_name_prefix="scrape")
 
     def application(self) -> web.Application:
         """The routes."""
@@ -94,7 +97,9 @@ class HttpService:
         self._metrics.ready(self._readiness.is_ready)
         self._metrics.versions_missing(Counter(part.state for part in self._readiness.missing()))
         self._metrics.forget_long_unloaded()
-        text, content_type = await asyncio.to_thread(self._metrics.exposition, request.headers.get("accept", ""))
+        text, content_type = await asyncio.get_running_loop().run_in_executor(
+            self._scrapes, self._metrics.exposition, request.headers.get("accept", "")
+        )
         return web.Response(body=text, headers={"content-type": content_type})
 
     # --- scoring ---
