@@ -87,6 +87,9 @@ class BeyondLength:
     A ``coefficient`` whose interval lies above 0 says: of two equally long completions, people choose the one with the
     higher score. None when ``is_separated`` (both together predict every choice: no finite estimate) or constant.
     ``t`` and ``p_value``: a score test of the coefficient being 0, which needs no finite estimate.
+    ``curved_p_value``: the same with length as a cubic curve of its logarithm. People may like length up to a point,
+    say; a score that is a function of length alone looks as if it knew more wherever theirs is another one (residual
+    confounding), and here it does not.
     """
 
     coefficient: float | None
@@ -96,6 +99,7 @@ class BeyondLength:
     is_separated: bool
     t: float | None
     p_value: float | None
+    curved_p_value: float | None
     score_unit: float
     log_length_unit: float
 
@@ -286,6 +290,7 @@ def beyond_length(pairs: PairScores) -> BeyondLength:
     features = features / np.where(units > 0, units, 1)
     fit = fit_choices(features, pairs.clusters)
     test = feature_test(features, pairs.clusters)
+    curved = feature_test(np.concatenate([features, _length_curves(pairs)], axis=1), pairs.clusters)
     return BeyondLength(
         coefficient=fit.coefficients[0],
         interval=fit.intervals[0],
@@ -294,9 +299,21 @@ def beyond_length(pairs: PairScores) -> BeyondLength:
         is_separated=fit.is_separated,
         t=test[0] if test else None,
         p_value=test[1] if test else None,
+        curved_p_value=curved[1] if curved else None,
         score_unit=float(units[0]),
         log_length_unit=float(units[1]),
     )
+
+
+def _length_curves(pairs: PairScores) -> FloatArray:
+    """What makes log-length a cubic curve, shape (num_pairs, 0 to 2): differences of its square and cube.
+
+    Of few different lengths they say nothing new, and are left out.
+    """
+    lengths = np.log(np.stack([pairs.chosen_lengths, pairs.rejected_lengths]))
+    lengths = (lengths - lengths.mean()) / (lengths.std() or 1)
+    powers = np.stack([lengths[0] ** power - lengths[1] ** power for power in (1, 2, 3)], axis=1)
+    return np.asarray(powers[:, 1 : np.linalg.matrix_rank(powers)])
 
 
 def reliability(margins: FloatArray, clusters: Clusters) -> Reliability:

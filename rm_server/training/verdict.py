@@ -107,6 +107,13 @@ def _cautions(evaluation: Evaluation, circumstances: Circumstances) -> Iterator[
             f"the difference is {_points(evaluation.gain_over_longer_wins)} points "
             f"[{_points(gain[0])}, {_points(gain[1])}]."
         )
+    curved = evaluation.beyond_length.curved_p_value
+    if _direction_beyond_length(evaluation.beyond_length) and (curved is None or curved >= 1 - CONFIDENCE):
+        shown = "" if curved is None else f" (p = {curved:.2g})"
+        yield (
+            "What the score says beyond length may be length all the same: where people's choice may follow any smooth "
+            f"curve of length, it is not shown that the score says more{shown}."
+        )
     if evaluation.num_prompts < FEW_PROMPTS:
         yield (
             f"Only {count(evaluation.num_prompts, 'prompt')}: intervals from so few are rough, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -57,6 +58,32 @@ def test_a_score_that_is_length_says_nothing_beyond_length() -> None:
     interval = figures.beyond_length.interval
     assert interval is not None
     assert interval[0] < 0 < interval[1]
+
+
+@pytest.mark.parametrize("score", [np.sqrt, np.negative])
+def test_no_function_of_length_says_anything_beyond_a_curve_of_length(
+    score: Callable[[FloatArray], FloatArray],
+) -> None:
+    rng = np.random.default_rng(2)
+    found = []
+    for _ in range(20):
+        first, second = np.exp(rng.normal(5, 0.7, size=(2, 500))).round()
+        chosen = np.where(rng.random(500) < 1 / (1 + np.exp((second - first) / 150)), first, second)  # not by its log
+        rejected = first + second - chosen
+        beyond = evaluate(PairScores(score(chosen), score(rejected), chosen, rejected, np.arange(500))).beyond_length
+        found.append([p is not None and p < 0.05 for p in (beyond.p_value, beyond.curved_p_value)])
+    of_logarithm, of_curve = np.sum(found, axis=0)
+    assert of_logarithm >= 15, "or there would be nothing to caution against"
+    assert of_curve <= 5
+
+
+@pytest.mark.parametrize("num_lengths", [1, 2, 3])
+def test_few_different_lengths_are_no_hindrance(num_lengths: int) -> None:
+    rng = np.random.default_rng(2)
+    lengths = rng.integers(1, num_lengths + 1, size=(2, 400)).astype(np.float64)
+    beyond = evaluate(PairScores(rng.normal(1, 1, 400), rng.normal(0, 1, 400), *lengths, np.arange(400))).beyond_length
+    assert beyond.curved_p_value is not None
+    assert beyond.curved_p_value < 1e-6
 
 
 def test_a_score_that_is_quality_says_much_beyond_length() -> None:

@@ -16,19 +16,18 @@ def figures(**changes: object) -> Evaluation:
     """Good figures with nothing to caution against, and ``changes``."""
     rng = np.random.default_rng(0)
     margins = rng.normal(1, 2, 800)
-    plain = evaluate(
-        PairScores(margins, np.zeros(800), rng.uniform(90, 110, 800), np.full(800, 100.0), np.repeat(np.arange(80), 10))
-    )
+    lengths = rng.uniform(90, 110, size=(2, 800))
+    plain = evaluate(PairScores(margins, np.zeros(800), *lengths, np.repeat(np.arange(80), 10)))
     calm = dataclasses.replace(plain.reliability, expected_calibration_error=0.02)
     return dataclasses.replace(plain, **{"reliability": calm, **changes})  # type: ignore[arg-type]
 
 
 def beyond(low: float, high: float, t: float = 0.0, p_value: float = 1.0) -> BeyondLength:
-    return BeyondLength((low + high) / 2, (low, high), 0.1, (-0.1, 0.3), False, t, p_value, 1.0, 0.4)
+    return BeyondLength((low + high) / 2, (low, high), 0.1, (-0.1, 0.3), False, t, p_value, 1e-6, 1.0, 0.4)
 
 
 def separated(t: float | None, p_value: float | None) -> BeyondLength:
-    return BeyondLength(None, None, None, None, True, t, p_value, 1.0, 0.4)
+    return BeyondLength(None, None, None, None, True, t, p_value, 1e-6, 1.0, 0.4)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +79,12 @@ BOASTFUL = Reliability((), 0.2, 0.3, 0.8, 0.4, (0.3, 0.5))
             {"gain_over_longer_wins": -0.1, "gain_interval": (-0.15, -0.05)},
             Circumstances(),
             "-10.0 points [-15.0, -5.0]",
+        ),
+        (
+            {"beyond_length": dataclasses.replace(beyond(0.1, 0.4), curved_p_value=0.3)},
+            Circumstances(),
+            "may be length all the same: where people's choice may follow any smooth curve of length, it is not shown "
+            "that the score says more (p = 0.3)",
         ),
         ({"num_prompts": 12}, Circumstances(), "Only 12 prompts"),
         ({"num_length_matched": 40}, Circumstances(), "Only 40 pairs are of about equal length"),
