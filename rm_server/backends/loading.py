@@ -42,7 +42,7 @@ def load_weightless(folder: Path, manifest: Manifest) -> Backend | None:
 
 def check_spec(folder: Path) -> None:
     """Refuses a spec of a composite that makes no sense, before it becomes a version. Raises UnsupportedArtifact."""
-    if (folder / COMPOSITE_FILE).exists():
+    if (folder / COMPOSITE_FILE).is_file():  # a pipe is refused by who registers, unread
         read_composite(folder, is_pinned=False)
 
 

@@ -217,6 +217,15 @@ def test_too_many_items_are_refused_before_anything_is_made_of_them(server: Runn
         assert caught.value.code == 413
 
 
+@pytest.mark.parametrize("name", ["reward_model.json", "composite.json", "model.safetensors.index.json"])
+def test_a_device_is_not_read(server: RunningServer, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to("/dev/null")  # of /dev/zero, the test would not say what it read
+    request = models_pb2.RegisterVersionRequest(model="device", path=str(tmp_path))
+    _, error = error_of(lambda: server.models.RegisterVersion(request))
+    assert error.reason == errors_pb2.ERROR_REASON_ARTIFACT_UNREADABLE
+    assert f"{name} is neither a file nor a folder" in error.message
+
+
 OPERATORS_MISTAKES: dict[str, tuple[Callable[[RunningServer], object], str]] = {
     "register: no path": (
         lambda server: server.models.RegisterVersion(models_pb2.RegisterVersionRequest(model="m")),
