@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Generic
 
@@ -29,8 +29,9 @@ class VersionQueue(Generic[W]):
     def __init__(self, weight_of: Callable[[str], float], max_batch_tokens: int) -> None:
         self.runs: dict[str, RunQueue[W]] = {}
         self._turns: Turns[str] = Turns(RUN_QUANTUM_TOKENS, weight_of, max_credit_tokens=max_batch_tokens)
-        # Runs whose first item was too long for the rest of a batch. Each batch begins with one of them.
-        self._passed_over: deque[str] = deque()
+        # Runs whose first item was too long for the rest of a batch. Each batch begins with one of them. There may be
+        # thousands, as of those with nothing that fits into a batch: none of them is looked for in a list.
+        self._passed_over: OrderedDict[str, None] = OrderedDict()
         self.num_items = 0
         self.num_tokens = 0
 
@@ -61,7 +62,7 @@ class VersionQueue(Generic[W]):
         """
         batch: list[W] = []
         left_tokens = max_tokens
-        full: list[str] = []
+        full: set[str] = set()
         is_run_done = False
         opener = self._opener()
         while left_tokens > 0 and len(batch) < max_items:
@@ -70,10 +71,10 @@ class VersionQueue(Generic[W]):
             if run is None:
                 break
             waiting, is_passed_over = self.runs[run].pop(left_tokens if batch or fits_only else None)
-            if is_passed_over and run not in self._passed_over:
-                self._passed_over.append(run)
+            if is_passed_over:
+                self._passed_over.setdefault(run)
             if waiting is None:
-                full.append(run)
+                full.add(run)
                 continue
             batch.append(waiting)
             left_tokens -= waiting.num_tokens
@@ -90,7 +91,8 @@ class VersionQueue(Generic[W]):
 
     def _opener(self) -> str | None:
         while self._passed_over:
-            if (run := self._passed_over.popleft()) in self.runs:
+            run, _ = self._passed_over.popitem(last=False)
+            if run in self.runs:
                 return run
         return None
 

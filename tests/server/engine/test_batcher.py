@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -105,6 +106,13 @@ def test_a_long_item_is_passed_over_by_no_more_batches_than_there_are_runs() -> 
     # Turns alone would not do: the turn of the long run would always come in the middle of a batch.
     made = batches(queue_of(("short", [60] * 40), ("long", [90] * 3)), 100)
     assert [number for number, batch in enumerate(made) if ("long", 90) in batch] == [2, 4, 6]
+
+
+def test_thousands_of_runs_do_not_hold_up_a_batch() -> None:
+    queue = queue_of(*((f"run {number}", [60]) for number in range(8000)))
+    started = time.thread_time()
+    assert len(queue.next_batch(100, 100)) == 1  # nobody else's fits into the rest
+    assert time.thread_time() - started < 1  # looked up in lists, 5 s
 
 
 def test_what_is_dropped_is_not_in_a_batch() -> None:
