@@ -29,6 +29,8 @@ from rm_server.scoring.routing import Route
 PREFIX, SUFFIX = "scores-", ".parquet"
 ABANDONED_AFTER_S = 3600.0
 """A hidden file older than this is what a killed server left."""
+CLOCKS_APART_S = 600.0
+"""By so much the clock of a server may be ahead of that of the disk it writes to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,9 @@ def read_scores(
     schema = _schema()
     names = [name for name in schema.names if has_texts or name not in ("prompt", "completion")]
     for path in log_files(folder):
+        # What was closed before has nothing later: of a year of files only those of the last hours are opened.
+        if since is not None and path.stat().st_mtime < since.timestamp() - CLOCKS_APART_S:
+            continue
         yield read_table(path, columns=names, filters=condition, schema=schema)
 
 

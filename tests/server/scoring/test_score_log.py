@@ -24,7 +24,7 @@ from rm_server.registry.records import CalibrationRecord
 from rm_server.scoring import score_log
 from rm_server.scoring.evaluation import Evaluated
 from rm_server.scoring.routing import Route
-from rm_server.scoring.score_files import ABANDONED_AFTER_S, log_files, read_scores, tidy
+from rm_server.scoring.score_files import ABANDONED_AFTER_S, CLOCKS_APART_S, log_files, read_scores, tidy
 from rm_server.scoring.score_log import ScoreLog
 from rm_server.scoring.scorer import ScoreCall
 
@@ -210,6 +210,18 @@ async def test_rows_are_found_by_model_run_and_time(tmp_path: Path) -> None:
     assert rows(tmp_path, model="m", run="other") == []
     assert len(rows(tmp_path, since=datetime.fromtimestamp(1.5e9, UTC))) == 6
     assert rows(tmp_path, since=datetime.fromtimestamp(1.5e9 + 1, UTC)) == []
+
+
+async def test_files_that_were_closed_long_before_are_not_opened(tmp_path: Path) -> None:
+    log, _ = make(tmp_path)
+    for _ in range(2):
+        take(log)
+        await log.flush()
+    oldest, newest = log_files(tmp_path)
+    oldest.write_text("not to be read")
+    os.utime(oldest, (1.5e9 - CLOCKS_APART_S - 1, 1.5e9 - CLOCKS_APART_S - 1))
+    os.utime(newest, (1.5e9 - 1, 1.5e9 - 1))
+    assert len(rows(tmp_path, since=datetime.fromtimestamp(1.5e9, UTC))) == 3
 
 
 def test_what_is_old_or_abandoned_is_removed(tmp_path: Path) -> None:
