@@ -46,7 +46,7 @@ class Admin(RunActions, OutcomeActions, ExplainActions):
     """A connection to one server. ``ca``: the certificate authority of its TLS; without it the line is plain.
     ``cert`` and ``key``: what this side shows of itself, where the server asks for it.
 
-    ``timeout_s`` is for everything but loading, unloading and registering, which take as long as they take.
+    ``timeout_s`` is for everything but loading, unloading, registering and reports, which take as long as they take.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class Admin(RunActions, OutcomeActions, ExplainActions):
     def shadow_report(self, model: str, version: int, against: int | None = None) -> Row:
         """How a shadow compares with a version; None: with the one that callers got most often."""
         request = experiments_pb2.GetShadowReportRequest(model=model, version=version, against_version=against or 0)
-        report: Row = json.loads(self._call(self._experiments.GetShadowReport, request).report_json)
+        report: Row = json.loads(self._call(self._experiments.GetShadowReport, request, timeout_s=None).report_json)
         return report
 
     def _call(self, method: Any, request: Any, timeout_s: float | None = 0.0) -> Any:

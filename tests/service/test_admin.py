@@ -15,6 +15,7 @@ from running_server import RunningServer, make_version
 
 from rm_server import cli
 from rm_server.api import model_service
+from rm_server.api.admin import Admin, AdminError
 from rm_server.registry.home import add_version, open_home
 
 
@@ -170,6 +171,14 @@ def test_a_refusal_is_the_server_s_own_line(shell: Shell, arguments: tuple[str, 
     assert text.startswith("rm-server: ")
     assert message in text
     assert len(text.splitlines()) == 1
+
+
+def test_reports_take_as_long_as_they_take(server: RunningServer) -> None:
+    with Admin(server.app.grpc_address, timeout_s=0.0001) as admin:
+        with pytest.raises(AdminError, match="has not answered within"):
+            admin.status()
+        assert admin.shadow_report("helpfulness", 2)["shadow_version"] == 2
+        assert admin.experiment_evidence("helpfulness").model == "helpfulness"
 
 
 def test_watch_prints_the_state_until_the_server_stops(tmp_path: Path, versions: list[Path]) -> None:
