@@ -154,8 +154,11 @@ def forget_runs(catalog: Catalog, max_known: int, now: float) -> int:
         return 0
     is_over = or_(runs.c.has_ended, runs.c.lease_expires_at <= _time(now))
     with catalog.database.writing() as connection:
-        old = select(runs.c.run, runs.c.model).order_by(runs.c.last_seen.desc(), runs.c.run).offset(max_known)
-        gone = delete(runs).where(tuple_(runs.c.run, runs.c.model).in_(_rows(connection, old)), is_over)
+        newest_too_many = select(runs.c.last_seen).order_by(runs.c.last_seen.desc()).offset(max_known).limit(1)
+        # The oldest first: those that have a lease, and stay, shall not be all that is looked at.
+        old = select(runs.c.run, runs.c.model).where(is_over, runs.c.last_seen <= newest_too_many.scalar_subquery())
+        rows = _rows(connection, old.order_by(runs.c.last_seen, runs.c.run))
+        gone = delete(runs).where(tuple_(runs.c.run, runs.c.model).in_(rows))
         num_forgotten = connection.execute(gone).rowcount
         key = (run_statistics.c.run, run_statistics.c.model, run_statistics.c.version)
         old = select(*key).order_by(run_statistics.c.last_seen.desc(), *key).offset(max_known)
