@@ -62,6 +62,9 @@ SERVER_FILE = "server.json"
 GC_THRESHOLD = 20_000
 """Objects that may be new before Python looks for cycles among them."""
 
+OPEN_FILES = 65_536
+"""As in deploy/systemd; where the system allows fewer, as many as it does."""
+
 LAG_INTERVAL_S = 0.5
 DISK_INTERVAL_S = 15.0
 LAST_ANSWERS_S = 5.0
@@ -216,9 +219,22 @@ def run(settings: ServeSettings) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # A call leaves hundreds of objects and hardly ever a cycle: at Python's own 700, every other call would collect.
     gc.set_threshold(GC_THRESHOLD, 20, 20)
+    _allow_open_files()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(settings))
     return 0
+
+
+def _allow_open_files() -> None:
+    """Each connection takes a file descriptor, and 1 024, which many systems begin with, are soon used up."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _serve(settings: ServeSettings) -> None:

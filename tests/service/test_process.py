@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -24,7 +25,7 @@ from running_server import LOCAL_ONLY, Gate, running, score_request
 from rm_server.api.roles import Role
 from rm_server.api.tokens import TokenEntry, hash_of
 from rm_server.api.tokens_file import add_token
-from rm_server.app import SERVER_FILE, run
+from rm_server.app import OPEN_FILES, SERVER_FILE, run
 from rm_server.config import EngineSettings, ServeSettings
 
 COMMAND = [sys.executable, "-m", "rm_server.cli", "serve"]
@@ -103,6 +104,17 @@ def test_it_serves_until_sigterm_and_finishes_what_is_under_way(tmp_path: Path, 
             )
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 0
+
+
+def test_as_many_connections_are_allowed_as_the_system_lets_it_have(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        with serving(tmp_path / "home", "--workers", "0") as (process, _):
+            allowed, _ = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert allowed == (OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard))
 
 
 def failed_start(*options: str) -> tuple[int, str]:
