@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from rm_server.backends.composite import VersionPart
@@ -48,6 +49,8 @@ class Explainer:
         self._versions = versions
         self._runs = runs
         self._scorer = scorer
+        # One of its own: a long text takes a second, and at those that all share runs wait for their leases.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="explain")
 
     async def explain(self, call: ScoreCall, deadline: float | None) -> Explanation:
         """``call`` has one prompt with one completion. Raises what `Scorer.score` raises."""
@@ -80,7 +83,7 @@ class Explainer:
             chosen_by=chosen_by,
             transform=version.manifest.transform,
             calibration=record.calibration,
-            reading=None if is_composite else await _reading(version, call),
+            reading=None if is_composite else await self._reading(version, call),
             answer=answer,
             components=await self._components(version, call, answer, deadline) if is_composite else (),
         )
@@ -103,7 +106,7 @@ class Explainer:
                     chosen_by=chosen_by,
                     transform="rule",
                     calibration=None,
-                    reading=await _reading(composite, call),
+                    reading=await self._reading(composite, call),
                     answer=replace(answer, value=answer.components[index].value, components=())
                     if answer.components
                     else answer,
@@ -111,16 +114,17 @@ class Explainer:
             )
         return tuple(explained)
 
-
-async def _reading(version: LoadedVersion, call: ScoreCall) -> Reading | None:
-    """None where the item cannot be read, or its encoder cannot tell how."""
-    ((prompt, (completion,)),) = call.groups
-    if not isinstance(version.encoder, ExplainingEncoder):
-        return None
-    try:
-        return await asyncio.to_thread(version.encoder.explain, prompt, completion, call.truncation)
-    except RmError:
-        return None  # the answer has the same error
+    async def _reading(self, version: LoadedVersion, call: ScoreCall) -> Reading | None:
+        """None where the item cannot be read, or its encoder cannot tell how."""
+        ((prompt, (completion,)),) = call.groups
+        if not isinstance(version.encoder, ExplainingEncoder):
+            return None
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._thread, version.encoder.explain, prompt, completion, call.truncation
+            )
+        except RmError:
+            return None  # the answer has the same error
 
 
 def _in_words(route: Route, run: str) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from rm_api.v1 import errors_pb2, experiments_pb2, models_pb2, scoring_pb2
 from running_server import RunningServer, error_of, make_rules_version, make_version, running
 
 from ppo_client import AsyncRewardClient, RewardClient, errors
+from rm_server.backends.rules_backend import RulesEncoder
 from rm_server.cli import main
 from rm_server.registry.home import open_home
 from rm_server.registry.manifest import Manifest, write_manifest
@@ -76,6 +79,30 @@ def test_the_score_is_the_one_that_score_gives(server: RunningServer, selector: 
     assert (explained.model, explained.version, explained.digest) == (answer.model, answer.version, answer.digest)
     assert explained.transform == answer.transform
     assert explained.result.score.value != 0
+
+
+def test_explanations_leave_the_catalog_its_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    explain_at_once = RulesEncoder.explain
+
+    def explain_late(*arguments: Any) -> Any:
+        begun.set()
+        go_on.wait(60)
+        return explain_at_once(*arguments)
+
+    monkeypatch.setattr(RulesEncoder, "explain", explain_late)
+    with running(tmp_path / "home") as server:
+        server.deploy("rules", make_rules_version(tmp_path / "rules", {"name": "brevity", "type": "length", "max": 4}))
+        server.loop.call_soon_threadsafe(server.loop.set_default_executor, ThreadPoolExecutor(1))
+        with ThreadPoolExecutor(1) as caller:
+            explained = caller.submit(explain, server, "rules")
+            try:
+                assert begun.wait(30)
+                assert server.models.ListHistory(models_pb2.ListHistoryRequest(model="rules"), timeout=30).entries
+                assert not explained.done()
+            finally:
+                go_on.set()
+            assert explained.result().result.HasField("score")
 
 
 def test_the_text_and_the_tokens(server: RunningServer) -> None:
