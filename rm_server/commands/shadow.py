@@ -177,6 +177,8 @@ def figures(report: Row) -> Iterator[tuple[str, str, str]]:
     yield "scale", _estimate(found, "scale"), "standard deviation of the shadow over that of the score"
     yield "Pearson", _estimate(found, "pearson"), "linear correlation"
     yield "Spearman", _estimate(found, "spearman"), "rank correlation"
+    if "within_groups" in found:
+        yield "within prompts", _estimate(found, "within_groups"), "rank correlation of completions of one prompt"
     yield "Kendall", _number(found.get("kendall")), "tau-b: how much likelier a pair is ordered alike than not"
     if "flips" in found:
         flips = found["flips"]

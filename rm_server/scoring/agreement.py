@@ -6,7 +6,7 @@ gives up on scores far from one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -55,8 +55,9 @@ class Agreement:
     ``shift``: mean of shadow minus score. ``shift_std``: that in standard deviations of the score. ``scale``: standard
     deviation of the shadow over that of the score (both with n - 1). ``ks_statistic``: the largest distance between the
     two distributions; ``ks_p_value`` is exact for two independent samples of continuous scores, which pairs are not: a
-    yardstick, not a proof. Intervals are a jackknife's over groups, for completions of one prompt are not independent;
-    Spearman's holds the ranks fixed.
+    yardstick, not a proof. ``within_groups``: Spearman's correlation of completions of one prompt, by their ranks less
+    the mean of their group's, which does not depend on how large groups are as flips do. Intervals are a jackknife's
+    over groups, for completions of one prompt are not independent; Spearman's holds the ranks fixed.
     """
 
     num_pairs: int
@@ -72,6 +73,7 @@ class Agreement:
     scale: Estimate | None = None
     pearson: Estimate | None = None
     spearman: Estimate | None = None
+    within_groups: Estimate | None = None
     kendall: float | None = None
     flips: Flips | None = None
 
@@ -87,7 +89,8 @@ def agreement(scores: Float64Array, shadow_scores: Float64Array, groups: Sequenc
     index = _numbered(groups)
     x_std, y_std = _std(x), _std(y)
     x_ranks, y_ranks = _ranks(x), _ranks(y)
-    intervals = _jackknife(x, y, x_ranks, y_ranks, index)
+    x_within, y_within = _less_means(x_ranks, index), _less_means(y_ranks, index)
+    intervals = _jackknife(x, y, {"spearman": (x_ranks, y_ranks), "within_groups": (x_within, y_within)}, index)
     statistic, p_value = kolmogorov_smirnov(x, y)
     shift = float(y.mean() - x.mean())
     return Agreement(
@@ -104,6 +107,7 @@ def agreement(scores: Float64Array, shadow_scores: Float64Array, groups: Sequenc
         scale=None if x_std is None or y_std is None else Estimate(y_std / x_std, intervals.get("scale")),
         pearson=_estimate(pearson(x, y), intervals.get("pearson")),
         spearman=_estimate(pearson(x_ranks, y_ranks), intervals.get("spearman")),
+        within_groups=_estimate(pearson(x_within, y_within), intervals.get("within_groups")),
         kendall=kendall(x, y),
         flips=flips(x, y, index),
     )
@@ -178,6 +182,12 @@ def _ranks(values: Float64Array) -> Float64Array:
     return ranks
 
 
+def _less_means(ranks: Float64Array, groups: Int64Array) -> Float64Array:
+    """Each less the mean of its group."""
+    means = np.bincount(groups, weights=ranks) / np.bincount(groups)
+    return np.asarray(ranks - means[groups])
+
+
 def _std(values: Float64Array) -> float | None:
     if len(values) < 2 or values.max() == values.min():
         return None
@@ -195,24 +205,24 @@ def _parts(groups: Int64Array) -> Iterator[Int64Array]:
 
 
 def _jackknife(
-    x: Float64Array, y: Float64Array, x_ranks: Float64Array, y_ranks: Float64Array, groups: Int64Array
+    x: Float64Array, y: Float64Array, ranks: Mapping[str, tuple[Float64Array, Float64Array]], groups: Int64Array
 ) -> dict[str, Interval]:
     """t intervals by what leaving out each group changes (Efron and Stein 1981), all from the groups' moments.
 
-    Of a scale's logarithm and a correlation's z (Fisher 1921), which are nearly normal. Where groups are few a
-    bootstrap's percentiles are too narrow.
+    ``ranks``: those of both, for each correlation of ranks. Of a scale's logarithm and a correlation's z (Fisher 1921),
+    which are nearly normal. Where groups are few a bootstrap's percentiles are too narrow.
     """
     num_groups = int(groups.max()) + 1
     if num_groups < MIN_GROUPS:
         return {}
     shift, scale, correlation = _from_moments(_kept(x, y, groups))
-    _, _, rank_correlation = _from_moments(_kept(x_ranks, y_ranks, groups))
+    by_ranks = {name: _from_moments(_kept(*both, groups))[2] for name, both in ranks.items()}
     between = float(y.mean() - x.mean())
     found = {
         "shift": _t_interval(shift + between),
         "scale": _t_interval(np.log(scale), np.exp),
         "pearson": _t_interval(np.arctanh(correlation), np.tanh),
-        "spearman": _t_interval(np.arctanh(rank_correlation), np.tanh),
+        **{name: _t_interval(np.arctanh(of_ranks), np.tanh) for name, of_ranks in by_ranks.items()},
     }
     return {name: interval for name, interval in found.items() if interval is not None}
 

@@ -148,6 +148,24 @@ def test_the_intervals_of_ten_groups_hold_too() -> None:
     assert min(hits.values()) / 200 >= 0.92
 
 
+@pytest.mark.parametrize("size", [2, 16])
+def test_completions_of_one_prompt_are_compared_apart_from_what_prompts_have_in_common(size: int) -> None:
+    rng = np.random.default_rng(3)
+    prompts = 5 * np.repeat(rng.normal(size=400), size)
+    x, other = rng.normal(size=(2, 400 * size))
+    y = 0.6 * x + 0.8 * other
+    groups = [str(place // size) for place in range(400 * size)]
+    found = agreement(prompts + x, prompts + y, groups)
+    assert found.spearman is not None
+    assert found.spearman.value > 0.9
+    assert found.within_groups is not None
+    assert found.within_groups.interval is not None
+    low, high = found.within_groups.interval
+    assert 0.4 < low < 0.6 < high < 0.7
+    alone = agreement(x, y, [str(place) for place in range(400 * size)])
+    assert alone.within_groups is None
+
+
 def test_scores_turned_round_are_so_without_doubt() -> None:
     x, _ = pairs(5, 90, 0)
     found = agreement(x, 1 - 2 * x, [str(place // 3) for place in range(90)])

@@ -231,7 +231,21 @@ def test_a_shadow_that_ranks_by_something_else_is_objected_to() -> None:
     decision = gate(SKILLED, shadow=shadowed(0.1, 200))
     assert len(decision.objections) == 1
     assert "ranks live traffic by something else" in decision.objections[0]
-    assert "another completion more often than not" in decision.objections[0]
+
+
+@pytest.mark.parametrize("size", [2, 4, 64])
+def test_a_shadow_that_agrees_well_enough_does_so_in_groups_of_any_size(size: int) -> None:
+    assert gate(SKILLED, shadow=shadowed(0.7, 400, size)).is_allowed
+
+
+def test_a_shadow_that_agrees_on_prompts_alone_is_objected_to() -> None:
+    rng = np.random.default_rng(0)
+    prompts = 3 * np.repeat(rng.normal(size=200), 4)
+    x, y = prompts + rng.normal(size=(2, 800))
+    decision = gate(SKILLED, shadow=agreement(x, y, [str(i // 4) for i in range(800)]))
+    assert len(decision.objections) == 1
+    assert "ranks completions of one prompt by something else" in decision.objections[0]
+    assert "live traffic by something else" not in decision.objections[0]
 
 
 def test_a_shadow_of_few_pairs_is_only_mentioned() -> None:
