@@ -9,10 +9,10 @@ from rm_server.registry.records import Snapshot, Split, version_name
 
 def change_lines(before: Snapshot, after: Snapshot) -> Iterator[str]:
     """A line for each label, split and shadow that differs, by model."""
-    for model, label in sorted(before.labels.keys() | after.labels.keys()):
+    # The others, of which there may be thousands, are not sorted.
+    for model, label in sorted({key for key, _ in before.labels.items() ^ after.labels.items()}):
         was, now = before.labels.get((model, label)), after.labels.get((model, label))
-        if was != now:
-            yield f"the label {label} of {model} names {_version(now)} now; it named {_version(was)}"
+        yield f"the label {label} of {model} names {_version(now)} now; it named {_version(was)}"
     for model in sorted(before.splits.keys() | after.splits.keys()):
         split = after.splits.get(model)
         if split != before.splits.get(model):
