@@ -272,12 +272,13 @@ class _Models(models_pb2_grpc.ModelServiceServicer):
         self._server.note(request, context)
         if request.model == "unknown":
             fail(grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")(self._server, request, context)
+        if self._server.watched.is_set():
+            # Before anything is sent: who leaves at once is never waited for below, and a callback comes too late then.
+            context.add_callback(self._server.cancelled.set)
         yield models_pb2.WatchModelsResponse(change=models_pb2.WatchModelsResponse.CHANGE_INITIAL, model=self._model())
         if self._server.on_watch is not None:
             self._server.on_watch()
         elif self._server.watched.is_set():
-            # Noted before the change is sent: who leaves at once is never waited for below.
-            context.add_callback(self._server.cancelled.set)
             yield models_pb2.WatchModelsResponse(
                 change=models_pb2.WatchModelsResponse.CHANGE_LABELS, model=self._model()
             )
