@@ -26,6 +26,8 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
         raise BadData(
             f"{path} is a folder; a file is needed. From a dataset: `load_from_disk({str(path)!r}).to_parquet(FILE)`."
         )
+    if not path.exists():
+        raise BadData(f"{path} cannot be read: there is no such file.")
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
     if kind not in _READERS or path.name.endswith(".parquet.gz"):
         raise BadData(f"{path}: data files end in .jsonl, .json, .csv, each with .gz, too, or in .parquet.")

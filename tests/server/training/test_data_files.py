@@ -77,7 +77,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
     assert list(read_rows(path)) == [(f"{path}:1", {"a": 1})]
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadData, match="cannot be read"):
-        list(read_rows(tmp_path / "none.jsonl"))
+@pytest.mark.parametrize("name", ["none.jsonl", "none.csv"])
+def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadData, match=rf"{name} cannot be read: there is no such file\.$"):
+        list(read_rows(tmp_path / name))
     assert issubclass(BadData, InvalidRequest)
