@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -35,7 +36,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
         yield from _READERS[kind](path)
     except UnicodeDecodeError as error:
         raise BadData(f"{path} is not UTF-8 text ({error}); a gzipped file's name must end in .gz.") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise BadData(f"{path} cannot be read: {error}") from error
 
 
@@ -47,7 +48,7 @@ def _read_json_lines(path: Path) -> Iterator[tuple[str, Row]]:
             place = f"{path}:{number}"
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise BadData(f"{place} is not JSON ({error}); one object per line is expected.") from None
             yield place, _object(row, place, "one object per line is expected")
 
@@ -60,7 +61,7 @@ def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
         return
     try:
         rows = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadData(f"{path} is not JSON ({error}).") from None
     for place, row in _numbered(path, rows):
         yield place, _object(row, place, "an array of objects is expected")
