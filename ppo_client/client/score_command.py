@@ -16,7 +16,7 @@ from ppo_client.client.score_files import ScoreJob, score_file
 _EXAMPLES = """examples:
   ppo-client score pairs.jsonl.gz scored.jsonl.gz --model helpfulness@stable --server localhost:50051
   ppo-client score answers.parquet scored.parquet --model helpfulness@3 --completion-field answer --calibrated
-  ppo-client score texts.jsonl scored.jsonl --model grammar --prompt-field '' --completion-field text --keep-going
+  ppo-client score texts.csv scored.jsonl --model grammar --prompt-field '' --completion-field text --keep-going
 
 A run that is interrupted goes on where it was when the same command is given again. All rows are scored by one version.
 """
@@ -26,8 +26,9 @@ def add_parser(subparsers: Any) -> None:
     """Adds the command; its ``run`` takes the parsed arguments and returns the exit status."""
     parser = subparsers.add_parser(
         "score",
-        help="scores the rows of a JSON Lines or Parquet file",
-        description="Scores the rows of a file (.jsonl, .jsonl.gz, .parquet) into another one.",
+        help="scores the rows of a data file",
+        description="Scores the rows of a file (.jsonl, .json, .csv, each with .gz, too, .parquet, or a folder by "
+        "datasets' save_to_disk) into another one (.jsonl, .jsonl.gz, .parquet).",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

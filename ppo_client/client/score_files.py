@@ -9,7 +9,6 @@ step.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 from collections import deque
@@ -22,6 +21,7 @@ from typing import Any
 
 from ppo_client.client.client import RewardClient
 from ppo_client.client.content import check_pair
+from ppo_client.client.data_files import Row, file_digest, rows_of
 from ppo_client.client.errors import (
     InvalidFile,
     InvalidRequest,
@@ -32,7 +32,7 @@ from ppo_client.client.errors import (
     UnsupportedContent,
     VersionChanged,
 )
-from ppo_client.client.records import Row, checked_rows, read_rows, write_with_fields
+from ppo_client.client.row_writer import checked_rows, write_with_fields
 from ppo_client.client.score_call import ScoreOptions, TruncationRule
 from ppo_client.client.scores import Scores
 
@@ -67,9 +67,7 @@ class ScoreJob:
     def identity(self) -> dict[str, Any]:
         """What must be the same when a run goes on."""
         names = ("model", "prompt_field", "completion_field", "score_field", "calibrated", "truncation")
-        with self.source.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {name: getattr(self, name) for name in names} | {"input_sha256": digest}
+        return {name: getattr(self, name) for name in names} | {"input_sha256": file_digest(self.source)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +147,7 @@ def _check_is_new(output: Path) -> None:
 
 def _outcomes(client: RewardClient, job: ScoreJob, journal: Journal) -> Iterator[tuple[_Batch, Scores | ItemsFailed]]:
     """Batches of the rows that are left with what became of them, in order; a few are under way at a time."""
-    rows = islice(read_rows(job.source), journal.num_rows, None)
+    rows = (row for _, row in islice(rows_of(job.source), journal.num_rows, None))
     under_way: deque[tuple[_Batch, Future[Scores]]] = deque()
     try:
         while True:
@@ -240,16 +238,16 @@ def _check_rows(job: ScoreJob) -> int:
     """Reads the input once, so that what is wrong with it shows at the beginning. Returns the number of rows."""
     needed = [name for name in (job.prompt_field, job.completion_field) if name]
     added = {job.score_field, *(f"{job.score_field}_{name}" for name in ("truncated", "error", "version", "digest"))}
-    number = 0
-    for number, row in enumerate(checked_rows(job.source, job.output), start=1):
-        place = f"{job.source}, row {number}"
+    count = 0
+    for place, row in checked_rows(job.source, job.output):
+        count += 1
         if missing := [name for name in needed if name not in row]:
             raise InvalidFile(f"{place} has no {missing[0]!r}, only {sorted(row)}; name other fields?")
         if taken := added & row.keys():
             raise InvalidFile(f"{place} has a field {min(taken)!r} already; choose another name for the score's")
         if not job.keep_going and (error := _refusal(job, row)):
             raise InvalidFile(f"{place}: {error}") from error
-    return number
+    return count
 
 
 def _refusal(job: ScoreJob, row: Row) -> InvalidRequest | None:

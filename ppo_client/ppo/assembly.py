@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ppo_client.client.data_files import file_digest
 from ppo_client.ppo.boards import make_boards
 from ppo_client.ppo.build import check_fits, load_tokenizer, policy_class
 from ppo_client.ppo.checkpoint import RunState
@@ -16,7 +17,7 @@ from ppo_client.ppo.connect import AWAY_ERRORS, connect
 from ppo_client.ppo.errors import ConfigError
 from ppo_client.ppo.evaluation import Evaluator
 from ppo_client.ppo.generation import make_generator
-from ppo_client.ppo.inputs import check_unchanged, file_digest
+from ppo_client.ppo.inputs import check_unchanged
 from ppo_client.ppo.models import Models, load_models, trained_share
 from ppo_client.ppo.prompts import load_prompts
 from ppo_client.ppo.registration import Registration

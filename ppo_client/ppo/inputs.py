@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -31,16 +30,6 @@ def with_absolute_paths(config: PPOConfig) -> PPOConfig:
         evaluation=replace(config.evaluation, prompts=absolute(config.evaluation.prompts)),
         train=replace(config.train, output=str(Path(config.train.output).absolute())),
     )
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's: of their names and digests."""
-    if path.is_dir():
-        inside = sorted(place for place in path.rglob("*") if place.is_file())
-        told = "".join(f"{place.relative_to(path)} {file_digest(place)}\n" for place in inside)
-        return hashlib.sha256(told.encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_unchanged(before: Mapping[str, str], now: Mapping[str, str]) -> None:

@@ -7,7 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ppo_client.ppo.data_files import Row, rows_of
+from ppo_client.client.data_files import Row, rows_of
+from ppo_client.client.errors import InvalidFile
 from ppo_client.ppo.errors import DataError
 
 _NUM_VALUES_TOLD = 5
@@ -21,7 +22,7 @@ def read_rows(path: Path, where: str = "") -> Iterator[tuple[str, Row]]:
     """
     name, _, wanted = where.partition("=")
     fields, others, is_found = dict[str, None](), dict[str, None](), not where
-    for place, row in rows_of(path):
+    for place, row in _readable(path):
         if not where or (name in row and _is(row[name], wanted)):
             is_found = True
             yield place, row
@@ -30,6 +31,13 @@ def read_rows(path: Path, where: str = "") -> Iterator[tuple[str, Row]]:
             others |= dict.fromkeys([_text(row[name])] if name in row else ())
     if not is_found:
         raise DataError(f"{path}: no rows with {where}: {_what_there_is(name, list(fields), list(others))}")
+
+
+def _readable(path: Path) -> Iterator[tuple[str, Row]]:
+    try:
+        yield from rows_of(path)
+    except InvalidFile as error:
+        raise DataError(str(error)) from error
 
 
 def _is(value: Any, wanted: str) -> bool:

@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import grpc
+import pyarrow
 import pytest
+from pyarrow import csv
 from rm_api.v1 import errors_pb2, scoring_pb2
 
 from ppo_client import RewardClient, errors
 from ppo_client.client import score_command
-from ppo_client.client.records import read_rows, write_rows
+from ppo_client.client.data_files import rows_of
+from ppo_client.client.row_writer import write_rows
 from ppo_client.client.score_files import ScoreJob, score_file
 
 from .conftest import QUICK
@@ -34,6 +38,10 @@ def job(tmp_path: Path) -> ScoreJob:
     return ScoreJob(tmp_path / "in.jsonl", tmp_path / "out.jsonl", "length@stable", batch_size=5)
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [row for _, row in rows_of(path)]
+
+
 def but(job: ScoreJob, **changes: Any) -> ScoreJob:
     return ScoreJob(**({name: getattr(job, name) for name in ScoreJob.__slots__} | changes))
 
@@ -50,7 +58,7 @@ def expected(number: int) -> dict[str, Any]:
 def test_every_row_gets_its_score(server: FakeServer, client: RewardClient, job: ScoreJob) -> None:
     progress: list[tuple[int, int, int]] = []
     summary = score_file(client, job, on_progress=lambda *numbers: progress.append(numbers))
-    assert list(read_rows(job.output)) == [expected(number) for number in range(NUM_ROWS)]
+    assert read_rows(job.output) == [expected(number) for number in range(NUM_ROWS)]
     assert (summary.rows, summary.scored, summary.failed, summary.resumed) == (NUM_ROWS, NUM_ROWS, 0, 0)
     assert (summary.model, summary.version, summary.digest) == ("length", 1, DIGESTS[1])
     assert [done for done, _, _ in progress] == [0, 5, 10, 15, 20, 23]
@@ -80,7 +88,7 @@ def test_an_interrupted_run_goes_on_where_it_was_with_the_version_it_had(
     server.script.clear()
     summary = score_file(client, job)
     assert (summary.resumed, summary.version) == (done, 1)
-    assert list(read_rows(job.output)) == [expected(number) for number in range(NUM_ROWS)]
+    assert read_rows(job.output) == [expected(number) for number in range(NUM_ROWS)]
     sent = sum(len(group.completions) for request in server.requests for group in request.groups)
     assert sent == NUM_ROWS - done
 
@@ -138,7 +146,7 @@ def test_or_has_an_error_and_no_number_where_that_was_asked_for(
     server.will(fail_items(2, reason="ITEM_TOO_LONG"))
     summary = score_file(client, but(job, keep_going=True))
     assert (summary.scored, summary.failed) == (NUM_ROWS - 1, 1)
-    rows = list(read_rows(job.output))
+    rows = read_rows(job.output)
     assert "score" not in rows[2]
     assert rows[2]["score_error"] == "ItemTooLong: as told"
     assert [row for row in rows if row["id"] != 2] == [expected(number) for number in range(NUM_ROWS) if number != 2]
@@ -156,7 +164,7 @@ def test_a_row_that_cannot_be_sent_has_an_error_too(
     server.will(*script)
     summary = score_file(client, but(job, keep_going=True, batch_size=batch_size))
     assert (summary.scored, summary.failed) == (NUM_ROWS - len(failed), len(failed))
-    rows = list(read_rows(job.output))
+    rows = read_rows(job.output)
     told = {row["id"]: row["score_error"] for row in rows if "score" not in row}
     assert set(told) == failed
     assert told[0] == "UnsupportedContent: 'completion' is null; text, chat messages or token ids are expected"
@@ -200,7 +208,27 @@ def test_parquet_in_and_out(client: RewardClient, job: ScoreJob) -> None:
     write_rows(job.source.with_name("in.parquet"), ROWS)
     job = but(job, source=job.source.with_name("in.parquet"), output=job.output.with_name("out.parquet"))
     score_file(client, job)
-    assert list(read_rows(job.output)) == [expected(number) for number in range(NUM_ROWS)]
+    assert read_rows(job.output) == [expected(number) for number in range(NUM_ROWS)]
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.json", "folder"])
+@pytest.mark.parametrize("output", ["out.jsonl.gz", "out.parquet"])
+def test_what_prompts_are_read_from_is_scored(
+    server: FakeServer, client: RewardClient, job: ScoreJob, name: str, output: str
+) -> None:
+    write: dict[str, Callable[[Path], object]] = {
+        "in.csv": lambda path: csv.write_csv(pyarrow.Table.from_pylist(ROWS), path),
+        "in.json": lambda path: path.write_text(json.dumps(ROWS)),
+        "folder": lambda path: datasets.Dataset.from_list(ROWS).save_to_disk(path),
+    }
+    job = but(job, source=job.source.with_name(name), output=job.output.with_name(output))
+    write[name](job.source)
+    server.will(usual, usual, *[fail(grpc.StatusCode.INTERNAL, "INTERNAL")] * 2)
+    with pytest.raises(errors.ServerDefect):
+        score_file(client, job)
+    server.script.clear()
+    assert 0 < score_file(client, job).resumed < NUM_ROWS
+    assert read_rows(job.output) == [expected(number) for number in range(NUM_ROWS)]
 
 
 def test_an_empty_file(client: RewardClient, job: ScoreJob) -> None:
@@ -213,13 +241,13 @@ def test_an_empty_file(client: RewardClient, job: ScoreJob) -> None:
 @pytest.mark.parametrize(
     ("changes", "row", "says"),
     [
-        ({"completion_field": "answer"}, {}, "row 1 has no 'answer', only"),
-        ({}, {"prompt": None}, "row 24: 'prompt' is null"),
-        ({}, {"score": 1.0}, "row 24 has a field 'score' already"),
-        ({}, {"score_error": "x"}, "row 24 has a field 'score_error' already"),
-        ({}, {"completion": 7}, "row 24: the completion is int"),
-        ({}, {"completion": "\ud83e"}, "row 24: the completion is no valid Unicode"),
-        ({}, {"completion": [1, 2]}, "row 24: the prompt is text and the completion token_ids"),
+        ({"completion_field": "answer"}, {}, "line 1 has no 'answer', only"),
+        ({}, {"prompt": None}, "line 24: 'prompt' is null"),
+        ({}, {"score": 1.0}, "line 24 has a field 'score' already"),
+        ({}, {"score_error": "x"}, "line 24 has a field 'score_error' already"),
+        ({}, {"completion": 7}, "line 24: the completion is int"),
+        ({}, {"completion": "\ud83e"}, "line 24: the completion is no valid Unicode"),
+        ({}, {"completion": [1, 2]}, "line 24: the prompt is text and the completion token_ids"),
     ],
 )
 def test_rows_that_cannot_be_scored_are_named_before_any_is(
@@ -267,7 +295,7 @@ def test_two_runs_do_not_write_to_one_journal(server: FakeServer, client: Reward
             score_file(client, job)
 
     score_file(client, job, on_progress=second)
-    assert list(read_rows(job.output)) == [expected(number) for number in range(NUM_ROWS)]
+    assert read_rows(job.output) == [expected(number) for number in range(NUM_ROWS)]
 
 
 def test_a_file_that_is_no_journal_is_left_alone(client: RewardClient, job: ScoreJob) -> None:

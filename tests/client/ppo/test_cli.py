@@ -121,7 +121,7 @@ def test_exit_status_when_the_version_changed(config_path: Path, client: Client)
         (["train", "none.toml"], "no config file at none.toml"),
         (["train", "CONFIG", "--set", "ppo.batchsize=4"], "did you mean ppo.batch_size?"),
         (["train", "CONFIG", "--set", "rollout.temperature=0"], "a policy that samples"),
-        (["train", "CONFIG", "--prompts", "none.jsonl"], "no file at none.jsonl"),
+        (["train", "CONFIG", "--prompts", "none.jsonl"], "none.jsonl cannot be read: there is no such file"),
         (["train", "CONFIG", "--policy", "none"], "there is no directory none"),
         (["sft", "--model", "x"], "data, output missing: give --data --output"),
         (["sample", "x", "--prompt", "a", "--temperature", "0"], "--temperature above 0"),

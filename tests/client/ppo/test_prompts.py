@@ -113,7 +113,7 @@ def test_prompts_that_are_none(tmp_path: Path, value: Any, message: str) -> None
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no file at"):
+    with pytest.raises(DataError, match="cannot be read: there is no such file"):
         load(tmp_path / "none.jsonl")
     with pytest.raises(DataError, match="line 1: no field 'prompt'; it has text"):
         load(write(tmp_path / "p.jsonl", {"text": "a"}))

@@ -90,7 +90,7 @@ def test_a_run_without_steps(tmp_path: Path, text: str | None, capsys: pytest.Ca
     if text is not None:
         (tmp_path / "metrics.jsonl").write_text(text)
     assert cli.main(["report", str(tmp_path)]) == 2
-    assert ("no file at" if text is None else "has made no step yet") in capsys.readouterr().err
+    assert ("there is no such file" if text is None else "has made no step yet") in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

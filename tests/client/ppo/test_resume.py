@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -166,3 +167,17 @@ def test_a_run_whose_learning_rate_ends_with_its_last_step_is_not_extended(folde
     PPOTrainer(make_config(folder, ppo={"schedule": "linear"}), FakeRewards()).train()
     with pytest.raises(ConfigError, match="linear schedule ends the learning rate"):
         PPOTrainer.resume(folder / "run", FakeRewards(), ["train.num_steps=4"])
+
+
+def test_a_run_knows_its_folder_of_prompts_again(folder: Path) -> None:
+    def save_prompts(last: int) -> None:
+        rows = [{"prompt": [5, 6, number]} for number in (7, 8, last)]
+        datasets.Dataset.from_list(rows).save_to_disk(folder / "prompts")
+
+    save_prompts(9)
+    config = make_config(folder, data={"prompts": str(folder / "prompts")}, train={"num_steps": 1})
+    PPOTrainer(config, FakeRewards()).train()
+    assert PPOTrainer.resume(folder / "run", FakeRewards(), ["train.num_steps=2"]).train().step == 2
+    save_prompts(10)
+    with pytest.raises(CheckpointError, match=r"what data\.prompts names is not what it was"):
+        PPOTrainer.resume(folder / "run", FakeRewards())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,9 @@ import datasets
 import pyarrow
 import pytest
 from pyarrow import parquet
-from tiny_policies import FakeRewards, make_config
 
-from ppo_client.ppo import PPOTrainer
-from ppo_client.ppo.data_files import rows_of
-from ppo_client.ppo.errors import CheckpointError, DataError
-from ppo_client.ppo.rows import read_rows
+from ppo_client.client.data_files import rows_of
+from ppo_client.client.errors import InvalidFile
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "Ein Fuchs,\nsagt er", "held": True, "fold": 1, "weight": 0.5},
@@ -54,13 +52,12 @@ def test_every_format_is_the_same_rows_and_nothing_is_written_beside(tmp_path: P
     is_lines = name in ("a.jsonl", "a.jsonl.gz", "lines.json")
     assert found[1][0].startswith(f"{tmp_path / name}, {'line' if is_lines else 'row'} 2")
     assert sorted(tmp_path.rglob("*")) == before
-    assert [row for _, row in read_rows(tmp_path / name, "held=false")] == ROWS[1:]
 
 
 def test_of_a_folder_with_splits_one_is_named(tmp_path: Path) -> None:
     one = datasets.Dataset.from_list(ROWS)
     datasets.DatasetDict({"train": one, "test": one}).save_to_disk(tmp_path / "all")
-    with pytest.raises(DataError, match=r"has the splits train, test: name the folder of one, such as .*all/train"):
+    with pytest.raises(InvalidFile, match=r"has the splits train, test: name the folder of one, such as .*all/train"):
         list(rows_of(tmp_path / "all"))
     assert len(list(rows_of(tmp_path / "all" / "train"))) == 2
 
@@ -75,6 +72,12 @@ def test_of_a_folder_with_splits_one_is_named(tmp_path: Path) -> None:
         ("a.csv", b"a,b\n1\n", r"a\.csv cannot be read"),
         ("a.json", b"[1]", "row 1: an object is expected, this is int"),
         ("a.json", b'[{"a": 1},', r"a\.json: not JSON"),
+        ("a.jsonl", b'{"a": 1}\n{"a"', r"a\.jsonl, line 2: not JSON"),
+        ("a.jsonl", b"\xff\xfe\n", r"a\.jsonl, line 1: not JSON in UTF-8"),
+        ("a.jsonl", b'{"a": 1}\n' + b"[" * 100_000, "line 2: not JSON"),
+        ("a.jsonl.gz", b"plain", r"a\.jsonl\.gz cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 1000, mtime=0)[:-20], r"a\.jsonl\.gz cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b"", mtime=0)[:10] + b"\xff" * 20, r"a\.jsonl\.gz cannot be read"),
         ("folder/a.jsonl", b"{}", "folder is a folder, and datasets' save_to_disk did not make it; read are"),
     ],
 )
@@ -82,19 +85,20 @@ def test_what_is_not_read_is_told_what_is(tmp_path: Path, name: str, content: by
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(InvalidFile, match=says):
         list(rows_of(path.parent if "/" in name else path))
 
 
-def test_a_run_knows_its_folder_of_prompts_again(folder: Path) -> None:
-    def save_prompts(last: int) -> None:
-        rows = [{"prompt": [5, 6, number]} for number in (7, 8, last)]
-        datasets.Dataset.from_list(rows).save_to_disk(folder / "prompts")
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InvalidFile, match=r"x\.jsonl cannot be read: there is no such file"):
+        list(rows_of(tmp_path / "x.jsonl"))
 
-    save_prompts(9)
-    config = make_config(folder, data={"prompts": str(folder / "prompts")}, train={"num_steps": 1})
-    PPOTrainer(config, FakeRewards()).train()
-    assert PPOTrainer.resume(folder / "run", FakeRewards(), ["train.num_steps=2"]).train().step == 2
-    save_prompts(10)
-    with pytest.raises(CheckpointError, match=r"what data\.prompts names is not what it was"):
-        PPOTrainer.resume(folder / "run", FakeRewards())
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_a_format_whose_package_is_missing_says_which(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    WRITERS[name](tmp_path / name)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InvalidFile, match=r"needs pyarrow: `pip install pyarrow`, or use \.jsonl"):
+        list(rows_of(tmp_path / name))

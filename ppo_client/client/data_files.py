@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-from ppo_client.ppo.errors import DataError
+from ppo_client.client.errors import InvalidFile
 
 Row: TypeAlias = dict[str, Any]
 
@@ -17,27 +19,55 @@ _FORMATS = (
     "datasets' save_to_disk"
 )
 
+CHUNK_ROWS = 10_000
+"""Rows of a Parquet file that are in memory at a time."""
+
 
 def rows_of(path: Path) -> Iterator[tuple[str, Row]]:
     """The rows with their places for messages, "FILE, line 3" or "FILE, row 3", from 1.
 
-    Numbers, booleans and None keep their types; what a CSV column is, its values say. Raises DataError.
+    Numbers, booleans and None keep their types; what a CSV column is, its values say. Raises InvalidFile.
     """
     read = _reader_of(path)
     try:
         yield from read(path)
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+    except InvalidFile:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise InvalidFile(f"{path} cannot be read: {error}") from error
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's: of their names and digests."""
+    if path.is_dir():
+        inside = sorted(place for place in path.rglob("*") if place.is_file())
+        told = "".join(f"{place.relative_to(path)} {file_digest(place)}\n" for place in inside)
+        return hashlib.sha256(told.encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def import_pyarrow(wanted_for: str) -> Any:
+    """The package, with its modules ``csv`` and ``parquet``. Raises InvalidFile where it is not installed."""
+    try:
+        import pyarrow
+        import pyarrow.csv
+        import pyarrow.parquet
+    except ImportError:
+        raise InvalidFile(f"{wanted_for} needs pyarrow: `pip install pyarrow`, or use .jsonl") from None
+    return pyarrow
 
 
 def _reader_of(path: Path) -> Callable[[Path], Iterator[tuple[str, Row]]]:
     if path.is_dir():
         return _read_folder
     if not path.is_file():
-        raise DataError(f"no file at {path}")
+        raise InvalidFile(f"{path} cannot be read: there is no such file")
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
     if kind not in _READERS or path.name.endswith(".parquet.gz"):
-        raise DataError(f"{path}: nothing is known of {path.suffix or 'names without an ending'}; read are {_FORMATS}")
+        raise InvalidFile(
+            f"{path}: nothing is known of {path.suffix or 'names without an ending'}; read are {_FORMATS}"
+        )
     return _READERS[kind]
 
 
@@ -60,30 +90,39 @@ def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
-    from pyarrow import csv
-
-    # A text may have several lines. By its name, a .gz is unpacked.
-    table = csv.read_csv(str(path), parse_options=csv.ParseOptions(newlines_in_values=True))
+    arrow = import_pyarrow("CSV")
+    options = arrow.csv.ParseOptions(newlines_in_values=True)  # a text may have several lines
+    try:
+        table = arrow.csv.read_csv(str(path), parse_options=options)  # by its name, a .gz is unpacked
+    except arrow.ArrowException as error:
+        raise InvalidFile(f"{path} cannot be read: {error}") from error
     for place, row in _numbered(path, (row for batch in table.to_batches() for row in batch.to_pylist())):
         yield f"{place} after the header", row
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
-    from pyarrow.parquet import ParquetFile
-
-    with ParquetFile(path) as file:
-        yield from _numbered(path, (row for batch in file.iter_batches() for row in batch.to_pylist()))
+    arrow = import_pyarrow("Parquet")
+    try:
+        with arrow.parquet.ParquetFile(path) as file:
+            batches = file.iter_batches(batch_size=CHUNK_ROWS)
+            yield from _numbered(path, (row for batch in batches for row in batch.to_pylist()))
+    except arrow.ArrowException as error:
+        raise InvalidFile(f"{path} cannot be read: {error}") from error
 
 
 def _read_folder(path: Path) -> Iterator[tuple[str, Row]]:
     splits = path / "dataset_dict.json"
     if splits.is_file():
         names = json.loads(splits.read_bytes())["splits"]
-        raise DataError(f"{path} has the splits {', '.join(names)}: name the folder of one, such as {path / names[0]}")
+        raise InvalidFile(
+            f"{path} has the splits {', '.join(names)}: name the folder of one, such as {path / names[0]}"
+        )
     if not (path / "state.json").is_file():
-        raise DataError(f"{path} is a folder, and datasets' save_to_disk did not make it; read are {_FORMATS}")
-    from datasets import load_from_disk
-
+        raise InvalidFile(f"{path} is a folder, and datasets' save_to_disk did not make it; read are {_FORMATS}")
+    try:
+        from datasets import load_from_disk
+    except ImportError:
+        raise InvalidFile(f"{path}: to read a folder, `pip install datasets`, or use a file") from None
     yield from _numbered(path, load_from_disk(str(path)).with_format(None))
 
 
@@ -94,13 +133,13 @@ def _opened(path: Path) -> IO[bytes]:
 def _parsed(text: bytes, place: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{place}: not JSON in UTF-8 ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidFile(f"{place}: not JSON in UTF-8 ({error})") from error
 
 
 def _object(value: Any, place: str) -> Row:
     if not isinstance(value, dict):
-        raise DataError(f"{place}: an object is expected, this is {type(value).__name__}")
+        raise InvalidFile(f"{place}: an object is expected, this is {type(value).__name__}")
     return value
 
 
