@@ -14,7 +14,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtifactUnreadable(f"{path.parent} has no {path.name}.") from None
+        what = f"{path.parent} has no {path.name}" if path.parent.is_dir() else f"{path.parent} is no folder"
+        raise ArtifactUnreadable(f"{what}; name a version's folder, or a checkpoint's with its tokenizer.") from None
     except (OSError, ValueError) as error:
         raise ArtifactUnreadable(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(content, dict):

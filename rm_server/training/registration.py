@@ -34,7 +34,7 @@ from rm_server.training.composite_scoring import AllEncoders, composite_scorer
 from rm_server.training.golden import check_golden, choose_golden_texts, record_golden
 from rm_server.training.offline_scoring import ScoreTexts, offline_scorer
 from rm_server.training.reference_texts import BUILT_IN_TEXTS, Text, read_texts
-from rm_server.training.sources import version_source
+from rm_server.training.sources import check_source, version_source
 from rm_server.training.statistics import FloatArray
 
 logger = logging.getLogger(__name__)
@@ -107,6 +107,7 @@ def register_folder(
     check_model_name(model)
     if match is not None and reference_data is None:
         raise InvalidRequest("To match another version's scale, give reference data: texts that both versions score.")
+    check_source(source)  # before a home is made for it
     catalog, artifacts = open_home(home)
     try:
         with ExitStack() as stack:

@@ -46,10 +46,14 @@ def version_source(source: str, artifacts: ArtifactStore) -> Iterator[Source]:
         with artifacts.scratch() as scratch:
             yield fetch(source, scratch)
         return
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
+    check_source(source)
+    yield Source(Path(source).expanduser())
+
+
+def check_source(source: str) -> None:
+    """What can be said before anything is fetched: raises ArtifactUnreadable for a path that is no folder."""
+    if not source.startswith((HUB_PREFIX, MLFLOW_PREFIX)) and not Path(source).expanduser().is_dir():
         raise ArtifactUnreadable(f"{source} is no folder; give {FORMS}.")
-    yield Source(folder)
 
 
 def _fetch_from_hub(source: str, scratch: Path) -> Source:

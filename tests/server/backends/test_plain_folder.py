@@ -116,8 +116,10 @@ def test_a_model_without_a_head_must_be_trained_first(tmp_path: Path) -> None:
 
 
 def test_folders_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactUnreadable, match=r"has no config\.json"):
+    with pytest.raises(ArtifactUnreadable, match=r"has no config\.json; name a version's folder"):
         infer_manifest(tmp_path)
+    with pytest.raises(ArtifactUnreadable, match="nowhere is no folder; name a version's folder"):
+        infer_manifest(tmp_path / "nowhere")
     folder = tiny_models.make_checkpoint(tmp_path / "llama", "llama")
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()

@@ -111,6 +111,7 @@ def test_a_refusal_is_one_line_and_a_status(run: Run, tmp_path: Path) -> None:
     assert err.startswith("rm-server: ")
     assert "is no folder" in err
     assert err.count("\n") == 1
+    assert not (tmp_path / "home").exists()
 
 
 def test_a_server_is_asked_for_the_folder_as_it_is(run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
