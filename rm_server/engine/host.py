@@ -99,8 +99,9 @@ class Host:
         self._device = order.settings.device
         outcome = attempt(f"Loading {version_name(order.key)}", lambda: self._load(order))
         if isinstance(outcome, RmError):
-            free_memory()
-        self._give_back()  # The trials took more than the version keeps, in fp32 at that.
+            gc.collect()
+        trim_memory()  # The trials took more than the version keeps, in fp32 at that.
+        self._give_back()
         return outcome
 
     def unload(self, key: VersionKey) -> None:
@@ -188,14 +189,8 @@ def imported(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def free_memory() -> None:
-    """Gives memory back to the operating system: Python's garbage, then what malloc keeps."""
-    gc.collect()
-    trim_memory()
-
-
 def trim_memory() -> None:
-    """Gives back what malloc keeps (glibc only)."""
+    """Gives what malloc keeps back to the operating system (glibc only)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import fake_versions as fake
+import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -48,6 +52,23 @@ def test_a_gpu_s_memory_is_given_back_after_a_load_whatever_came_of_it_and_an_un
     host.unload(KEY)
     host.unload(KEY)  # It is gone.
     assert in_memory == [0, 1, 0]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="malloc is asked to give back only on Linux")
+def test_what_a_load_took_for_a_while_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+
+    def load(*arguments: Any) -> Any:
+        for_a_while = [np.ones(10_000) for _ in range(2_500)]  # 200 MB in pieces that malloc does not map by themselves
+        kept.append(np.ones(10_000))  # behind them, so that the heap does not shrink by itself
+        del for_a_while
+        return made(*arguments)
+
+    made = fake.load_backend
+    monkeypatch.setattr(fake, "load_backend", load)
+    before = psutil.Process().memory_info().rss
+    assert isinstance(Host("fake_versions:load_backend").load(order(tmp_path, "cpu")), LoadReport)
+    assert psutil.Process().memory_info().rss - before < 50e6
 
 
 def test_on_a_cpu_no_gpu_is_asked_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
