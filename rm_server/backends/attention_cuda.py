@@ -35,12 +35,12 @@ _TOLERANCE = 0.03  # bf16 has 8 bits, and what is compared is about 1
 logger = logging.getLogger(__name__)
 
 
-def find_kernel(query: torch.Tensor, key: torch.Tensor, layout: FlatLayout) -> Kernel | None:
+def find_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: FlatLayout) -> Kernel | None:
     """The kernel that takes this forward; None: none does."""
     if (
         query.is_cuda
         and query.dtype in (torch.float16, torch.bfloat16)
-        and query.shape[3] <= _MAX_HEAD_DIM
+        and query.shape[3] == value.shape[3] <= _MAX_HEAD_DIM  # DeepSeek's values are smaller than its keys
         and not layout.shared
     ):
         return kernel_for(query.device, query.dtype, query.shape[1], key.shape[1], query.shape[3])

@@ -12,7 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rm_server.backends import attention_cuda, attention_loop
-from rm_server.backends.attention_cuda import Kernel, agrees, kernel_for, kernels
+from rm_server.backends.attention_cuda import Kernel, agrees, find_kernel, kernel_for, kernels
 from rm_server.backends.layout import FlatLayout, Range, lay_out
 
 CPU = torch.device("cpu")
@@ -91,6 +91,29 @@ def test_a_kernel_that_fails_or_is_wrong_leaves_its_place_to_the_next(
     found.pop()
     kernel_for.cache_clear()
     assert kernel_for(*FORM) is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "value_dim", "is_taken"),
+    [
+        (torch.bfloat16, 16, 16, True),
+        (torch.float16, 256, 256, True),
+        (torch.float32, 16, 16, False),
+        (torch.bfloat16, 264, 264, False),
+        (torch.bfloat16, 24, 16, False),
+    ],
+)
+def test_a_kernel_takes_halves_whose_values_are_as_large_as_their_keys(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, head_dim: int, value_dim: int, is_taken: bool
+) -> None:
+    right = make_kernel()
+    monkeypatch.setattr(attention_cuda, "kernel_for", lambda *form: right)
+    with FakeTensorMode():
+        query, key, value = (
+            torch.empty(1, heads, 12, size, dtype=dtype, device="cuda:0")
+            for heads, size in ((4, head_dim), (2, head_dim), (2, value_dim))
+        )
+        assert find_kernel(query, key, value, layout_of(5, 7)) is (right if is_taken else None)
 
 
 class Segments(tuple[Range, ...]):
