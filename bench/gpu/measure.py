@@ -46,6 +46,7 @@ def run(bench: Bench, model: Model, device: str, sizes: Sizes) -> None:
     with Service(workers=1, threads=bench.cores, **settings) as service:
         selector = service.deploy(model.name, model.folder, "bf16")
         packed = Packed(model.folder, device, equal, sizes.batch_tokens)
+        torch.backends.cuda.enable_cudnn_sdp(True)  # which our backend turned off: transformers have it by themselves
         calls = {"equal": _dealt(selector, equal, sizes), "mixed": _dealt(selector, mixed, sizes)}
         single = make_calls(selector, in_calls(equal[: sizes.single_calls], 1))
         _warm_up(service, by_hand, packed, calls["equal"], equal)

@@ -102,7 +102,7 @@ def load_torch_backend(folder: Path, manifest: Manifest, settings: ComputeSettin
 
 def check_settings(folder: Path, settings: ComputeSettings) -> None:
     """Raises UnsupportedArtifact for a device that is not there, or a precision that checkpoints are not computed in;
-    sets the number of threads.
+    sets the number of threads and, for a GPU, does without cuDNN's attention.
 
     Warns of fp32 on a GPU, which is slow there.
     """
@@ -111,7 +111,11 @@ def check_settings(folder: Path, settings: ComputeSettings) -> None:
             f"{folder} is a checkpoint, which computes in {', '.join(_TYPES)}, not in {settings.precision}; "
             "`rm-server export --int8` makes an ONNX version of it."
         )
-    if _device(settings.device).type == "cuda" and settings.precision == "fp32":
+    is_on_gpu = _device(settings.device).type == "cuda"
+    if is_on_gpu:
+        # From torch 2.11 on it comes first on Hopper, and makes a plan, in tens of ms, for each shape: for each length.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    if is_on_gpu and settings.precision == "fp32":
         logger.warning(
             "%s is loaded in fp32 on %s: no kernel takes the items of a batch together in fp32, so attention goes "
             "through them one by one. bf16 and fp16 have such kernels (engine.precision, or --precision of a load).",

@@ -463,6 +463,17 @@ def test_fp32_on_a_gpu_is_warned_of(
     assert caplog.text.count("one by one. bf16 and fp16 have such kernels") == warns
 
 
+@pytest.mark.parametrize(("device", "keeps"), [("cuda:1", False), ("cpu", True)])
+def test_on_a_gpu_attention_is_not_planned_for_each_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, keeps: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    check_settings(tmp_path, ComputeSettings(device=device, precision="bf16"))
+    assert torch.backends.cuda.cudnn_sdp_enabled() is keeps
+    torch.backends.cuda.enable_cudnn_sdp(True)
+
+
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_weights_go_with_the_last_reference(tmp_path: Path, family: str) -> None:
     """A worker that unloads does not look for cycles: that would hold up what it computes."""
