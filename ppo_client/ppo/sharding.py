@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import copy
 import os
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -39,17 +40,28 @@ if TYPE_CHECKING:
     from ppo_client.ppo.critic import ActorCritic
 
 
-def make_accelerator(mixed_precision: Literal["no", "bf16"]) -> Accelerator:
-    """As `accelerate launch` or torchrun configured it. Raises ConfigError for what the trainer cannot do."""
+# How far a process may be behind the others beside its waits for scores: as far as gloo lets it. NCCL, by itself,
+# aborts those who have waited for it for 600 s.
+_LONGEST_STEP_S = 1800.0
+_LONGEST_WAIT_S = 365 * 24 * 3600.0
+
+
+def make_accelerator(mixed_precision: Literal["no", "bf16"], patience_s: float = 0.0) -> Accelerator:
+    """As `accelerate launch` or torchrun configured it. Raises ConfigError for what the trainer cannot do.
+
+    `patience_s`: for so long one process may wait for scores, and all others for that process.
+    """
+    timeout = timedelta(seconds=_LONGEST_STEP_S + min(patience_s, _LONGEST_WAIT_S))
+    processes = InitProcessGroupKwargs(timeout=timeout)
     if _is_on("ACCELERATE_USE_DEEPSPEED"):
-        return make_zero_accelerator()
+        return make_zero_accelerator(processes)
     if _is_on("ACCELERATE_USE_MEGATRON_LM"):
         raise ConfigError("Megatron-LM is not supported: see examples/accelerate/fsdp.yaml for what is")
     wants_shards = _is_on("ACCELERATE_USE_FSDP")
     if wants_shards:
         # Else transformers leaves the weights out in all processes but one.
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-    accelerator = Accelerator(mixed_precision=mixed_precision)
+    accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[processes])
     if (num_steps := accelerator.gradient_accumulation_steps) != 1:
         # Accelerate divides each loss by it, and a minibatch's losses add up to its mean already.
         raise ConfigError(

@@ -58,7 +58,7 @@ def start_run(config: PPOConfig, rewards: RewardSource | None = None) -> Run:
     """A new run. Raises ConfigError where its output directory already holds one."""
     config = with_absolute_paths(config)
     output = Path(config.train.output)
-    accelerator = make_accelerator(config.train.mixed_precision)
+    accelerator = make_accelerator(config.train.mixed_precision, config.reward.patience_s)
     has_begun = accelerator.is_main_process and not disk.clear_unless_begun(output)
     if is_true_anywhere(has_begun):
         raise ConfigError(
@@ -94,7 +94,7 @@ def resume_run(output: Path, rewards: RewardSource | None = None, overrides: Seq
         )
     config = with_absolute_paths(config)
     place = disk.latest_checkpoint(output)
-    accelerator = make_accelerator(config.train.mixed_precision)
+    accelerator = make_accelerator(config.train.mixed_precision, config.reward.patience_s)
     try:
         state = RunState.from_json((place / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError) as error:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from packaging.version import Version
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -32,7 +32,7 @@ _OLDEST = "0.19.8"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def make_zero_accelerator() -> Accelerator:
+def make_zero_accelerator(processes: InitProcessGroupKwargs) -> Accelerator:
     """Raises ConfigError where DeepSpeed is missing, too old, or left out by accelerate."""
     try:
         found = version("deepspeed")
@@ -44,7 +44,7 @@ def make_zero_accelerator() -> Accelerator:
             "FSDP, see examples/accelerate/fsdp.yaml"
         )
     try:
-        accelerator = Accelerator(mixed_precision="no")
+        accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[processes])
     except ValueError as error:
         raise ConfigError(f"the configuration of DeepSpeed: {error}") from error
     if accelerator.distributed_type != DistributedType.DEEPSPEED:

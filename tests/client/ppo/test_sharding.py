@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from client.ppo.in_two import run_in_two
 from client.ppo.sharded_checks import (
     check_ended_the_same,
@@ -21,6 +25,7 @@ from client.ppo.sharded_settings import SHARDED
 from tiny_policies import FakeRewards, make_config
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from ppo_client.ppo import sharding, zero
 from ppo_client.ppo.errors import CheckpointError, ConfigError
 from ppo_client.ppo.sharding import load_optimizer_state, make_accelerator
 from ppo_client.ppo.start import start_run
@@ -98,3 +103,28 @@ def test_what_the_trainer_cannot_do_is_refused(
     with pytest.raises(ConfigError, match=message):
         make_accelerator("no")
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("by_deepspeed", [False, True])
+@pytest.mark.parametrize(
+    ("patience_s", "waits_s"), [(600.0, 2400.0), (7200.0, 9000.0), (math.inf, 365 * 24 * 3600 + 1800.0)]
+)
+def test_processes_wait_for_one_that_waits_for_scores(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, patience_s: float, waits_s: float, by_deepspeed: bool
+) -> None:
+    """NCCL alone would abort them after 600 s, so that none could save what was learnt."""
+
+    class NotMade(Exception):
+        """What is looked at has been seen."""
+
+    def accelerator(*, kwargs_handlers: list[InitProcessGroupKwargs], **_: Any) -> None:
+        (processes,) = kwargs_handlers
+        assert processes.to_kwargs() == {"timeout": timedelta(seconds=waits_s)}
+        raise NotMade
+
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", str(by_deepspeed).lower())
+    monkeypatch.setattr(zero, "version", lambda name: zero._OLDEST)
+    monkeypatch.setattr(zero if by_deepspeed else sharding, "Accelerator", accelerator)
+    config = make_config(folder)
+    with pytest.raises(NotMade):
+        start_run(replace(config, reward=replace(config.reward, patience_s=patience_s)), FakeRewards())
