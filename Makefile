@@ -29,7 +29,9 @@ check: setup ## Format, lint, types, arrows, protos
 	$(BIN)/buf breaking --against proto/released.binpb
 	$(BIN)/python proto/check_fresh.py
 
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+# On the CPU, whatever the machine has: what is on a GPU is neither numpy's nor the same to the last bit.
+ON_CPU := CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1
+PYTEST := $(ON_CPU) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test: setup ## Tests (under 15 minutes on 2 cores)
 	$(PYTEST)
@@ -40,7 +42,7 @@ coverage: setup ## The same, and which lines they reach, which takes half as lon
 test-oldest: ## The tests with the oldest packages that pyproject.toml allows, in .venv-oldest (gigabytes; torch is for CUDA)
 	@test -x .venv-oldest/bin/uv || { $(PYTHON) -m venv .venv-oldest; .venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check uv; }
 	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct -e '.[dev]'
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 --dist worksteal
+	$(ON_CPU) .venv-oldest/bin/python -m pytest -n 2 --dist worksteal
 
 demo: setup ## The whole idea on real human judgements (about 10 minutes on 2 cores)
 	$(BIN)/python examples/demo
