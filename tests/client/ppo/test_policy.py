@@ -351,6 +351,24 @@ def test_gradient_checkpointing_changes_no_number(family: str) -> None:
     assert torch.equal(again.sequences.response_ids, samples.sequences.response_ids)
 
 
+@pytest.mark.parametrize("is_on", [True, False])
+def test_attention_is_not_planned_anew_for_each_sampled_token(is_on: bool) -> None:
+    def value_head(hidden: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return hidden[:, 0]
+
+    seen: list[bool] = []
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(is_on)
+    try:
+        for _ in range(2):
+            make_policy().sample(make_prompts(), numbers(), value_head)
+            assert torch.backends.cuda.cudnn_sdp_enabled() is is_on
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+    assert set(seen) == {False}
+
+
 def test_models_that_cannot_be_policies_are_named() -> None:
     from transformers import MambaConfig, MambaForCausalLM
 
