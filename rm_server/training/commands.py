@@ -15,6 +15,7 @@ from rm_server.registry.records import version_name
 
 # What computes is imported by the command that needs it: `rm-server --help` must not load torch.
 if TYPE_CHECKING:
+    from rm_server.registry.artifacts import ArtifactStore
     from rm_server.registry.manifest import Manifest
     from rm_server.training.assessment import Report
     from rm_server.training.preferences import Preference
@@ -232,12 +233,13 @@ def _evaluate_in_home(pairs: list[Preference], arguments: argparse.Namespace) ->
     try:
         record = find_version(catalog.snapshot(), arguments.model)
         folder = artifacts.path(record.digest)
-        report = _assess_folder(folder, read_manifest(folder), pairs, arguments, name=version_name(record.key))
+        name = version_name(record.key)
+        report = _assess_folder(folder, read_manifest(folder), pairs, arguments, name=name, artifacts=artifacts)
         _give_out(report, arguments)
         if arguments.file:
-            name = arguments.name or arguments.data.name.split(".")[0]
-            catalog.file_evaluation(record.model, record.version, name, report.to_json(), operating_system_user())
-            print(f"Filed with {version_name(record.key)} as {name!r}.", file=sys.stderr)
+            filed_as = arguments.name or arguments.data.name.split(".")[0]
+            catalog.file_evaluation(record.model, record.version, filed_as, report.to_json(), operating_system_user())
+            print(f"Filed with {name} as {filed_as!r}.", file=sys.stderr)
     finally:
         catalog.close()
     return 0
@@ -261,12 +263,20 @@ def _pairs_to_evaluate(arguments: argparse.Namespace) -> list[Preference]:
 
 
 def _assess_folder(
-    folder: Path, manifest: Manifest, pairs: list[Preference], arguments: argparse.Namespace, name: str | None = None
+    folder: Path,
+    manifest: Manifest,
+    pairs: list[Preference],
+    arguments: argparse.Namespace,
+    *,
+    name: str | None = None,
+    artifacts: ArtifactStore | None = None,
 ) -> Report:
+    """``artifacts``: of the home that the version is in; None: it is a folder."""
     from rm_server.backends.interface import ComputeSettings
     from rm_server.registry.digest import digest_of, hash_file
     from rm_server.registry.layout import BASE_FOLDER
     from rm_server.training.assessment import Subject, assess
+    from rm_server.training.composite_scoring import version_scorer
     from rm_server.training.offline_scoring import offline_scorer
     from rm_server.training.preferences import read_split
     from rm_server.training.ratings import read_ratings
@@ -277,9 +287,12 @@ def _assess_folder(
         if evaluates
         else ComputeSettings(threads=arguments.threads or 0)
     )
+    shows_progress = not arguments.quiet
     split_file = folder / "split.json"
     return assess(
-        offline_scorer(folder, manifest, settings, shows_progress=not arguments.quiet),
+        offline_scorer(folder, manifest, settings, shows_progress=shows_progress)
+        if artifacts is None
+        else version_scorer(folder, manifest, artifacts, settings, shows_progress=shows_progress),
         Subject(
             name=name or folder.name,
             # An adapter's digest names its base by version: there is none before both are registered.

@@ -1,4 +1,4 @@
-"""Scores many texts with a composite, without a server: each of its versions in turn, then the sum."""
+"""Scores many texts with a version of a home, without a server; a composite by each of its versions, then the sum."""
 
 from __future__ import annotations
 
@@ -18,7 +18,21 @@ from rm_server.registry.manifest import Manifest, TruncationRule, read_manifest
 from rm_server.training.offline_scoring import Scored, ScoreTexts, offline_scorer
 
 
-def composite_scorer(
+def version_scorer(
+    folder: Path,
+    manifest: Manifest,
+    artifacts: ArtifactStore,
+    settings: ComputeSettings,
+    *,
+    shows_progress: bool = False,
+) -> ScoreTexts:
+    """`offline_scorer` for a version of any kind; the versions that a composite is made of are among ``artifacts``."""
+    if manifest.kind == "composite":
+        return _composite_scorer(folder, manifest, artifacts, settings, shows_progress=shows_progress)
+    return offline_scorer(folder, manifest, settings, shows_progress=shows_progress)
+
+
+def _composite_scorer(
     folder: Path, manifest: Manifest, artifacts: ArtifactStore, settings: ComputeSettings, *, shows_progress: bool
 ) -> ScoreTexts:
     """``folder``: with the pinned spec. Raises what `offline_scorer` raises of any part."""

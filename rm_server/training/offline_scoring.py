@@ -15,7 +15,7 @@ from tqdm import tqdm
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, Content, EncodedItem
 from rm_server.backends.loading import load_backend, load_encoder
-from rm_server.errors import NonFiniteScore, RmError
+from rm_server.errors import NonFiniteScore, RmError, UnsupportedArtifact
 from rm_server.registry.manifest import Manifest, Precision
 
 MAX_BATCH_TOKENS = 4096
@@ -36,7 +36,15 @@ ScoreTexts: TypeAlias = Callable[[Sequence[tuple[Content, Content]]], list[Score
 def offline_scorer(
     folder: Path, manifest: Manifest, settings: ComputeSettings | None = None, *, shows_progress: bool = False
 ) -> ScoreTexts:
-    """Loads the version in ``folder``. Raises what `load_backend` raises."""
+    """Loads the version in ``folder``. Raises what `load_backend` raises.
+
+    UnsupportedArtifact for a composite: what it is made of is not in the folder; see `version_scorer`.
+    """
+    if manifest.kind == "composite":
+        raise UnsupportedArtifact(
+            f"{folder} is a composite: the versions that it is made of are in a home, not in its folder. Name the home "
+            "and the version."
+        )
     settings = settings or ComputeSettings()
     encoder = load_encoder(folder, manifest)
     backend = load_backend(folder, manifest, settings)

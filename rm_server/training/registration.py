@@ -30,9 +30,9 @@ from rm_server.registry.records import CalibrationRecord, VersionRecord
 from rm_server.registry.versions_by_name import find_version
 from rm_server.training.adapter_base import named_base, with_base
 from rm_server.training.calibration import Calibration, match_moments, standardise
-from rm_server.training.composite_scoring import AllEncoders, composite_scorer
+from rm_server.training.composite_scoring import AllEncoders, version_scorer
 from rm_server.training.golden import check_golden, choose_golden_texts, record_golden
-from rm_server.training.offline_scoring import ScoreTexts, offline_scorer
+from rm_server.training.offline_scoring import ScoreTexts
 from rm_server.training.reference_texts import BUILT_IN_TEXTS, Text, read_texts
 from rm_server.training.sources import check_source, version_source
 from rm_server.training.statistics import FloatArray
@@ -122,12 +122,12 @@ def register_folder(
             # A composite's file says by number and digest what it is made of, an adapter's what its base is.
             folder = stack.enter_context(as_version(catalog, artifacts, model, whole, manifest, actor=actor))
             settings = ComputeSettings(device=device, deterministic=True)
-            if manifest.kind == "composite":
-                score = composite_scorer(folder, manifest, artifacts, settings, shows_progress=shows_progress)
-                encoder: Encoder = AllEncoders(folder, manifest, artifacts)
-            else:
-                score = offline_scorer(folder, manifest, settings, shows_progress=shows_progress)
-                encoder = load_encoder(folder, manifest)
+            score = version_scorer(folder, manifest, artifacts, settings, shows_progress=shows_progress)
+            encoder: Encoder = (
+                AllEncoders(folder, manifest, artifacts)
+                if manifest.kind == "composite"
+                else load_encoder(folder, manifest)
+            )
             label = scoring_label(folder, manifest)
             manifest = _with_golden(manifest, golden_data, encoder, score)
             reports = _read_reports(found.folder, evaluations, digest_of(folder, manifest))
@@ -208,7 +208,7 @@ def _calibrate(
     if target is None:
         return standardise(scores[np.isfinite(scores)], source)
     folder = artifacts.path(target.digest)
-    targets = _scores(texts, offline_scorer(folder, read_manifest(folder), settings))
+    targets = _scores(texts, version_scorer(folder, read_manifest(folder), artifacts, settings))
     if target.calibration is not None:
         targets = target.calibration.gain * targets + target.calibration.bias
         source += f", calibration {target.calibration.digest}"

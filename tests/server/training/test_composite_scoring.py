@@ -93,3 +93,41 @@ def test_a_composite_is_no_part(tmp_path: Path, home: Path) -> None:
     register_folder(home, "quality", write(tmp_path / "quality", brevity=1.0), actor="me")
     with pytest.raises(UnsupportedArtifact, match="quality@1 is a composite"):
         register_folder(home, "more", write(tmp_path / "more", quality=1.0), actor="me")
+
+
+def test_it_is_evaluated_and_matched_with_all_of_its_parts(
+    tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "quality").mkdir()
+    components = [
+        {"name": "brevity", "version": "brevity@1", "weight": 2.0},
+        {"name": "very short", "rule": {"type": "length", "max": 1, "soft": 1}},
+    ]
+    (tmp_path / "quality" / "composite.json").write_text(json.dumps({"components": components}))
+    register_folder(home, "quality", str(tmp_path / "quality"), actor="me")
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [("a", "a b c d e"), ("a b", "a b c d e f")]
+    pairs.write_text("".join(json.dumps({"prompt": "Hi", "chosen": c, "rejected": r}) + "\n" for c, r in rows))
+    capsys.readouterr()
+
+    in_home = ("--home", str(home), "--model", "quality@1")
+    assert main(["evaluate", *in_home, "--data", str(pairs), "--quiet", "--json", "-"]) == 0
+    # Of brevity: 1 and 1 - 2 / 4, then 1 and 1 - 3 / 4, twice each; of the other rule: 1 and 0, then 0 and 0.
+    assert sorted(json.loads(capsys.readouterr().out)["margins"].values()) == pytest.approx([1.5, 2.0])
+
+    other = make_rules_version(tmp_path / "other", {"type": "length", "max": 1, "soft": 9})
+    record = register_folder(home, "other", str(other), actor="me", reference_data=pairs, match="quality@1").record
+    assert record.calibration is not None
+    assert record.calibration.gain * (1 + 8 / 9 + 5 / 9 + 4 / 9) / 4 + record.calibration.bias == pytest.approx(6.5 / 4)
+
+
+def test_a_folder_alone_has_not_what_it_is_made_of(
+    tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = register_folder(home, "quality", write(tmp_path / "quality", brevity=1.0), actor="me")
+    catalog, artifacts = open_home(home)
+    folder = artifacts.path(done.record.digest)
+    catalog.close()
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "Hi", "chosen": "a", "rejected": "a b c d e"}\n')
+    assert main(["evaluate", "--version-dir", str(folder), "--data", str(tmp_path / "pairs.jsonl")]) == 1
+    assert "made of are in a home" in capsys.readouterr().err
