@@ -23,8 +23,8 @@ class EngineSettings:
     ``workers``: processes that compute; 0 computes in a thread of the server's own process.
     ``threads_per_worker``: threads of each worker; 0: the cores, divided between the workers. On a CPU, a worker that
     computes while no other has anything to do takes the threads of all.
-    ``precision``: for a load that names none. ``prepack``: oneDNN weights on CPU. ``deterministic``: bit-identical
-    scores whatever the batch.
+    ``precision``: for a load that names none, of a version without a serving profile. ``prepack``: oneDNN weights on
+    CPU. ``deterministic``: bit-identical scores whatever the batch.
     ``max_batch_tokens``, ``max_batch_items``: the budget of one forward pass, where a prompt that is computed once for
     its completions counts once; a longer item goes alone.
     ``batches_in_flight``: per worker; the second one lies in its pipe while the first computes.

@@ -183,4 +183,6 @@ def _precision(text: str) -> Precision | None:
     for precision in PRECISIONS:
         if text == precision:
             return precision
-    raise InvalidRequest(f"precision is {text!r}; known are {', '.join(PRECISIONS)}, and empty for the server's own.")
+    raise InvalidRequest(
+        f"precision is {text!r}; known are {', '.join(PRECISIONS)}, and empty: its serving profile's or the server's."
+    )

@@ -34,7 +34,9 @@ def add_parsers(commands: Any) -> None:
 
     parser = _add(commands, "load", run_load, "loads a version beside the others", "rm-server load helpfulness@3")
     parser.add_argument("selector", help="NAME@3 or NAME@LABEL")
-    parser.add_argument("--precision", default="", help="fp32, bf16 or fp16 (default: the server's)")
+    parser.add_argument(
+        "--precision", default="", help="fp32, bf16 or fp16 (default: its serving profile's, else the server's)"
+    )
     add_reason_option(parser)
 
     parser = _add(commands, "unload", run_unload, "takes a version out of memory", "rm-server unload helpfulness@2")

@@ -134,8 +134,9 @@ class VersionManager:
     async def load(self, key: VersionKey, precision: Precision | None, actor: str, comment: str = "") -> None:
         """Loads a version, and says in the catalog that it shall be loaded. Works, or changes nothing.
 
-        ``precision`` None: the server's own. Raises ModelNotFound, VersionNotFound, DigestMismatch, VersionInUse
-        (loaded in another precision), and what `Engine.load` raises.
+        ``precision`` None: the one that the catalog keeps from a load which named it, else as `Deployment.load` has it.
+        Raises ModelNotFound, VersionNotFound, DigestMismatch, VersionInUse (loaded in another precision), and what
+        `Engine.load` raises.
         """
         await self._tasks.to_the_end(self._load(key, precision, actor, comment))
 
