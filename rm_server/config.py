@@ -87,7 +87,7 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class LimitSettings:
-    """What one call may carry. ``max_items_per_request``: completions of all its groups together."""
+    """What one call may carry. ``max_items_per_request``: completions of all its groups together; as many groups."""
 
     max_items_per_request: int = 4096
 
@@ -188,7 +188,8 @@ class TransportSettings:
     """How calls travel.
 
     ``max_message_mb``: a larger gRPC message or HTTP body is refused. ``max_concurrent_streams``: calls under way on
-    one connection. ``max_stream_requests``: requests under way on one ScoreStream; the rest waits in the network.
+    one connection. ``max_stream_requests``: requests under way on one stream (ScoreStream, or the Open Inference
+    Protocol's); the rest waits in the network.
     ``max_connection_age_s``: a connection is closed then, so that clients spread over new servers; its calls have
     ``max_connection_age_grace_s`` to finish. 0: never. ``keepalive_time_s``: a silent connection is asked so often
     whether it lives, and is given up after ``keepalive_timeout_s``. ``min_ping_interval_s``: clients may ask so often.

@@ -166,7 +166,7 @@ class OutOfMemory(Unavailable):
 
 
 class CatalogUnavailable(Unavailable):
-    """The catalog's database cannot be reached."""
+    """The catalog's database, or the home or artifact store that it is in, cannot be used now."""
 
 
 class DeadlineExceeded(RmError):
@@ -202,7 +202,7 @@ class GoldenMismatch(BrokenVersion):
 
 
 class ConstantOutput(BrokenVersion):
-    """Every golden example gets the same score."""
+    """Different texts (trial items of a load, golden texts at registration) all get the same score."""
 
 
 class UnsupportedArtifact(BrokenVersion):

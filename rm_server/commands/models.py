@@ -1,4 +1,4 @@
-"""`rm-server models, load, unload, label, history, watch`: which versions there are, and which of them serve."""
+"""`rm-server models, load, unload, delete, label, history, watch`: what versions there are, and which of them serve."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rm-server runs, split`: which training run is scored by which version, and how new runs are divided."""
+"""`rm-server runs, end-run, split`: which training run is scored by which version, and how new runs are divided."""
 
 from __future__ import annotations
 

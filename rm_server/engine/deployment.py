@@ -151,7 +151,7 @@ class Deployment:
 
         ``first`` loads what the version needs beside it; what that raises, this raises.
         Raises VersionInUse when it is loaded in another precision, DigestMismatch, and what `Engine.load` raises; but
-        for the first, it is FAILED then.
+        for the first, it is FAILED then. One that was paged out and has no room now goes on being paged out.
         """
         key = record.key
         loaded = self._engine.loaded.get(key)

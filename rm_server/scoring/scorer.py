@@ -95,7 +95,8 @@ class Timings:
 class ScoreAnswer:
     """The scores, and exactly what gave them. ``items``: in the order of the groups, then of the completions.
 
-    ``label`` None: the version was chosen by number or lease. ``calibration`` is set when the values are calibrated.
+    ``label`` None: the version was chosen by number, lease, pin or split; ``arm``: of the split that chose it.
+    ``calibration`` is set when the values are calibrated.
     """
 
     model: str

@@ -113,7 +113,8 @@ def export_folder(
     """Writes the ONNX version of ``folder`` into ``out``, which is made, or is empty.
 
     Its golden examples are the original's, with the original's scores in fp32, so that they go on saying what the
-    version should give; the tolerance of int8 is twice the largest difference that was seen on the compared texts.
+    version should give; the tolerance of int8 is that of fp32 and twice the largest difference that was seen on the
+    compared texts.
 
     Raises InvalidRequest, UnsupportedArtifact (a kind or an architecture that does not export), GoldenMismatch (scores
     that are too far off), and what loading the original raises. ``out`` holds nothing then.

@@ -75,7 +75,9 @@ def train(
     ``resume`` goes on from the newest checkpoint in ``out``, and begins anew where there is none.
 
     Raises AlreadyExists when ``out`` has a version or belongs to other settings; BadData for data that cannot be used;
-    ArtifactUnreadable, UnsupportedArtifact or WeightsMismatch for a base that cannot; StorageFull.
+    InvalidRequest for settings that do not go together, or with the base, or a launcher of several processes;
+    ArtifactUnreadable, UnsupportedArtifact or WeightsMismatch for a base that cannot be used; NonFiniteScore when the
+    weights diverged; StorageFull.
     """
     started, cpu_started = time.monotonic(), time.process_time()
     if settings.keep_adapter and not settings.lora_rank:
