@@ -46,7 +46,8 @@ class Admin(RunActions, OutcomeActions, ExplainActions):
     """A connection to one server. ``ca``: the certificate authority of its TLS; without it the line is plain.
     ``cert`` and ``key``: what this side shows of itself, where the server asks for it.
 
-    ``timeout_s`` is for everything but loading, unloading, registering and reports, which take as long as they take.
+    ``timeout_s`` is for what takes no time to speak of. Registering, what may load or unload a version (a label, a
+    rollback, a promotion, a shadow, a split, too) and reports take as long as they take.
     """
 
     def __init__(
@@ -90,18 +91,18 @@ class Admin(RunActions, OutcomeActions, ExplainActions):
     def register(self, model: str, path: Path, comment: str = "") -> tuple[Row, bool]:
         """The version that the folder became, and whether it is new."""
         request = models_pb2.RegisterVersionRequest(model=model, path=str(path.absolute()), comment=comment)
-        response = self._call(self._models.RegisterVersion, request, timeout_s=None)
+        response = self._call(self._models.RegisterVersion, request, is_limited=False)
         return _version(response.version), response.created
 
     def load(self, selector: str, precision: str = "", *, comment: str = "") -> Row:
         """The version, which serves now."""
         request = models_pb2.LoadVersionRequest(selector=selector, precision=precision, comment=comment)
-        return _version(self._call(self._models.LoadVersion, request, timeout_s=None).version)
+        return _version(self._call(self._models.LoadVersion, request, is_limited=False).version)
 
     def unload(self, selector: str, *, force: bool = False, comment: str = "") -> Row:
         """The version, which is out of memory now."""
         request = models_pb2.UnloadVersionRequest(selector=selector, force=force, comment=comment)
-        return _version(self._call(self._models.UnloadVersion, request, timeout_s=None).version)
+        return _version(self._call(self._models.UnloadVersion, request, is_limited=False).version)
 
     def delete(self, model: str, version: int, *, comment: str = "") -> None:
         """Takes a version out of the catalog."""
@@ -115,7 +116,7 @@ class Admin(RunActions, OutcomeActions, ExplainActions):
         request = models_pb2.SetLabelRequest(
             model=model, label=label, version=version, load=load, unload_previous=unload_previous, comment=comment
         )
-        return self._call(self._models.SetLabel, request, timeout_s=None).previous_version or None
+        return self._call(self._models.SetLabel, request, is_limited=False).previous_version or None
 
     def remove_label(self, model: str, label: str, *, comment: str = "") -> int:
         """Takes a label away; what it named."""
@@ -125,7 +126,7 @@ class Admin(RunActions, OutcomeActions, ExplainActions):
     def rollback(self, model: str, label: str, *, comment: str = "") -> tuple[int, int]:
         """Lets a label name what it named before: (version until now, version from now on)."""
         request = models_pb2.RollbackLabelRequest(model=model, label=label, comment=comment)
-        response = self._call(self._models.RollbackLabel, request, timeout_s=None)
+        response = self._call(self._models.RollbackLabel, request, is_limited=False)
         return int(response.previous_version), int(response.version.version)
 
     def promote(self, model: str, version: int, label: str, *, force: bool, dry_run: bool, comment: str = "") -> Row:
@@ -133,7 +134,7 @@ class Admin(RunActions, OutcomeActions, ExplainActions):
         request = models_pb2.PromoteVersionRequest(
             model=model, version=version, label=label, force=force, dry_run=dry_run, comment=comment
         )
-        response = self._call(self._models.PromoteVersion, request, timeout_s=None)
+        response = self._call(self._models.PromoteVersion, request, is_limited=False)
         return {
             "model": model,
             "label": label,
@@ -174,11 +175,13 @@ class Admin(RunActions, OutcomeActions, ExplainActions):
             "draining": message.draining,
         }
 
+    # --- shadows ---
+
     def set_shadow(self, model: str, version: int, share: float, *, load: bool, comment: str = "") -> Row:
         """The shadow as it is now."""
         shadow = experiments_pb2.Shadow(model=model, version=version, share=share)
         request = experiments_pb2.SetShadowRequest(shadow=shadow, load=load, comment=comment)
-        return _shadow(self._call(self._experiments.SetShadow, request, timeout_s=None).shadow)
+        return _shadow(self._call(self._experiments.SetShadow, request, is_limited=False).shadow)
 
     def shadows(self, model: str = "") -> list[Row]:
         """The shadows of a model, or all."""
@@ -193,12 +196,15 @@ class Admin(RunActions, OutcomeActions, ExplainActions):
     def shadow_report(self, model: str, version: int, against: int | None = None) -> Row:
         """How a shadow compares with a version; None: with the one that callers got most often."""
         request = experiments_pb2.GetShadowReportRequest(model=model, version=version, against_version=against or 0)
-        report: Row = json.loads(self._call(self._experiments.GetShadowReport, request, timeout_s=None).report_json)
+        report: Row = json.loads(self._call(self._experiments.GetShadowReport, request, is_limited=False).report_json)
         return report
 
-    def _call(self, method: Any, request: Any, timeout_s: float | None = 0.0) -> Any:
+    # --- how ---
+
+    def _call(self, method: Any, request: Any, *, is_limited: bool = True) -> Any:
+        """``is_limited`` False: it takes as long as it takes."""
         with self._translated():
-            return method(request, timeout=self._timeout_s if timeout_s == 0.0 else None, metadata=self._metadata)
+            return method(request, timeout=self._timeout_s if is_limited else None, metadata=self._metadata)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

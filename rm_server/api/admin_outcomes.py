@@ -30,5 +30,5 @@ class OutcomeActions:
     def experiment_evidence(self, model: str) -> Evidence:
         """The outcomes of a model's runs, and what is known of its runs."""
         request = experiments_pb2.GetExperimentReportRequest(model=model)
-        response = self._call(self._experiments.GetExperimentReport, request, timeout_s=None)
+        response = self._call(self._experiments.GetExperimentReport, request, is_limited=False)
         return Evidence.from_json(json.loads(response.report_json)["evidence"])

@@ -43,7 +43,7 @@ class RunActions:
             for point in arm.ramp:
                 message.ramp.add(weight=point.weight).time.FromDatetime(datetime.fromtimestamp(point.time_s, UTC))
         request = experiments_pb2.SetSplitRequest(split=split, load=load, comment=comment)
-        return _split(self._call(self._experiments.SetSplit, request, timeout_s=None).split)
+        return _split(self._call(self._experiments.SetSplit, request, is_limited=False).split)
 
     def remove_split(self, model: str, *, comment: str = "") -> None:
         """Ends a model's split."""
