@@ -47,7 +47,7 @@ class Admin(RunActions, OutcomeActions, ExplainActions):
     ``cert`` and ``key``: what this side shows of itself, where the server asks for it.
 
     ``timeout_s`` is for what takes no time to speak of. Registering, what may load or unload a version (a label, a
-    rollback, a promotion, a shadow, a split, too) and reports take as long as they take.
+    rollback, a promotion, a shadow, a split, an explanation, too) and reports take as long as they take.
     """
 
     def __init__(

@@ -40,7 +40,7 @@ class ExplainActions:
             run=run,
             options=options,
         )
-        return _row(self._call(self._scoring.Explain, request))
+        return _row(self._call(self._scoring.Explain, request, is_limited=False))
 
 
 def _row(message: scoring_pb2.ExplainResponse) -> Row:
