@@ -15,7 +15,9 @@ class EngineMetrics:
         tokenize_seconds = families.histogram(
             "rm_tokenize_seconds", "Turning the content of one call into tokens.", VERSION
         )
-        queue_wait_seconds = families.histogram("rm_queue_wait_seconds", "An item's wait for its turn.", VERSION)
+        queue_wait_seconds = families.histogram(
+            "rm_queue_wait_seconds", "The wait for a turn: once for each call in each batch.", VERSION
+        )
         compute_seconds = families.histogram("rm_compute_seconds", "One batch's forward pass.", VERSION)
         batch_items = families.histogram("rm_batch_items", "Items of one batch.", VERSION, ITEM_BUCKETS)
         batch_tokens = families.histogram("rm_batch_tokens", "Tokens computed in one batch.", VERSION, TOKEN_BUCKETS)
@@ -42,7 +44,7 @@ class EngineMetrics:
         self._tokenize_seconds_of(*label_values(key)).observe(seconds)
 
     def queue_waited(self, key: VersionKey, seconds: float) -> None:
-        """An item got its turn."""
+        """The items of one call that are in a batch got their turn."""
         self._queue_wait_seconds_of(*label_values(key)).observe(seconds)
 
     def batch_computed(self, key: VersionKey, num_items: int, num_tokens: int, seconds: float) -> None:
