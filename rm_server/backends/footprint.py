@@ -13,7 +13,7 @@ from rm_server.backends.interface import ComputeSettings, SharedMemory
 from rm_server.errors import ArtifactUnreadable
 from rm_server.registry.layout import ADAPTER_WEIGHTS, version_files
 from rm_server.registry.lora import base_folder
-from rm_server.registry.manifest import Manifest
+from rm_server.registry.manifest import KINDS_WITHOUT_WEIGHTS, Manifest
 
 MAX_FORWARD_TOKENS = 8192
 _LENGTH_BYTES = 8
@@ -43,7 +43,7 @@ def footprint(folder: Path, manifest: Manifest, settings: ComputeSettings, max_b
 
     Raises ArtifactUnreadable, UnsupportedArtifact for files that are not what their names say.
     """
-    if manifest.kind in ("rules", "composite"):
+    if manifest.kind in KINDS_WITHOUT_WEIGHTS:
         return Footprint()
     if manifest.kind == "onnx":
         paths = version_files(folder, "onnx")

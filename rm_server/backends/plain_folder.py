@@ -7,7 +7,14 @@ from typing import Any
 
 from rm_server.errors import UnsupportedArtifact
 from rm_server.registry.lora import base_folder, is_adapter, tokenizer_folder
-from rm_server.registry.manifest import CHAT_TEMPLATE, Kind, Manifest, Transform, TruncationRule
+from rm_server.registry.manifest import (
+    CHAT_TEMPLATE,
+    KINDS_WITHOUT_WEIGHTS,
+    Kind,
+    Manifest,
+    Transform,
+    TruncationRule,
+)
 
 DEFAULT_TEMPLATE = "{prompt}{completion}"
 _SPECS: tuple[tuple[str, Kind, Transform], ...] = (
@@ -81,7 +88,7 @@ def infer_manifest(
 
 def scoring_label(folder: Path, manifest: Manifest) -> str:
     """The label whose logit is the score, by index and name (``1 toxic``); empty where there are not several."""
-    if manifest.kind in ("rules", "composite"):
+    if manifest.kind in KINDS_WITHOUT_WEIGHTS:
         return ""
     config = _config_of(folder)
     names = config.id2label or {}

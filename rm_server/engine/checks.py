@@ -9,7 +9,7 @@ import numpy as np
 from rm_server.backends.interface import Encoder
 from rm_server.backends.items import Content, EncodedItem, Float64Array
 from rm_server.errors import ConstantOutput, GoldenMismatch, NonFiniteScore, RmError
-from rm_server.registry.manifest import Manifest
+from rm_server.registry.manifest import KINDS_WITHOUT_WEIGHTS, Manifest
 from rm_server.registry.records import VersionKey, version_name
 
 SMALLEST_SPREAD = 1e-6
@@ -40,8 +40,6 @@ _ID_PROBES: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
     ((2,), (8, 8, 8)),
     ((5, 6), (7, 3)),
 )
-
-_KINDS_THAT_MAY_BE_CONSTANT = ("rules", "composite")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,7 @@ def check(key: VersionKey, manifest: Manifest, precision: str, probes: Probes, s
             "Look for NaN in its weights, or load it in a wider precision."
         )
     check_golden(name, manifest, precision or "fp32", probes.golden_scores, scores[: len(probes.golden_scores)])
-    if manifest.kind not in _KINDS_THAT_MAY_BE_CONSTANT and len({item.ids.tobytes() for item in probes.items}) > 1:
+    if manifest.kind not in KINDS_WITHOUT_WEIGHTS and len({item.ids.tobytes() for item in probes.items}) > 1:
         spread = float(scores.max() - scores.min())
         if spread <= SMALLEST_SPREAD * max(1.0, float(np.abs(scores).max())):
             raise ConstantOutput(

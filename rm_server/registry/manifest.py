@@ -21,6 +21,9 @@ Transform: TypeAlias = Literal["raw_logit", "sigmoid", "rule", "weighted_sum"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"]
 
 KINDS: tuple[Kind, ...] = ("sequence_classification", "lora", "onnx", "rules", "composite")
+KINDS_WITHOUT_WEIGHTS: tuple[Kind, ...] = ("rules", "composite")
+"""They take next to no memory, have no precision to choose, and may give every text the same score."""
+
 TRUNCATION_RULES: tuple[TruncationRule, ...] = ("refuse", "keep_end", "keep_start")
 TRANSFORMS: tuple[Transform, ...] = ("raw_logit", "sigmoid", "rule", "weighted_sum")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8")

@@ -10,14 +10,13 @@ import numpy as np
 from rm_server.backends.interface import Encoder
 from rm_server.backends.items import Content, is_ids, is_messages
 from rm_server.errors import ConstantOutput, GoldenMismatch, RmError
-from rm_server.registry.manifest import GoldenExample, Manifest
+from rm_server.registry.manifest import KINDS_WITHOUT_WEIGHTS, GoldenExample, Manifest
 from rm_server.training.offline_scoring import ScoreTexts
 from rm_server.training.reference_texts import Text
 from rm_server.training.statistics import FloatArray
 
 NUM_GOLDEN = 16
 _NUM_CANDIDATES = 4 * NUM_GOLDEN
-_MAY_BE_CONSTANT = ("rules", "composite")
 # The manifest's default tolerances suit scores of this size; rounding errors grow with the scores.
 _USUAL_LARGEST_SCORE = 5.0
 
@@ -48,7 +47,8 @@ def record_golden(manifest: Manifest, texts: Sequence[Text], score: ScoreTexts) 
     """
     values = _scores(texts, score)
     spread = float(np.ptp(values)) if len(values) else 0.0
-    if len(values) > 1 and manifest.kind not in _MAY_BE_CONSTANT and spread <= 1e-6 * max(1.0, np.abs(values).max()):
+    has_weights = manifest.kind not in KINDS_WITHOUT_WEIGHTS
+    if len(values) > 1 and has_weights and spread <= 1e-6 * max(1.0, np.abs(values).max()):
         raise ConstantOutput(
             f"The version gives {values[0]:.6g} for each of {len(values)} different texts. "
             "Its head is probably missing, not trained, or zero."

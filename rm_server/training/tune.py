@@ -23,7 +23,7 @@ from rm_server.errors import GoldenMismatch, UnsupportedArtifact
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.lora import base_folder
-from rm_server.registry.manifest import read_manifest
+from rm_server.registry.manifest import KINDS_WITHOUT_WEIGHTS, read_manifest
 from rm_server.registry.records import ServingProfile, VersionKey, VersionRecord, version_name
 from rm_server.registry.serving_profiles import set_serving_profile
 from rm_server.registry.versions_by_name import find_version
@@ -49,7 +49,6 @@ NUM_ROUNDS = 3
 _FIRST_TRY_TOKENS = 512
 _FIRST_TRY_S = 0.1
 _SHORTEST_S = 0.2
-_WITHOUT_WEIGHTS = ("rules", "composite")
 # What a version takes in a worker, in sizes of its files: weights, and their reordered copies.
 _MEMORY_FACTOR = 2.5
 
@@ -120,7 +119,7 @@ def tune_version(
     precision keeps the golden scores, and what `find_version` and loading raise. Nothing is kept then.
     """
     record = find_version(catalog.snapshot(), name)
-    if record.kind in _WITHOUT_WEIGHTS:
+    if record.kind in KINDS_WITHOUT_WEIGHTS:
         raise UnsupportedArtifact(
             f"{version_name(record.key)} is of the kind {record.kind}: there is nothing to choose."
         )
