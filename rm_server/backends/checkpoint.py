@@ -14,14 +14,13 @@ from transformers.utils import logging as transformers_logging
 from rm_server.backends.device_memory import is_out_of_memory
 from rm_server.backends.json_file import first_line, read_json
 from rm_server.errors import ArtifactUnreadable, OutOfMemory, UnsupportedArtifact, WeightsMismatch
+from rm_server.registry.layout import WEIGHTS, WEIGHTS_INDEX
 
 # transformers carries no types; these names say which of its objects is meant.
 Config: TypeAlias = Any
 Tokenizer: TypeAlias = Any
 Model: TypeAlias = Any
 
-_WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 _NAMES_SHOWN = 6
 # A constant that older GPT-2 checkpoints carry among the weights; no release of the last years reads it.
 _LEFT_OVER = (".attn.masked_bias",)
@@ -124,12 +123,12 @@ def check_weight_files(folder: Path) -> None:
     """
     if (folder / "adapter_config.json").is_file():
         raise UnsupportedArtifact(f"{folder} is an adapter, not a whole model; its kind is `lora`.")
-    if (folder / _WEIGHTS).is_file():
-        names = {_WEIGHTS}
-    elif (folder / _INDEX).is_file():
-        weight_map = read_json(folder / _INDEX).get("weight_map")
+    if (folder / WEIGHTS).is_file():
+        names = {WEIGHTS}
+    elif (folder / WEIGHTS_INDEX).is_file():
+        weight_map = read_json(folder / WEIGHTS_INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise ArtifactUnreadable(f"{folder / _INDEX} has no weight_map.")
+            raise ArtifactUnreadable(f"{folder / WEIGHTS_INDEX} has no weight_map.")
         names = set(weight_map.values())
     else:
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
@@ -138,16 +137,16 @@ def check_weight_files(folder: Path) -> None:
                 f"{folder} has its weights in {', '.join(pickled)}: a pickle can run code, so only safetensors is "
                 "read. Load it where you trust it and save it with `save_pretrained`."
             )
-        raise ArtifactUnreadable(f"{folder} has neither {_WEIGHTS} nor {_INDEX}.")
+        raise ArtifactUnreadable(f"{folder} has neither {WEIGHTS} nor {WEIGHTS_INDEX}.")
     for name in sorted(names):
         path = folder / name
         if path.parent != folder:
-            raise ArtifactUnreadable(f"{folder / _INDEX} names {name!r}, a file outside of the folder.")
+            raise ArtifactUnreadable(f"{folder / WEIGHTS_INDEX} names {name!r}, a file outside of the folder.")
         try:
             with safe_open(path, framework="pt") as file:
                 file.keys()  # opening has compared the header with the file's size
         except FileNotFoundError:
-            raise ArtifactUnreadable(f"{folder / _INDEX} names {name}, and that file is not there.") from None
+            raise ArtifactUnreadable(f"{folder / WEIGHTS_INDEX} names {name}, and that file is not there.") from None
         except (SafetensorError, OSError) as error:
             size_bytes = path.stat().st_size
             raise ArtifactUnreadable(

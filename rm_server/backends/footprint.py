@@ -15,6 +15,7 @@ from rm_server.registry.layout import ADAPTER_WEIGHTS, version_files
 from rm_server.registry.lora import base_folder
 from rm_server.registry.manifest import KINDS_WITHOUT_WEIGHTS, Manifest
 
+# More tokens than this gain nothing in one forward, and its intermediate results take memory.
 MAX_FORWARD_TOKENS = 8192
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000

@@ -14,6 +14,7 @@ import torch
 
 from rm_server.backends.attention import PACKED_ATTENTION, Attending, NotPackable, Reading, attending
 from rm_server.backends.checkpoint import Config, Model, position_offset
+from rm_server.backends.footprint import MAX_FORWARD_TOKENS
 from rm_server.backends.items import Batch
 from rm_server.backends.last_layer import find_last_layer, read_all, read_only
 from rm_server.backends.layout import FlatLayout, filled_size, filled_up, lay_out
@@ -23,8 +24,6 @@ from rm_server.backends.rope import FreshFrequencies, shared_forward_limit
 from rm_server.backends.shared_prefix import find_shared_prefixes, tokens_to_compute
 from rm_server.backends.short_encoder import lengthen, shorten
 
-# More tokens than this gain nothing in one forward, and its intermediate results take memory.
-MAX_FORWARD_TOKENS = 8192
 MAX_PADDED_TOKENS = 4096
 
 

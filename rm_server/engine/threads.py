@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
+from rm_server.backends.device import num_cores
 from rm_server.config import EngineSettings
 
 
 def threads_per_worker(settings: EngineSettings) -> int:
     """As set, or the cores divided between the workers."""
-    return settings.threads_per_worker or max(1, _num_cores() // max(1, settings.workers))
+    return settings.threads_per_worker or max(1, num_cores() // max(1, settings.workers))
 
 
 def threads_alone(settings: EngineSettings) -> int:
@@ -20,8 +19,4 @@ def threads_alone(settings: EngineSettings) -> int:
     own = threads_per_worker(settings)
     if settings.deterministic or settings.device != "cpu":
         return own
-    return max(own, min(own * settings.workers, _num_cores()))
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(own, min(own * settings.workers, num_cores()))

@@ -27,6 +27,6 @@ from rm_server.engine.threads import threads_alone, threads_per_worker
 def test_threads(
     monkeypatch: pytest.MonkeyPatch, num_cores: int, settings: dict[str, object], expected: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr(threads, "_num_cores", lambda: num_cores)
+    monkeypatch.setattr(threads, "num_cores", lambda: num_cores)
     engine = EngineSettings(**settings)  # type: ignore[arg-type]
     assert (threads_per_worker(engine), threads_alone(engine)) == expected
