@@ -118,7 +118,6 @@ class Crew:
         self._make_worker = make_worker
         self._listener = listener
         self.seats = [Seat() for _ in range(num_workers)]
-        self.num_restarts = 0
         self.is_down = False
         """No worker is up and the last attempt to start one failed."""
         self._orders: dict[VersionKey, tuple[LoadOrder, Check, Verify]] = {}
@@ -265,7 +264,6 @@ class Crew:
                 raise
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        self.num_restarts += 1
         self.is_down = False
         self._listener.on_ready()
 

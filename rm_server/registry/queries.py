@@ -131,10 +131,5 @@ def history_record(row: Row[Any]) -> HistoryRecord:
 
 def serving_profiles_by_version(connection: Connection) -> dict[tuple[VersionKey, str], ServingProfile]:
     """All serving profiles, by version and kind of device."""
-    profiles = map(serving_profile, connection.execute(select(serving_profiles)))
+    profiles = (ServingProfile(**row._mapping) for row in connection.execute(select(serving_profiles)))
     return {((profile.model, profile.version), profile.device): profile for profile in profiles}
-
-
-def serving_profile(row: Row[Any]) -> ServingProfile:
-    """A row of `serving_profiles` as the record that the catalog hands out."""
-    return ServingProfile(**row._mapping)

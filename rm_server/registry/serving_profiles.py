@@ -5,7 +5,7 @@ A version is immutable and its digest says nothing of machines; so this lies bes
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, and_, delete, insert, select
+from sqlalchemy import delete, insert
 
 from rm_server.errors import InvalidRequest
 from rm_server.registry import queries
@@ -22,9 +22,14 @@ def set_serving_profile(catalog: Catalog, profile: ServingProfile, actor: str, c
     Raises ModelNotFound, VersionNotFound, InvalidRequest.
     """
     _check(profile)
+    of = serving_profiles.c
     with catalog.changing(actor, comment) as change:
         queries.require_version(change.connection, profile.model, profile.version)
-        change.connection.execute(delete(serving_profiles).where(_is(profile.model, profile.version, profile.device)))
+        change.connection.execute(
+            delete(serving_profiles).where(
+                of.model == profile.model, of.version == profile.version, of.device == profile.device
+            )
+        )
         change.connection.execute(
             insert(serving_profiles).values(
                 model=profile.model,
@@ -43,22 +48,6 @@ def set_serving_profile(catalog: Catalog, profile: ServingProfile, actor: str, c
             f"{profile.max_batch_tokens} tokens: {profile.tokens_per_s:.0f} tokens/s on {profile.device}"
         )
         change.record("set_serving_profile", profile.model, profile.version, detail)
-
-
-def profile_of(catalog: Catalog, model: str, version: int, device: str) -> ServingProfile | None:
-    """What was found for a version on a kind of device (`backends.device.device_kind`).
-
-    Raises ModelNotFound or VersionNotFound.
-    """
-    with catalog.database.reading() as connection:
-        queries.require_version(connection, model, version)
-        row = connection.execute(select(serving_profiles).where(_is(model, version, device))).one_or_none()
-        return None if row is None else queries.serving_profile(row)
-
-
-def _is(model: str, version: int, device: str) -> ColumnElement[bool]:
-    table = serving_profiles.c
-    return and_(table.model == model, table.version == version, table.device == device)
 
 
 def _check(profile: ServingProfile) -> None:

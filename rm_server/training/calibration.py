@@ -13,7 +13,7 @@ import numpy as np
 from rm_server.errors import InvalidRequest
 from rm_server.training.statistics import FloatArray
 
-Method: TypeAlias = Literal["standardise", "match_moments", "least_squares"]
+Method: TypeAlias = Literal["standardise", "match_moments"]
 
 
 class CannotCalibrate(InvalidRequest):
@@ -62,21 +62,6 @@ def match_moments(scores: FloatArray, targets: FloatArray, source: str) -> Calib
     (mean, std), (target_mean, target_std) = _moments(scores), _moments(targets)
     gain = target_std / std
     return Calibration(gain, target_mean - gain * mean, "match_moments", len(scores), source)
-
-
-def least_squares(scores: FloatArray, targets: FloatArray, source: str) -> Calibration:
-    """The line that predicts another version's scores of the same texts best (smallest squared error).
-
-    Raises CannotCalibrate, also when the two do not rise together: a gain of 0 or below would turn the order round.
-    """
-    _check_paired(scores, targets)
-    mean, std = _moments(scores)
-    gain = float(((scores - mean) * (targets - targets.mean())).mean()) / std**2
-    if gain <= 0:
-        raise CannotCalibrate(
-            f"The scores do not rise with the other version's (slope {gain:.3g}); they measure different things."
-        )
-    return Calibration(gain, float(targets.mean()) - gain * mean, "least_squares", len(scores), source)
 
 
 def _check_paired(scores: FloatArray, targets: FloatArray) -> None:

@@ -18,7 +18,6 @@ from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.home import add_version, open_home
 from rm_server.registry.manifest import GoldenExample, Manifest, write_manifest
-from rm_server.registry.serving_profiles import profile_of
 from rm_server.training.tune import relatives, tune_version
 from rm_server.training.tuning import BATCH_TOKENS
 
@@ -55,8 +54,7 @@ def test_a_profile_is_measured_kept_and_told(
         rates[way["version"]] = max(rates[way["version"]], way["tokens_per_s"])
     assert told["fastest_version"] == max(rates, key=lambda version: rates[version])
     for expected in told["profiles"]:
-        profile = profile_of(catalog, "m", expected["version"], kind)
-        assert profile is not None
+        profile = catalog.snapshot().profiles[("m", expected["version"]), kind]
         assert {name: getattr(profile, name) for name in expected} == expected
     assert [profile["version"] for profile in told["profiles"]] == [1, 2]
     assert "tune" in [one.name for one in catalog.evaluations("m", 1)]
@@ -97,9 +95,7 @@ def test_an_adapter_is_measured_over_its_base(tmp_path: Path, opened: tuple[Cata
     adapter = make_adapter(tmp_path / "adapter", tiny_models.make_checkpoint(tmp_path / "base", "llama"))
     assert cli.main(["register", "m", str(adapter), "--home", home, "--quiet"]) == 0
     assert cli.main(["tune", "m@1", "--home", home, *ONE_PROCESS]) == 0
-    profile = profile_of(opened[0], "m", 1, device_kind("cpu"))
-    assert profile is not None
-    assert profile.tokens_per_s > 0
+    assert opened[0].snapshot().profiles[("m", 1), device_kind("cpu")].tokens_per_s > 0
 
 
 def test_rules_have_nothing_to_choose(tmp_path: Path, opened: tuple[Catalog, ArtifactStore]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from rm_server.errors import InvalidRequest, ModelNotFound, VersionNotFound
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.records import ServingProfile
-from rm_server.registry.serving_profiles import profile_of, set_serving_profile
+from rm_server.registry.serving_profiles import set_serving_profile
 
 PROFILE = ServingProfile("m", 1, "cpu: a", "bf16", 2, 1, 4096, 17000.0)
 
@@ -24,12 +24,10 @@ def catalog(home: tuple[Catalog, object]) -> Iterator[Catalog]:
 def test_a_profile_is_kept_for_its_version_and_device(catalog: Catalog) -> None:
     before = catalog.revision()
     set_serving_profile(catalog, PROFILE, "bob", "after the upgrade")
-    found = profile_of(catalog, "m", 1, "cpu: a")
-    assert found is not None
+    ((key, found),) = catalog.snapshot().profiles.items()
+    assert key == (("m", 1), "cpu: a")
     assert found.create_time is not None
     assert replace(found, create_time=None) == PROFILE
-    assert profile_of(catalog, "m", 1, "cpu: b") is None
-    assert catalog.snapshot().profiles == {(("m", 1), "cpu: a"): found}
     (newest,) = catalog.history("m", 1)
     assert (newest.action, newest.actor, newest.comment) == ("set_serving_profile", "bob", "after the upgrade")
     assert newest.detail == "bf16, 2 × 1 threads, batches of 4096 tokens: 17000 tokens/s on cpu: a"
@@ -57,7 +55,7 @@ def test_what_does_not_exist_has_no_profile(catalog: Catalog) -> None:
     with pytest.raises(VersionNotFound):
         set_serving_profile(catalog, replace(PROFILE, version=2), "bob")
     with pytest.raises(ModelNotFound):
-        profile_of(catalog, "n", 1, "cpu: a")
+        set_serving_profile(catalog, replace(PROFILE, model="n"), "bob")
 
 
 @pytest.mark.parametrize(
