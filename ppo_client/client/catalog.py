@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from rm_api.v1 import experiments_pb2, models_pb2, scoring_pb2
+from rm_api.v1 import experiments_pb2, models_pb2
 
 from ppo_client.client.error_map import from_item
 from ppo_client.client.errors import RewardClientError
 from ppo_client.client.scores import Calibration
+from ppo_client.client.wire import read_calibration, word
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ def read_lease(lease: experiments_pb2.Lease, *, is_resumed: bool) -> Lease:
         version=lease.version,
         digest=lease.digest,
         arm=lease.arm,
-        calibration=_read_calibration(lease),
+        calibration=read_calibration(lease),
         expire_time=lease.expire_time.ToDatetime(UTC),
         is_resumed=is_resumed,
     )
@@ -165,7 +166,7 @@ def read_version(version: models_pb2.Version) -> Version:
         version=version.version,
         digest=version.digest,
         kind=version.kind,
-        state=_word(models_pb2.VersionState, version.state, "VERSION_STATE_"),
+        state=word(models_pb2.VersionState, version.state, "VERSION_STATE_"),
         error=from_item(version.error) if version.HasField("error") else None,
         labels=tuple(version.labels),
         create_time=version.create_time.ToDatetime(UTC),
@@ -174,7 +175,7 @@ def read_version(version: models_pb2.Version) -> Version:
         max_tokens=version.max_tokens,
         memory_bytes=version.memory_bytes,
         precision=version.precision,
-        calibration=_read_calibration(version),
+        calibration=read_calibration(version),
         evaluations=tuple(
             Evaluation(each.name, json.loads(each.report_json), each.create_time.ToDatetime(UTC))
             for each in version.evaluations
@@ -189,16 +190,4 @@ def read_model(model: models_pb2.Model) -> Model:
 
 def read_change(change: models_pb2.WatchModelsResponse) -> ModelChange:
     """The contract's change as ours."""
-    return ModelChange(_word(models_pb2.WatchModelsResponse.Change, change.change, "CHANGE_"), read_model(change.model))
-
-
-def _read_calibration(holder: experiments_pb2.Lease | models_pb2.Version) -> Calibration | None:
-    if not holder.HasField("calibration"):
-        return None
-    given: scoring_pb2.Calibration = holder.calibration
-    return Calibration(given.digest, given.gain, given.bias)
-
-
-def _word(enum: Any, value: int, prefix: str) -> str:
-    name: str = enum.Name(value) if value in enum.values() else f"unknown_{value}"
-    return name.removeprefix(prefix).lower()
+    return ModelChange(word(models_pb2.WatchModelsResponse.Change, change.change, "CHANGE_"), read_model(change.model))

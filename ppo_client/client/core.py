@@ -110,7 +110,7 @@ class Core:
             prompt=item.prompt,
             completion=item.completion,
             run=call.run,
-            options=call.request([], "").options,
+            options=call.options(),
         )
         return lambda operations: operations.explain(request)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from rm_api.v1 import scoring_pb2
 
 from ppo_client.client.error_map import from_item
 from ppo_client.client.errors import InvalidReply, RewardClientError
 from ppo_client.client.scores import Calibration, Component
+from ppo_client.client.wire import read_calibration, word
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +64,19 @@ def read_explanation(message: scoring_pb2.ExplainResponse) -> Explanation:
     if outcome is None:
         raise InvalidReply(f"{message.model}@{message.version} gave neither a score nor an error")
     part = scoring_pb2.ExplainedToken.Part
-    given = message.calibration
     return Explanation(
         model=message.model,
         version=message.version,
         digest=message.digest,
         chosen_by=message.chosen_by,
         templated_text=tuple(message.templated_text),
-        tokens=tuple(Token(t.id, t.text, _word(part, t.part, "PART_")) for t in message.tokens),
+        tokens=tuple(Token(t.id, t.text, word(part, t.part, "PART_")) for t in message.tokens),
         num_tokens_before_truncation=message.num_tokens_before_truncation,
         num_tokens=result.num_tokens,
         is_truncated=result.truncated,
-        truncation=_word(scoring_pb2.Truncation, message.truncation, "TRUNCATION_"),
-        transform=_word(scoring_pb2.Transform, message.transform, "TRANSFORM_"),
-        calibration=Calibration(given.digest, given.gain, given.bias) if message.HasField("calibration") else None,
+        truncation=word(scoring_pb2.Truncation, message.truncation, "TRUNCATION_"),
+        transform=word(scoring_pb2.Transform, message.transform, "TRANSFORM_"),
+        calibration=read_calibration(message),
         parts=tuple(
             Component(each.name, each.value, each.weight, each.version, each.digest) for each in result.score.components
         ),
@@ -85,8 +84,3 @@ def read_explanation(message: scoring_pb2.ExplainResponse) -> Explanation:
         error=from_item(result.error) if outcome == "error" else None,
         _score=result.score.value,
     )
-
-
-def _word(enum: Any, value: int, prefix: str) -> str:
-    name: str = enum.Name(value) if value in enum.values() else f"unknown_{value}"
-    return name.removeprefix(prefix).lower()

@@ -21,6 +21,7 @@ from ppo_client.client.errors import (
 )
 from ppo_client.client.score_call import ScoreCall
 from ppo_client.client.scores import Calibration, Component, Scores, Timings
+from ppo_client.client.wire import read_calibration
 
 _TRANSFORMS = {
     scoring_pb2.TRANSFORM_RAW_LOGIT: "raw_logit",
@@ -100,10 +101,7 @@ def _read_source(response: scoring_pb2.ScoreResponse, call: ScoreCall) -> Source
             f"{response.model}@{response.version} does not say what was done to the model's output (transform "
             f"{response.transform}); is the server newer than this client?"
         )
-    calibration = None
-    if response.HasField("calibration"):
-        given = response.calibration
-        calibration = Calibration(given.digest, given.gain, given.bias)
+    calibration = read_calibration(response)
     if call.calibrated != (calibration is not None):
         asked, came = ("calibrated", "raw") if call.calibrated else ("raw", "calibrated")
         raise InvalidReply(f"{asked} scores were asked of {call.model!r} and {came} ones came")

@@ -73,19 +73,20 @@ class ScoreCall:
         if not isinstance(self.priority, int) or not -10 <= self.priority <= 10:
             raise InvalidRequest(f"priority must be an integer from -10 to 10, got {self.priority!r}")
 
+    def options(self) -> scoring_pb2.ScoreOptions:
+        """What the message for any items says of how they are scored."""
+        return scoring_pb2.ScoreOptions(
+            calibrated=self.calibrated,
+            truncation=_TRUNCATION[self.truncation],
+            bypass_cache=self.bypass_cache,
+            expected_digest=self.expected_digest or "",
+            priority=self.priority,
+        )
+
     def request(self, items: Sequence[Item], request_id: str) -> scoring_pb2.ScoreRequest:
         """The message for these items; neighbours with the same prompt become one group."""
         request = scoring_pb2.ScoreRequest(
-            model=self.model,
-            run=self.run,
-            request_id=request_id,
-            options=scoring_pb2.ScoreOptions(
-                calibrated=self.calibrated,
-                truncation=_TRUNCATION[self.truncation],
-                bypass_cache=self.bypass_cache,
-                expected_digest=self.expected_digest or "",
-                priority=self.priority,
-            ),
+            model=self.model, run=self.run, request_id=request_id, options=self.options()
         )
         previous: scoring_pb2.Content | None = None
         for item in items:
