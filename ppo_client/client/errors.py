@@ -189,7 +189,7 @@ class OutOfMemory(Unavailable):
 
 
 class CatalogUnavailable(Unavailable):
-    """The server cannot reach its catalog."""
+    """The server cannot use its catalog, or its home or artifact store, now."""
 
 
 class Cancelled(Unavailable):
@@ -225,7 +225,7 @@ class GoldenMismatch(BrokenVersion):
 
 
 class ConstantOutput(BrokenVersion):
-    """Every golden example gets the same score."""
+    """Different texts all get the same score."""
 
 
 class UnsupportedArtifact(BrokenVersion):

@@ -38,7 +38,7 @@ from ppo_client.client.stream_thread import answers_of
 
 
 class Operations:
-    """Everything takes its own deadline; everything may be repeated safely, and is where that helps."""
+    """Scoring takes its own timeout, all else the settings'. All may be repeated safely, and is where that helps."""
 
     def __init__(self, settings: ClientSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self._caller = Caller(settings, clock=clock)

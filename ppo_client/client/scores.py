@@ -17,7 +17,7 @@ Text beside messages is one turn of a chat: the user's as a prompt, the assistan
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The affine map that was applied: ``score = gain * raw + bias``."""
+    """An affine map: ``score = gain * raw + bias``. In `Scores` the one that was applied, else the version's own."""
 
     digest: str
     gain: float

@@ -86,7 +86,8 @@ class Run:
     def save_as_marked(self) -> None:
         """As `save`, while the other processes do something else. Nothing may have been learnt since `mark`.
 
-        With FSDP it does nothing: the others' shares of the optimizer's state are out of reach until they join in.
+        With FSDP and DeepSpeed it does nothing: the others' shares of the optimizer's state are out of reach until they
+        join in.
         """
         model, optimizer = self.updater.model, self.updater.optimizer
         if self.accelerator.is_main_process and not self.is_saved and not is_sharded(model):

@@ -32,7 +32,7 @@ class RunFacts:
     response_tokens_last: float
     eos_rate_last: float
     versions: list[str]
-    """In the order they scored"""
+    """Of the first reward model, in the order they scored"""
     switch_steps: list[int]
     """Steps in which another version answered first"""
     incomparable_steps: list[int]

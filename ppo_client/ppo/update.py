@@ -34,7 +34,7 @@ class Batch:
     advantages: Tensor
     returns: Tensor
     weights: Tensor | None = None
-    """Importance weights, where an older policy sampled"""
+    """Importance weights, where an older policy or another engine sampled"""
 
     def select(self, rows: Tensor) -> Batch:
         sequences = self.sequences.select(rows)
