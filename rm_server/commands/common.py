@@ -12,6 +12,9 @@ from typing import Any
 Row = Mapping[str, Any]
 
 HELP_WIDTH = 100
+SHORT_DIGEST = 12
+"""So many characters of a digest are shown to people."""
+
 Column = tuple[str, Callable[[Row], Any]]
 
 

@@ -7,8 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rm_server.commands.common import CommandError, add_json_option, add_reason_option, print_json, short_bytes
-from rm_server.commands.models import SHORT_DIGEST
+from rm_server.commands.common import (
+    SHORT_DIGEST,
+    CommandError,
+    add_json_option,
+    add_reason_option,
+    print_json,
+    short_bytes,
+)
 from rm_server.commands.target import add_home_option, opened_home
 from rm_server.registry.records import version_name
 

@@ -7,11 +7,10 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from rm_server.commands.common import add_command, add_json_option, print_json, print_table, short_bytes
+from rm_server.commands.common import SHORT_DIGEST, add_command, add_json_option, print_json, print_table, short_bytes
 from rm_server.commands.target import add_home_option, opened_home
 
 DEFAULT_MIN_AGE_HOURS = 1.0
-_SHORT_DIGEST = 12
 
 
 def add_parsers(commands: Any) -> None:
@@ -52,7 +51,7 @@ def run_gc(arguments: argparse.Namespace) -> int:
     print_table(
         [asdict(item) for item in garbage],
         (
-            ("DIGEST", lambda row: row["digest"][:_SHORT_DIGEST]),
+            ("DIGEST", lambda row: row["digest"][:SHORT_DIGEST]),
             ("SIZE", lambda row: short_bytes(row["num_bytes"])),
             ("IN", lambda row: row["place"]),
         ),

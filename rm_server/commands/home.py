@@ -38,8 +38,7 @@ class HomeAdmin:
         self, model: str, label: str, version: int, *, load: bool, unload_previous: bool, comment: str = ""
     ) -> int | None:
         """Moves a label, and says that the version shall be loaded: servers move the label when they have done so."""
-        if (model, version) not in self._catalog.snapshot().wanted:  # else its precision would be forgotten
-            self._catalog.set_wanted(model, version, True, self._actor, comment)
+        self._want(model, version, comment)
         previous = self._catalog.set_label(model, label, version, self._actor, comment)
         if unload_previous and previous not in (None, version):
             self._unwant(model, previous, comment)
@@ -62,8 +61,7 @@ class HomeAdmin:
         if not dry_run:
             if not (decision.is_allowed or force):
                 raise refusal(evidence, decision)
-            if (model, version) not in self._catalog.snapshot().wanted:  # else its precision would be forgotten
-                self._catalog.set_wanted(model, version, True, self._actor, comment)
+            self._want(model, version, comment)
             self._catalog.promote(model, label, version, self._actor, comment, expected=present, why=spoken(decision))
         return {
             "model": model,
@@ -96,6 +94,10 @@ class HomeAdmin:
     def shadow_report(self, model: str, version: int, against: int | None = None) -> Row:
         """By the pairs that servers have written: the last seconds may be missing."""
         return read_report(self._catalog, model, version, against)
+
+    def _want(self, model: str, version: int, comment: str) -> None:
+        if (model, version) not in self._catalog.snapshot().wanted:  # else its precision would be forgotten
+            self._catalog.set_wanted(model, version, True, self._actor, comment)
 
     def _unwant(self, model: str, version: int | None, comment: str) -> None:
         if version is not None and version not in self._catalog.snapshot().labels_of(model).values():

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from rm_server.commands.common import (
+    SHORT_DIGEST,
     Row,
     add_command,
     add_json_option,
@@ -19,8 +20,6 @@ from rm_server.commands.common import (
     version_number,
 )
 from rm_server.commands.target import add_home_option, add_server_options, open_server, open_server_or_home
-
-SHORT_DIGEST = 12
 
 
 def add_parsers(commands: Any) -> None:

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rm_server.commands.common import CommandError, Row, add_json_option, add_reason_option, print_json
-from rm_server.commands.models import SHORT_DIGEST
+from rm_server.commands.common import SHORT_DIGEST, CommandError, Row, add_json_option, add_reason_option, print_json
 from rm_server.commands.target import add_home_option, add_server_options, open_server, open_server_or_home
 from rm_server.commands.tune import print_tuning, tune
 from rm_server.registry.options import home_of
