@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from rm_server.commands.common import CommandError, Row
+from rm_server.commands.common import Row
 from rm_server.commands.experiment_text import (
     ONE_VALUE,
     PEEKING,
@@ -19,7 +18,8 @@ from rm_server.commands.experiment_text import (
     signed,
     value_rule,
 )
-from rm_server.scoring.experiment_evidence import Evidence, RunRecord
+from rm_server.commands.page import Plot, drawing, rendered
+from rm_server.scoring.experiment_evidence import Evidence, Point, RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,14 +28,6 @@ Colors: TypeAlias = Mapping[str, str]
 
 _PALETTE = ("#566071", "#2f5aa8", "#d1673a", "#1b7f79", "#8c4fa3", "#b7791f", "#b3372f", "#3f8fb5")
 """The baseline's first."""
-
-
-class Plot(NamedTuple):
-    """A plot with what it shows."""
-
-    title: str
-    svg: str
-    caption: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +42,7 @@ class _Drawn:
     def arms(self) -> list[str]:
         return [arm["arm"] for arm in self.metric["arms"]]
 
-    def points(self, run: str) -> list[Any]:
+    def points(self, run: str) -> list[Point]:
         """Of this metric, by step; without what is of the run as a whole."""
         of_run = [p for p in self.runs[run].points if p.metric == self.metric["metric"] and p.step]
         return sorted(of_run, key=lambda point: point.step)
@@ -58,30 +50,24 @@ class _Drawn:
 
 def page(report: Row) -> str:
     """HTML with everything inside: no script, nothing fetched. Raises CommandError without the extra `train`."""
-    try:
-        from jinja2 import Environment, StrictUndefined
-
+    with drawing():
         colors = {arm["arm"]: _PALETTE[index % len(_PALETTE)] for index, arm in enumerate(report["arms"])}
         runs = {run.run: run for run in Evidence.from_json(report["evidence"]).runs}
         plots = {
             metric["metric"]: _plots(_Drawn(metric, report["baseline"], colors, runs)) for metric in report["metrics"]
         }
         registered = _registered(runs, colors, report)
-    except ModuleNotFoundError as error:
-        raise CommandError(f"--html needs {error.name}: install it with `pip install 'rm-service[train]'`.") from error
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "signed": signed}
-    template = environment.from_string(files(__package__).joinpath("experiment.html.jinja").read_text(encoding="utf-8"))
-    return template.render(
-        report=report,
-        colors=colors,
-        plots=plots,
-        registered=registered,
-        details=details,
-        direction=direction,
-        count=count,
-        notes=(value_rule(report), ONE_VALUE, PEEKING),
-    )
+    values = {
+        "report": report,
+        "colors": colors,
+        "plots": plots,
+        "registered": registered,
+        "details": details,
+        "direction": direction,
+        "count": count,
+        "notes": (value_rule(report), ONE_VALUE, PEEKING),
+    }
+    return rendered("experiment.html.jinja", values, {"number": number, "signed": signed})
 
 
 def _plots(drawn: _Drawn) -> list[Plot]:

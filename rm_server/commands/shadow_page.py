@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
-from rm_server.commands.common import CommandError
+from rm_server.commands.page import Plot, drawing, rendered
 from rm_server.commands.shadow import figures
 
 MAX_PLOTTED_RUNS = 12
 
 
-class Plot(NamedTuple):
-    """A plot with what it shows."""
-
-    title: str
-    svg: str
-    caption: str
-
-
 def page(report: dict[str, Any]) -> str:
     """HTML with everything inside: no script, nothing fetched. Raises CommandError without the extra `train`."""
-    try:
-        from jinja2 import Environment, StrictUndefined
-
+    with drawing():
         plots = _plots(report)
-    except ModuleNotFoundError as error:
-        raise CommandError(f"--html needs {error.name}: install it with `pip install 'rm-service[train]'`.") from error
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files(__package__).joinpath("shadow.html.jinja").read_text(encoding="utf-8"))
-    return template.render(report=report, agreement=report["agreement"], rows=list(figures(report)), plots=plots)
+    values = {"report": report, "agreement": report["agreement"], "rows": list(figures(report)), "plots": plots}
+    return rendered("shadow.html.jinja", values)
 
 
 def _plots(report: dict[str, Any]) -> list[Plot]:
