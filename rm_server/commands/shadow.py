@@ -128,7 +128,7 @@ def run_report(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(report)
     if not report["num_pairs"]:
-        if arguments.json:
+        if arguments.json and not (arguments.html or arguments.pairs):
             return 0
         raise CommandError(_nothing_yet(report, arguments.against))
     if arguments.html:

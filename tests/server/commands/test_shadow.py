@@ -100,6 +100,16 @@ def test_a_page_that_cannot_be_written_is_one_line(
     assert re.fullmatch(r"rm-server: .*/nowhere/page.html cannot be written: No such file or directory\.", line)
 
 
+@pytest.mark.parametrize("option", ["--html", "--pairs"])
+def test_a_file_of_nothing_is_not_left_out_without_a_word(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    assert run(home, "shadow", "report", "helpful", "1", "--json", option, str(tmp_path / "file")) == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["num_pairs"] == 0
+    assert "has not been compared yet" in printed.err
+
+
 def test_what_was_never_compared_is_said(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(home, "shadow", "report", "helpful", "1") == 1
     assert "`rm-server shadow set` lets it shadow" in capsys.readouterr().err
