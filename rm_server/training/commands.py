@@ -278,7 +278,7 @@ def _assess_folder(
     from rm_server.training.assessment import Subject, assess
     from rm_server.training.composite_scoring import version_scorer
     from rm_server.training.offline_scoring import offline_scorer
-    from rm_server.training.preferences import read_split
+    from rm_server.training.preferences import SPLIT_FILE, read_split
     from rm_server.training.ratings import read_ratings
 
     evaluates = arguments.run is run_evaluate
@@ -288,7 +288,7 @@ def _assess_folder(
         else ComputeSettings(threads=arguments.threads or 0)
     )
     shows_progress = not arguments.quiet
-    split_file = folder / "split.json"
+    split_file = folder / SPLIT_FILE
     return assess(
         offline_scorer(folder, manifest, settings, shows_progress=shows_progress)
         if artifacts is None

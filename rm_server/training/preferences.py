@@ -16,6 +16,9 @@ from rm_server.training.rows import content_of, key_of, length_of, name_of
 
 logger = logging.getLogger(__name__)
 
+SPLIT_FILE = "split.json"
+"""In a folder that training made: which prompts it was trained on."""
+
 _ASSISTANT_TURN = "\n\nAssistant:"
 """Before each answer in a dialogue that is one text, as in Anthropic's hh-rlhf."""
 

@@ -31,6 +31,7 @@ from rm_server.training.encoding import EncodedPairs, encode_pairs
 from rm_server.training.pair_trainer import PairTrainer
 from rm_server.training.precision import resolve_precision
 from rm_server.training.preferences import (
+    SPLIT_FILE,
     Preference,
     Split,
     check_covered,
@@ -48,7 +49,6 @@ from rm_server.training.settings import TrainSettings
 logger = logging.getLogger(__name__)
 
 TRAINING_FILE = "training.json"
-SPLIT_FILE = "split.json"
 
 
 @dataclass(frozen=True, slots=True)
