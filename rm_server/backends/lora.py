@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import count
@@ -299,7 +299,7 @@ def _own_names(model: Model) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _by_module(folder: Path, names: Any, adapter: Adapter) -> dict[str, dict[str, torch.Tensor]]:
+def _by_module(folder: Path, names: Collection[str], adapter: Adapter) -> dict[str, dict[str, torch.Tensor]]:
     """The adapter's whole weights by the module that they belong to. Raises UnsupportedArtifact for others."""
     found: dict[str, dict[str, torch.Tensor]] = {}
     for key, weight in adapter.saved.items():

@@ -22,9 +22,11 @@ from rm_server.backends.interface import (
     Backend,
     ComputeSettings,
     MixesVersions,
+    PartsBackend,
     SharedMemory,
     SharesMemory,
     SharesPrefixes,
+    Stretches,
 )
 from rm_server.backends.items import Batch, Float64Array
 from rm_server.errors import InternalError, OutOfMemory, RmError, VersionNotLoaded
@@ -150,8 +152,8 @@ class Host:
                 raise VersionNotLoaded(f"{version_name(key)} is not loaded in this worker.")
             backends.append(self._backends[key])
         for backend in backends:
-            if hasattr(backend, "stretch"):  # it Stretches; to ask for the protocol takes ten times as long
-                backend.stretch(is_alone)
+            if hasattr(backend, "stretch"):  # to ask for the protocol takes ten times as long
+                cast(Stretches, backend).stretch(is_alone)
         return computed(backends[0], keys[0], batch) if len(keys) == 1 else _computed_together(backends, keys, batch)
 
 
@@ -159,8 +161,8 @@ def computed(backend: Backend, key: VersionKey, batch: Batch) -> Computed:
     """Scores a batch with a backend that is at hand. Raises what the backend raises, and InternalError."""
     parts = None
     start = time.perf_counter()
-    if hasattr(backend, "score_parts"):  # a PartsBackend; to ask for the protocol takes ten times as long
-        scores, parts = backend.score_parts(batch)
+    if hasattr(backend, "score_parts"):  # to ask for the protocol takes ten times as long
+        scores, parts = cast(PartsBackend, backend).score_parts(batch)
     else:
         scores = np.asarray(backend.score(batch), np.float64)
     seconds = time.perf_counter() - start

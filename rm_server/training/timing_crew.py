@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -53,7 +54,7 @@ class TimingCrew:
         workers, threads = crew
         context = multiprocessing.get_context("spawn")
         self._links: list[Connection] = []
-        self._processes: list[Any] = []
+        self._processes: list[SpawnProcess] = []
         with environment_for_children(compute_environment(threads)):
             for _ in range(workers):
                 ours, theirs = context.Pipe()
