@@ -12,32 +12,26 @@ from transformers import AutoModelForSequenceClassification, set_seed
 from rm_server.backends.checkpoint import check_weight_files, position_limit, read_config, read_tokenizer
 from rm_server.backends.json_file import first_line
 from rm_server.errors import ArtifactUnreadable, InvalidRequest, UnsupportedArtifact, WeightsMismatch
+from rm_server.training.sources import HUB_PREFIX, hub_snapshot
 
 # transformers carries no types; these names say which of its objects is meant.
 Model: TypeAlias = Any
 Tokenizer: TypeAlias = Any
 
-_HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-
 
 def find_base(name: str) -> Path:
     """The folder of a base model: the path itself, or the Hugging Face hub's model (org/name, hf://org/name@revision).
 
-    Only data is fetched (safetensors, JSON, tokenizer files), into the hub's cache. Raises ArtifactUnreadable.
+    Only data is fetched, into the hub's cache; see `hub_snapshot`. Raises ArtifactUnreadable.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    repo, _, revision = name.removeprefix("hf://").partition("@")
+    repo, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
     try:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(_HUB_FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise ArtifactUnreadable(
-            f"The base model {name!r} is no folder, and the Hugging Face hub does not give it: {first_line(error)}"
-        ) from error
+        return hub_snapshot(repo, revision or None)
+    except ArtifactUnreadable as error:
+        raise ArtifactUnreadable(f"The base model {name!r} is no folder. {error.message}") from error
 
 
 def load_base(folder: Path, seed: int) -> tuple[Model, Tokenizer, list[str]]:

@@ -56,17 +56,16 @@ def check_source(source: str) -> None:
         raise ArtifactUnreadable(f"{source} is no folder; give {FORMS}.")
 
 
-def _fetch_from_hub(source: str, scratch: Path) -> Source:
-    """By way of the hub's cache, which also serves where the hub is out of reach."""
+def hub_snapshot(repo: str, revision: str | None) -> Path:
+    """A repository's folder in the hub's cache, fetched into it; the cache also serves where the hub is out of reach.
+
+    Raises ArtifactUnreadable.
+    """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    name = _HUB_NAME.fullmatch(source)
-    if name is None:
-        raise InvalidRequest(f"{source!r} names nothing on the Hugging Face hub; write hf://org/name@revision.")
-    repo, revision = name["repo"], name["revision"]
     try:
-        snapshot = Path(
+        return Path(
             snapshot_download(
                 repo,
                 revision=revision,
@@ -76,14 +75,25 @@ def _fetch_from_hub(source: str, scratch: Path) -> Source:
                 local_files_only=constants.HF_HUB_OFFLINE,
             )
         )
-        for file in snapshot.iterdir():
-            if any(fnmatch(file.name, pattern) for pattern in _HUB_FILES):  # the cache may hold more than we asked for
-                _real_copy(file, scratch / file.name)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise ArtifactUnreadable(
             f"{HUB_PREFIX}{repo} at {revision or 'its main branch'} cannot be had from the Hugging Face hub: {error} "
             "Where the hub is out of reach, fetch it elsewhere (`hf download`) and name the folder."
         ) from error
+
+
+def _fetch_from_hub(source: str, scratch: Path) -> Source:
+    name = _HUB_NAME.fullmatch(source)
+    if name is None:
+        raise InvalidRequest(f"{source!r} names nothing on the Hugging Face hub; write hf://org/name@revision.")
+    repo, revision = name["repo"], name["revision"]
+    snapshot = hub_snapshot(repo, revision)
+    try:
+        for file in snapshot.iterdir():
+            if any(fnmatch(file.name, pattern) for pattern in _HUB_FILES):  # the cache may hold more than we asked for
+                _real_copy(file, scratch / file.name)
+    except OSError as error:
+        raise ArtifactUnreadable(f"{source} cannot be copied out of the hub's cache: {error}") from error
     # The cache names a snapshot's folder by its commit: a branch or tag may name another one tomorrow.
     return Source(scratch, f"{HUB_PREFIX}{repo}@{snapshot.name}")
 
