@@ -147,7 +147,7 @@ class Caller:
             if self.targets.failed(index, self.clock(), began, self._draw()):
                 _log.warning("%s is left out for a while: %s", self.targets.name(index), error)
         elif isinstance(error, QueueFull) and error.retry_after_s is not None:
-            self.targets.is_busy(index, self.clock(), error.retry_after_s)
+            self.targets.busy(index, self.clock(), error.retry_after_s)
 
     async def _attempt_hedged(
         self, method: Method, request: Message, attempts: Attempts, index: int, hedge_after_s: float

@@ -76,7 +76,7 @@ class Targets:
         target.out_until = now + longest * (0.5 + 0.5 * draw)
         return target.num_failures == 1
 
-    def is_busy(self, index: int, now: float, retry_after_s: float) -> None:
+    def busy(self, index: int, now: float, retry_after_s: float) -> None:
         """It is full and said when to come back: the others are asked until then."""
         target = self._targets[index]
         target.out_until = max(target.out_until, now + retry_after_s)

@@ -74,6 +74,6 @@ def test_one_server_is_always_asked() -> None:
 
 def test_a_full_server_is_left_out_for_as_long_as_it_said() -> None:
     targets = Targets("ab")
-    targets.is_busy(0, now=0.0, retry_after_s=3.0)
+    targets.busy(0, now=0.0, retry_after_s=3.0)
     assert names(targets, 2.9, 3) == "bbb"
     assert names(targets, 3.0, 2) in ("ab", "ba")
