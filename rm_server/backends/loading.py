@@ -21,7 +21,7 @@ from rm_server.registry.manifest import Manifest
 if TYPE_CHECKING:
     from rm_server.backends.tokenization import TextEncoder
 
-__all__ = ["infer_manifest", "load_backend", "load_encoder", "load_text_encoder", "load_weightless"]
+__all__ = ["check_spec", "infer_manifest", "load_backend", "load_encoder", "load_text_encoder", "load_weightless"]
 
 
 def load_encoder(folder: Path, manifest: Manifest) -> Encoder:

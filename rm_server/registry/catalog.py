@@ -38,16 +38,6 @@ from rm_server.registry.tables import (
     versions,
 )
 
-__all__ = [
-    "CalibrationRecord",
-    "Catalog",
-    "EvaluationRecord",
-    "HistoryRecord",
-    "Snapshot",
-    "VersionKey",
-    "VersionRecord",
-]
-
 
 class Catalog:
     """The catalog behind a database URL of SQLAlchemy. Synchronous; any number of threads and processes at once.

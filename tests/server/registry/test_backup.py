@@ -15,7 +15,8 @@ from sqlalchemy.types import TypeEngine
 
 from rm_server.errors import AlreadyExists, CatalogUnavailable, InvalidRequest
 from rm_server.registry.backup import back_up, restore
-from rm_server.registry.catalog import CalibrationRecord, Catalog, Snapshot
+from rm_server.registry.catalog import Catalog
+from rm_server.registry.records import CalibrationRecord, Snapshot
 from rm_server.registry.tables import UtcDateTime, metadata, runs, state
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64

@@ -19,7 +19,8 @@ from rm_server.errors import (
     VersionInUse,
     VersionNotFound,
 )
-from rm_server.registry.catalog import CalibrationRecord, Catalog, HistoryRecord
+from rm_server.registry.catalog import Catalog
+from rm_server.registry.records import CalibrationRecord, HistoryRecord
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
