@@ -32,6 +32,8 @@ from ppo_client.ppo.waiting import Patience
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from ppo_client.ppo.critic import ActorCritic
+
 
 def assemble(
     config: PPOConfig,
@@ -41,12 +43,7 @@ def assemble(
     saved: Path | None = None,
 ) -> Run:
     """`saved`: the `policy` directory of the checkpoint to go on from."""
-    ppo, num_processes = config.ppo, accelerator.num_processes
-    if ppo.batch_size % (ppo.num_minibatches * num_processes):
-        raise ConfigError(
-            f"ppo.batch_size ({ppo.batch_size}) is not a multiple of ppo.num_minibatches ({ppo.num_minibatches}) "
-            f"times the number of processes ({num_processes})"
-        )
+    _check_batch_size(config, accelerator.num_processes)
     client = None
     if rewards is None:
         rewards = client = connect(config.reward, state.run)
@@ -62,18 +59,7 @@ def assemble(
     state = replace(state, inputs=inputs)
     check_fits(actor_critic.policy, prompts, config.rollout.max_response_tokens, models.readers)
     learner = make_learner(accelerator, actor_critic, config)
-    groups = learner.parts()
-    if not config.critic.learning_rate:
-        groups = [[parameter for group in groups for parameter in group]]
-    optimizer = torch.optim.AdamW(
-        [{"params": group} for group in groups],
-        lr=ppo.learning_rate,
-        betas=(ppo.adam_beta1, ppo.adam_beta2),
-        eps=ppo.adam_epsilon,
-        weight_decay=ppo.weight_decay,
-        fused=True,
-    )
-    model, optimizer = accelerator.prepare(learner, optimizer)
+    model, optimizer = accelerator.prepare(learner, _optimizer(learner, config))
     is_main = accelerator.is_main_process
     tracker = Tracker(
         Path(config.train.output),
@@ -89,7 +75,6 @@ def assemble(
     in_fp32 = config.policy.dtype == "float32" and config.train.mixed_precision == "no"
     # An adapter's reference is the same model, so by the same forward pass the KL is 0 at first, to the last bit.
     trusts_sampling = in_fp32 and not config.lora.rank
-    wanted = config.rollout.log_probs
     patience = Patience(
         limit_s=config.reward.patience_s,
         timeout_s=config.reward.timeout_s,
@@ -105,19 +90,19 @@ def assemble(
         truncation=config.reward.truncation or None,
         drops_failed_items=config.reward.on_failed_item == "drop",
     )
+    rollout = config.rollout
+    longest_prompt = max(len(prompt.token_ids) for prompt in prompts)
     worker = RolloutWorker(
         actor_critic=actor_critic,
         reference=models.reference,
         desk=desk,
         tokenizer=tokenizer,
-        micro_batch_size=config.rollout.micro_batch_size,
-        log_probs_from_sampling=wanted == "sampling" or (wanted == "auto" and trusts_sampling),
+        micro_batch_size=rollout.micro_batch_size,
+        log_probs_from_sampling=rollout.log_probs == "sampling" or (rollout.log_probs == "auto" and trusts_sampling),
         device=accelerator.device,
         empty_score=config.reward.empty_score,
-        score_chunk_size=config.rollout.score_chunk_size,
-        generator=make_generator(
-            config, actor_critic.policy, max(len(prompt.token_ids) for prompt in prompts), num_processes
-        ),
+        score_chunk_size=rollout.score_chunk_size,
+        generator=make_generator(config, actor_critic.policy, longest_prompt, accelerator.num_processes),
     )
     registration = None
     if client is not None and is_main:
@@ -138,6 +123,31 @@ def assemble(
         registration=registration,
     )
     return run
+
+
+def _check_batch_size(config: PPOConfig, num_processes: int) -> None:
+    ppo = config.ppo
+    if ppo.batch_size % (ppo.num_minibatches * num_processes):
+        raise ConfigError(
+            f"ppo.batch_size ({ppo.batch_size}) is not a multiple of ppo.num_minibatches ({ppo.num_minibatches}) "
+            f"times the number of processes ({num_processes})"
+        )
+
+
+def _optimizer(learner: ActorCritic, config: PPOConfig) -> torch.optim.AdamW:
+    """One group of parameters; a second one for a critic that learns at its own rate."""
+    groups = learner.parts()
+    if not config.critic.learning_rate:
+        groups = [[parameter for group in groups for parameter in group]]
+    ppo = config.ppo
+    return torch.optim.AdamW(
+        [{"params": group} for group in groups],
+        lr=ppo.learning_rate,
+        betas=(ppo.adam_beta1, ppo.adam_beta2),
+        eps=ppo.adam_epsilon,
+        weight_decay=ppo.weight_decay,
+        fused=True,
+    )
 
 
 def _evaluator(
