@@ -9,10 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from rm_server.commands.common import (
     CommandError,
@@ -24,6 +21,10 @@ from rm_server.commands.common import (
     print_table,
     short_time,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 DEFAULT_FOLDER = "scores"
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -86,6 +87,8 @@ class _Summary:
 
     def row(self, model: str, version: int) -> Row:
         """In figures. Those that need a score, or two for a spread, are left out where there are fewer."""
+        import numpy as np
+
         scores = np.concatenate(self.scores)
         figures: dict[str, Any] = {"model": model, "version": version, "scores": len(scores), "errors": self.num_errors,
                         "truncated": self.num_truncated}  # fmt: skip
