@@ -16,7 +16,14 @@ from fake_versions import until
 from fake_world import BY, World, running_world
 
 from rm_server.config import LimitSettings, RunSettings
-from rm_server.errors import DeadlineExceeded, NonFiniteScore, QueueFull, VersionInUse, VersionNotLoaded
+from rm_server.errors import (
+    DeadlineExceeded,
+    NonFiniteScore,
+    QueueFull,
+    VersionInUse,
+    VersionNotLoaded,
+    WeightsMismatch,
+)
 from rm_server.metrics import Metrics
 from rm_server.registry.manifest import Manifest, write_manifest
 from rm_server.registry.records import Arm, Split, VersionKey
@@ -190,7 +197,7 @@ async def test_a_split_between_a_composite_and_its_part_waits_for_nobody_for_eve
 async def test_a_composite_whose_part_does_not_load_says_so(tmp_path: Path) -> None:
     async with running_service(tmp_path) as service:
         broken = await service.world.register(3.0, lacks_head=True)
-        with pytest.raises(Exception, match=r"Its part m@3 could not be loaded: score\.weight is missing"):
+        with pytest.raises(WeightsMismatch, match=r"Its part m@3 could not be loaded: score\.weight is missing"):
             await service.deploy(HALF, {"name": "broken", "version": "m@3"})
         assert (service.world.state(("q", 1)), service.world.state(broken)) == ("FAILED", "FAILED")
         await until(lambda: not service.engine.loaded)  # the other part was loaded for nothing
