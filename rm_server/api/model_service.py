@@ -14,7 +14,7 @@ from rm_server.api.describe import history_message, model_message, timestamp, ve
 from rm_server.api.rpc import Send
 from rm_server.engine.engine import Engine
 from rm_server.engine.versions import VersionManager
-from rm_server.errors import CatalogUnavailable, InvalidRequest, ModelNotFound
+from rm_server.errors import CatalogUnavailable, InvalidRequest
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.manifest import PRECISIONS, Precision
 from rm_server.registry.records import VersionKey
@@ -163,7 +163,7 @@ class ModelService:
         if not model:
             return names
         if model not in names:
-            raise ModelNotFound(f"The catalog has no model {model!r}; it has {', '.join(names) or 'none'}.")
+            raise self._versions.snapshot.unknown(model)
         return (model,)
 
     async def _key(self, selector: str) -> VersionKey:

@@ -11,7 +11,7 @@ from rm_api.v1 import experiments_pb2
 from rm_server.api.calls import Call
 from rm_server.api.describe import timestamp
 from rm_server.engine.versions import VersionManager
-from rm_server.errors import ModelNotFound, VersionNotLoaded
+from rm_server.errors import VersionNotLoaded
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.records import Shadow, version_name
 from rm_server.registry.shadows import check_share, remove_shadow, set_shadow
@@ -51,7 +51,7 @@ class ShadowService:
         await self._versions.refresh()
         snapshot = self._versions.snapshot
         if request.model and not snapshot.versions_of(request.model):
-            raise ModelNotFound(f"The catalog has no model {request.model!r}.")
+            raise snapshot.unknown(request.model)
         shadows = [shadow for shadow in snapshot.shadows.values() if request.model in ("", shadow.model)]
         return experiments_pb2.ListShadowsResponse(shadows=[_message(shadow) for shadow in shadows])
 

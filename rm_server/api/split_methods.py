@@ -12,7 +12,7 @@ from rm_api.v1 import experiments_pb2
 from rm_server.api.calls import Call
 from rm_server.api.describe import timestamp
 from rm_server.engine.versions import VersionManager
-from rm_server.errors import InvalidRequest, ModelNotFound
+from rm_server.errors import InvalidRequest
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.records import Arm, RampPoint, Split
 from rm_server.registry.splits import count_runs
@@ -80,9 +80,9 @@ class SplitMethods:
 
     def _require_known(self, model: str) -> None:
         """Empty: all models are meant."""
-        models = self._versions.snapshot.models()
-        if model and model not in models:
-            raise ModelNotFound(f"The catalog has no model {model!r}; it has {', '.join(models) or 'none'}.")
+        snapshot = self._versions.snapshot
+        if model and not snapshot.versions_of(model):
+            raise snapshot.unknown(model)
 
     async def _num_runs(self) -> Mapping[tuple[str, str], int]:
         return await asyncio.to_thread(count_runs, self._catalog)

@@ -48,7 +48,7 @@ class VersionPart:
     def part(self, raw: float) -> float:
         """What the version's raw score counts as, before the weight."""
         if self.calibration is not None:
-            raw = self.calibration.gain * raw + self.calibration.bias
+            raw = self.calibration.apply(raw)
         return self.scale.part(raw)
 
 

@@ -106,8 +106,8 @@ class HomeAdmin:
 
 def require_known(snapshot: Snapshot, model: str) -> None:
     """Raises CommandError where a model is named that there is not."""
-    if model and model not in snapshot.models():
-        raise CommandError(f"The catalog has no model {model!r}; it has {', '.join(snapshot.models()) or 'none'}.")
+    if model and not snapshot.versions_of(model):
+        raise CommandError(snapshot.unknown(model).message)
 
 
 def _model(snapshot: Snapshot, name: str) -> Row:

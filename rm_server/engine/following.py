@@ -17,7 +17,7 @@ from rm_server.engine.deployment import Deployment, DeploymentMetrics
 from rm_server.engine.lifecycle import SERVING, Policy, Step, next_steps, served_labels
 from rm_server.engine.needs import needs_by_version
 from rm_server.engine.tasks import Tasks
-from rm_server.errors import CatalogUnavailable, ModelNotFound, RmError, VersionNotFound
+from rm_server.errors import CatalogUnavailable, RmError, VersionNotFound
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.manifest import PRECISIONS, Precision
 from rm_server.registry.records import Snapshot, VersionKey, VersionRecord, version_name
@@ -131,7 +131,7 @@ class Following:
         model, version = key
         numbers = self.in_catalog.versions_of(model)
         if not numbers:
-            raise ModelNotFound(f"The catalog has no model {model!r}.")
+            raise self.in_catalog.unknown(model)
         raise VersionNotFound(f"{model} has no version {version}; it has {', '.join(map(str, numbers))}.")
 
     def wanted_precision(self, key: VersionKey) -> Precision | None:

@@ -8,7 +8,15 @@ from datetime import datetime
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+from rm_server.errors import ModelNotFound
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+_Scores = TypeVar("_Scores", float, "npt.NDArray[np.float64]")
 
 VersionKey: TypeAlias = tuple[str, int]
 """(model, version)"""
@@ -29,6 +37,10 @@ class CalibrationRecord:
     digest: str
     gain: float
     bias: float
+
+    def apply(self, raw: _Scores) -> _Scores:
+        """Raw scores on the common scale. Not finite where that overflows."""
+        return self.gain * raw + self.bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +189,10 @@ class Snapshot:
     def models(self) -> tuple[str, ...]:
         """The models that have versions, sorted."""
         return tuple(sorted(self._numbers))
+
+    def unknown(self, model: str) -> ModelNotFound:
+        """What to raise for a model that has no versions."""
+        return ModelNotFound(f"The catalog has no model {model!r}; it has {', '.join(self.models()) or 'none'}.")
 
     def versions_of(self, model: str) -> tuple[int, ...]:
         """The numbers of a model's versions, ascending."""

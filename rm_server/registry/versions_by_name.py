@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rm_server.errors import InvalidSelector, LabelNotFound, ModelNotFound, VersionNotFound
+from rm_server.errors import InvalidSelector, LabelNotFound, VersionNotFound
 from rm_server.registry.records import Snapshot, VersionRecord
 
 CheckModel = Callable[[str], None]
@@ -23,7 +23,7 @@ def find_version(snapshot: Snapshot, name: str, check_model: CheckModel = any_mo
     check_model(model)  # first: what else is said tells what there is
     numbers = snapshot.versions_of(model)
     if not numbers:
-        raise ModelNotFound(f"There is no model {model!r}; known are {', '.join(snapshot.models()) or 'none'}.")
+        raise snapshot.unknown(model)
     if which.isdecimal():
         number = int(which)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from rm_server.errors import LabelNotFound, ModelNotFound, NoDefaultVersion, RmError, VersionNotFound
+from rm_server.errors import LabelNotFound, NoDefaultVersion, RmError, VersionNotFound
 from rm_server.registry.records import Snapshot, VersionKey
 from rm_server.scoring.selector import Selector
 from rm_server.scoring.split import choose_arm
@@ -73,7 +73,7 @@ def _not_found(selector: Selector, snapshot: Snapshot, version: int | None) -> R
     model = selector.model
     versions = snapshot.versions_of(model)
     if not versions:
-        return ModelNotFound(f"The catalog has no model {model!r}; it has {', '.join(snapshot.models()) or 'none'}.")
+        return snapshot.unknown(model)
     if version is not None:
         return VersionNotFound(f"{model} has no version {version}; it has {', '.join(map(str, versions))}.")
     labels = ", ".join(snapshot.labels_of(model)) or "none"

@@ -22,7 +22,6 @@ from rm_server.config import ConfigError
 from rm_server.engine.work import ItemScore
 from rm_server.errors import RmError
 from rm_server.registry.records import CalibrationRecord
-from rm_server.scoring.calibration import calibrated
 from rm_server.scoring.evaluation import Evaluated
 from rm_server.scoring.routing import Route
 
@@ -172,7 +171,7 @@ def _columns(call: LoggedCall) -> dict[str, list[Any]]:
     num = len(outcomes)
     scores = [outcome.value if isinstance(outcome, ItemScore) else None for outcome in outcomes]
     mapped = [
-        None if call.calibration is None or score is None else _finite(calibrated(score, call.calibration))
+        None if call.calibration is None or score is None else _finite(call.calibration.apply(score))
         for score in scores
     ]
     texts = call.texts or ()

@@ -36,6 +36,6 @@ class ScoreWatch:
         recent.add(there)
         record = self._get_snapshot().versions.get(route.key)
         calibration = record.calibration if record is not None else None
-        calibrated_mean = None if calibration is None else calibration.gain * recent.mean + calibration.bias
+        calibrated_mean = None if calibration is None else calibration.apply(recent.mean)
         self._metrics.recent_scores(route.key, recent.mean, recent.std, calibrated_mean)
         self._shadowing.scored(call, route, scores)

@@ -27,7 +27,6 @@ from rm_server.errors import (
 )
 from rm_server.registry.manifest import Transform, TruncationRule
 from rm_server.registry.records import CalibrationRecord, VersionKey, version_name
-from rm_server.scoring.calibration import calibrated
 from rm_server.scoring.composites import Composites
 from rm_server.scoring.evaluation import Component, Evaluated, How, evaluate
 from rm_server.scoring.routing import Route
@@ -282,7 +281,7 @@ def _item_answer(
 ) -> ItemAnswer:
     if isinstance(outcome, RmError):
         return ItemAnswer(None, outcome, truncated, num_tokens)
-    value = outcome.value if calibration is None else calibrated(outcome.value, calibration)
+    value = outcome.value if calibration is None else calibration.apply(outcome.value)
     if not math.isfinite(value):
         error = NonFiniteScore(f"The raw score {outcome.value} is {value} when it is calibrated; ask for raw scores.")
         return ItemAnswer(None, error, truncated, num_tokens)

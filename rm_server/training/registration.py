@@ -210,7 +210,7 @@ def _calibrate(
     folder = artifacts.path(target.digest)
     targets = _scores(texts, version_scorer(folder, read_manifest(folder), artifacts, settings))
     if target.calibration is not None:
-        targets = target.calibration.gain * targets + target.calibration.bias
+        targets = target.calibration.apply(targets)
         source += f", calibration {target.calibration.digest}"
     both = np.isfinite(scores) & np.isfinite(targets)
     return match_moments(scores[both], targets[both], f"{source}, scale of {target.model}@{target.version}")

@@ -48,7 +48,7 @@ def calibration_of_pairs(pairs: Sequence[ShadowPair], against: VersionRecord) ->
     source = f"live scores beside {against.model}@{against.version}, SHA-256 {_digest(scores, shadow_scores)}"
     targets = scores
     if against.calibration is not None:
-        targets = against.calibration.gain * scores + against.calibration.bias
+        targets = against.calibration.apply(scores)
         source += f", calibration {against.calibration.digest}"
     calibration = match_moments(shadow_scores, targets, source)
     correlation = pearson(shadow_scores, scores)

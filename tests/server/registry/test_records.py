@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rm_server.registry.records import Snapshot
+from rm_server.registry.records import CalibrationRecord, Snapshot
 
 
 class Watched(dict[Any, Any]):
@@ -20,6 +20,10 @@ class Watched(dict[Any, Any]):
     def items(self) -> Any:
         self.num_passes += 1
         return super().items()
+
+
+def test_the_common_scale_is_gain_times_raw_plus_bias() -> None:
+    assert CalibrationRecord("d" * 64, gain=2.0, bias=-1.0).apply(3.0) == 5.0
 
 
 def test_versions_and_labels_come_in_order_and_all_models_are_gone_through_once() -> None:

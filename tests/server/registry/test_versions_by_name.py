@@ -28,7 +28,7 @@ def test_a_version_is_found_by_number_and_by_label(name: str, key: tuple[str, in
         ("m", InvalidSelector, "names no version"),
         ("@1", InvalidSelector, "names no version"),
         ("m@", InvalidSelector, "names no version"),
-        ("x@1", ModelNotFound, "known are a/b, m"),
+        ("x@1", ModelNotFound, "has no model .x.; it has a/b, m"),
         ("m@canary", LabelNotFound, "it has stable"),
         ("m@7", VersionNotFound, "it has 1, 2"),
     ],
