@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from rm_server.backends.device_memory import is_out_of_memory
 from rm_server.backends.json_file import first_line, read_json
 from rm_server.errors import ArtifactUnreadable, OutOfMemory, UnsupportedArtifact, WeightsMismatch
-from rm_server.registry.layout import WEIGHTS, WEIGHTS_INDEX
+from rm_server.registry.layout import WEIGHTS_INDEX, checkpoint_weights
 
 # transformers carries no types; these names say which of its objects is meant.
 Config: TypeAlias = Any
@@ -123,25 +123,10 @@ def check_weight_files(folder: Path) -> None:
     """
     if (folder / "adapter_config.json").is_file():
         raise UnsupportedArtifact(f"{folder} is an adapter, not a whole model; its kind is `lora`.")
-    if (folder / WEIGHTS).is_file():
-        names = {WEIGHTS}
-    elif (folder / WEIGHTS_INDEX).is_file():
-        weight_map = read_json(folder / WEIGHTS_INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ArtifactUnreadable(f"{folder / WEIGHTS_INDEX} has no weight_map.")
-        names = set(weight_map.values())
-    else:
-        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-        if pickled:
-            raise UnsupportedArtifact(
-                f"{folder} has its weights in {', '.join(pickled)}: a pickle can run code, so only safetensors is "
-                "read. Load it where you trust it and save it with `save_pretrained`."
-            )
-        raise ArtifactUnreadable(f"{folder} has neither {WEIGHTS} nor {WEIGHTS_INDEX}.")
-    for name in sorted(names):
+    for name in checkpoint_weights(folder):
+        if name == WEIGHTS_INDEX:
+            continue
         path = folder / name
-        if path.parent != folder:
-            raise ArtifactUnreadable(f"{folder / WEIGHTS_INDEX} names {name!r}, a file outside of the folder.")
         try:
             with safe_open(path, framework="pt") as file:
                 file.keys()  # opening has compared the header with the file's size

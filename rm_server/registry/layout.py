@@ -60,7 +60,7 @@ def version_files(folder: Path, kind: Kind) -> tuple[PurePosixPath, ...]:
         raise ArtifactUnreadable(f"{folder} is not a folder.")
     names = [*_REQUIRED[kind], *tokenizer_files(folder)]
     if kind == "sequence_classification":
-        names += _checkpoint_weights(folder)
+        names += checkpoint_weights(folder)
     for name in names:
         _check_file(folder, name)
     if kind == "onnx":
@@ -97,28 +97,31 @@ def tokenizer_files(folder: Path) -> list[str]:
     return _matches(folder, _TOKENIZER)
 
 
-def _matches(folder: Path, patterns: Iterable[str]) -> list[str]:
-    return [path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)]
+def checkpoint_weights(folder: Path) -> list[str]:
+    """``model.safetensors``, else the index and its shards: the order in which transformers looks for them.
 
-
-def _checkpoint_weights(folder: Path) -> list[str]:
-    """``model.safetensors``, else the index and its shards: the order in which transformers looks for them."""
+    Raises ArtifactUnreadable where there are none, UnsupportedArtifact for pickles and for shards elsewhere.
+    """
     if (folder / WEIGHTS).exists():
         return [WEIGHTS]
-    if not (folder / WEIGHTS_INDEX).exists():
+    index = folder / WEIGHTS_INDEX
+    if not index.exists():
         _refuse_pickles(folder)
         raise ArtifactUnreadable(f"{folder} has no weights: neither {WEIGHTS} nor {WEIGHTS_INDEX}.")
     try:
-        index = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))
-        shards = sorted(set(index["weight_map"].values()))
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactUnreadable(f"{folder / WEIGHTS_INDEX} is no index of weights: {error!r}") from error
+        raise ArtifactUnreadable(f"{index} is no index of weights: {error!r}") from error
+    if not shards:
+        raise ArtifactUnreadable(f"{index} names no file: its weight_map is empty.")
     for shard in shards:
         if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise UnsupportedArtifact(
-                f"{folder / WEIGHTS_INDEX} names {shard!r}; only safetensors files beside it are read."
-            )
+            raise UnsupportedArtifact(f"{index} names {shard!r}; only safetensors files beside it are read.")
     return [WEIGHTS_INDEX, *shards]
+
+
+def _matches(folder: Path, patterns: Iterable[str]) -> list[str]:
+    return [path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)]
 
 
 def _external_weights(folder: Path) -> list[str]:
