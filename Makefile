@@ -44,7 +44,7 @@ test-oldest: ## The tests with the oldest packages that pyproject.toml allows, i
 	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct -e '.[dev]'
 	$(ON_CPU) .venv-oldest/bin/python -m pytest -n 2 --dist worksteal
 
-demo: setup ## The whole idea on real human judgements (about 10 minutes on 2 cores)
+demo: setup ## The whole idea on real human judgements (8 to 20 minutes on 2 cores)
 	$(BIN)/python examples/demo
 
 demo-clean: ## Forgets the demo's cached stages
