@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,10 +15,12 @@ from rm_server.registry.records import version_name
 
 # What computes is imported by the command that needs it: `rm-server --help` must not load torch.
 if TYPE_CHECKING:
+    from rm_server.backends.interface import ComputeSettings
     from rm_server.registry.artifacts import ArtifactStore
     from rm_server.registry.manifest import Manifest
     from rm_server.training.assessment import Report
     from rm_server.training.preferences import Preference
+    from rm_server.training.ratings import RatedText
 
 Number = TypeVar("Number", int, float)
 
@@ -196,12 +198,23 @@ def run_train(arguments: argparse.Namespace) -> int:
             f"{count(data['num_prompts'], 'prompt')} in {record['seconds']:.0f} s."
         )
     if trained.held_out:
-        report = _assess_folder(arguments.out, trained.manifest, trained.held_out, arguments)
+        compute = compute_as_trained(record, arguments.threads or 0)
+        report = _assess_folder(arguments.out, trained.manifest, trained.held_out, arguments, compute)
         _write(arguments.out / EVALUATION_FILE, report.to_json())
         _write_page(arguments.out / EVALUATION_PAGE, report)
         if not arguments.json:
             _print_table(report)
     return 0
+
+
+def compute_as_trained(record: Mapping[str, Any], num_threads: int) -> ComputeSettings:
+    """The device on which training was, by its record; on a GPU its precision, too, as it will be served there."""
+    from rm_server.backends.interface import ComputeSettings
+
+    device = record["machine"]["device"]
+    if device.startswith("cuda"):
+        return ComputeSettings(device=device, precision=record["settings"]["precision"])
+    return ComputeSettings(threads=num_threads)
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
@@ -219,7 +232,10 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
         folder = arguments.version_dir
         manifest = read_manifest(folder) if (folder / FILE_NAME).exists() else infer_manifest(folder)
-        _give_out(_assess_folder(folder, manifest, pairs, arguments), arguments)
+        report = _assess_folder(
+            folder, manifest, pairs, arguments, _compute_of(arguments), ratings=_ratings_of(arguments)
+        )
+        _give_out(report, arguments)
         return 0
     return _evaluate_in_home(pairs, arguments)
 
@@ -234,7 +250,16 @@ def _evaluate_in_home(pairs: list[Preference], arguments: argparse.Namespace) ->
         record = find_version(catalog.snapshot(), arguments.model)
         folder = artifacts.path(record.digest)
         name = version_name(record.key)
-        report = _assess_folder(folder, read_manifest(folder), pairs, arguments, name=name, artifacts=artifacts)
+        report = _assess_folder(
+            folder,
+            read_manifest(folder),
+            pairs,
+            arguments,
+            _compute_of(arguments),
+            ratings=_ratings_of(arguments),
+            name=name,
+            artifacts=artifacts,
+        )
         _give_out(report, arguments)
         if arguments.file:
             filed_as = arguments.name or arguments.data.name.split(".")[0]
@@ -262,37 +287,43 @@ def _pairs_to_evaluate(arguments: argparse.Namespace) -> list[Preference]:
     return chosen
 
 
+def _compute_of(arguments: argparse.Namespace) -> ComputeSettings:
+    from rm_server.backends.interface import ComputeSettings
+
+    return ComputeSettings(device=arguments.device, precision=arguments.precision, threads=arguments.threads)
+
+
+def _ratings_of(arguments: argparse.Namespace) -> Sequence[RatedText]:
+    from rm_server.training.ratings import read_ratings
+
+    return read_ratings(arguments.ratings) if arguments.ratings else ()
+
+
 def _assess_folder(
     folder: Path,
     manifest: Manifest,
     pairs: list[Preference],
     arguments: argparse.Namespace,
+    compute: ComputeSettings,
     *,
+    ratings: Sequence[RatedText] = (),
     name: str | None = None,
     artifacts: ArtifactStore | None = None,
 ) -> Report:
     """``artifacts``: of the home that the version is in; None: it is a folder."""
-    from rm_server.backends.interface import ComputeSettings
     from rm_server.registry.digest import digest_of, hash_file
     from rm_server.registry.layout import BASE_FOLDER
     from rm_server.training.assessment import Subject, assess
     from rm_server.training.composite_scoring import version_scorer
     from rm_server.training.offline_scoring import offline_scorer
     from rm_server.training.preferences import SPLIT_FILE, read_split
-    from rm_server.training.ratings import read_ratings
 
-    evaluates = arguments.run is run_evaluate
-    settings = (
-        ComputeSettings(device=arguments.device, precision=arguments.precision, threads=arguments.threads)
-        if evaluates
-        else ComputeSettings(threads=arguments.threads or 0)
-    )
     shows_progress = not arguments.quiet
     split_file = folder / SPLIT_FILE
     return assess(
-        offline_scorer(folder, manifest, settings, shows_progress=shows_progress)
+        offline_scorer(folder, manifest, compute, shows_progress=shows_progress)
         if artifacts is None
-        else version_scorer(folder, manifest, artifacts, settings, shows_progress=shows_progress),
+        else version_scorer(folder, manifest, artifacts, compute, shows_progress=shows_progress),
         Subject(
             name=name or folder.name,
             # An adapter's digest names its base by version: there is none before both are registered.
@@ -301,7 +332,7 @@ def _assess_folder(
             data_sha256=hash_file(arguments.data)[1],
         ),
         pairs,
-        ratings=read_ratings(arguments.ratings) if evaluates and arguments.ratings else (),
+        ratings=ratings,
         trained_groups=read_split(split_file)["train"] if split_file.exists() else (),
     )
 

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 import tiny_models
 
+from rm_server.backends.interface import ComputeSettings
 from rm_server.errors import InvalidRequest
 from rm_server.registry.home import add_version, open_home
-from rm_server.training.commands import add_parsers
+from rm_server.training.commands import add_parsers, compute_as_trained
 from rm_server.training.data_files import BadData
 
 WritePairs = Callable[..., Path]
@@ -71,6 +72,20 @@ def test_train_writes_a_version_with_its_evaluation(training: tuple[Path, str]) 
     assert report["verdict"]["level"] == "good"
     assert json.loads((folder / "training.json").read_text())["settings"]["precision"] in ("fp32", "bf16")
     assert (folder / "evaluation.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "expected"),
+    [
+        ("cpu", "bf16", ComputeSettings(threads=3)),
+        ("mps:0", "fp32", ComputeSettings(threads=3)),
+        ("cuda:0", "bf16", ComputeSettings(device="cuda:0", precision="bf16")),
+        ("cuda:0", "fp32", ComputeSettings(device="cuda:0")),
+    ],
+)
+def test_what_a_gpu_trained_it_evaluates(device: str, precision: str, expected: ComputeSettings) -> None:
+    record = {"machine": {"device": device}, "settings": {"precision": precision}}
+    assert compute_as_trained(record, 3) == expected
 
 
 def test_evaluate_repeats_what_train_found_on_the_held_out_part(
