@@ -127,6 +127,7 @@ def write_directory(place: Path, write: Callable[[Path], None]) -> None:
     try:
         beside.mkdir()
         write(beside)
+        share_as_folder(beside)
         for path in (*beside.rglob("*"), beside):
             _sync(path)
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -143,6 +144,14 @@ def write_directory(place: Path, write: Callable[[Path], None]) -> None:
     os.replace(beside, place)
     _sync(place.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def share_as_folder(folder: Path) -> None:
+    """Lets those read the files who may read the folder: safetensors writes for the owner alone, and who evaluates a
+    policy, or goes on from it, may be another user.
+    """
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(folder.stat().st_mode & 0o666)
 
 
 def _tidy(parent: Path) -> None:

@@ -63,6 +63,7 @@ def fine_tune(settings: SFTSettings) -> dict[str, float]:
     rows = read_examples(settings)
     # Heavy, and not needed to refuse a wrong setting.
     from ppo_client.ppo.build import load_language_model, load_tokenizer, policy_class, quiet_transformers
+    from ppo_client.ppo.checkpoint import share_as_folder
 
     quiet_transformers()
     tokenizer = load_tokenizer(settings.model)
@@ -73,6 +74,7 @@ def fine_tune(settings: SFTSettings) -> dict[str, float]:
     metrics: dict[str, float] = trainer.train().metrics
     trainer.save_model(settings.output)
     tokenizer.save_pretrained(settings.output)
+    share_as_folder(Path(settings.output))
     return metrics
 
 

@@ -269,10 +269,9 @@ def _write_version(
         save_adapter(out, model, record["settings"]["base"], base, record["fresh_weights"])
     else:
         model.save_pretrained(out)
+    # Written readable for its owner alone; a server may be another user.
     for path in out.rglob("*.safetensors"):
-        shutil.copymode(
-            out / "tokenizer_config.json", path
-        )  # written readable for its owner alone; a server may be another user
+        shutil.copymode(out / "tokenizer_config.json", path)
     (out / SPLIT_FILE).write_text(split.to_json(), encoding="utf-8")
     (out / TRAINING_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     write_manifest(out, manifest)

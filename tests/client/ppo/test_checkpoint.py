@@ -125,6 +125,15 @@ def test_a_directory_is_replaced(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
 
 
+def test_who_may_read_the_folder_may_read_the_weights(tmp_path: Path) -> None:
+    def write(place: Path) -> None:
+        save_file({"a": torch.ones(2)}, place / "model.safetensors")  # for its owner alone
+
+    write_directory(tmp_path / "policy", write)
+    folder = (tmp_path / "policy").stat().st_mode
+    assert (tmp_path / "policy" / "model.safetensors").stat().st_mode & 0o777 == folder & 0o666
+
+
 @pytest.mark.parametrize("version", [None, RewardVersion("m", 3, "d")])
 def test_the_state_is_read_back_exactly(version: RewardVersion | None) -> None:
     state = RunState("run", 7, 448, 0.1 + 0.2, ScoreNormalizer(1 / 3, -2 / 7), (version,) if version else ())

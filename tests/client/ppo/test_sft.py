@@ -49,6 +49,7 @@ def test_fine_tuning(tmp_path: Path, kind: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned")
     ids = AutoTokenizer.from_pretrained(tmp_path / "tuned")("in the end", return_tensors="pt")["input_ids"]
     assert int(model(input_ids=ids).logits[0, -1].argmax()) == EOS_ID
+    assert len({path.stat().st_mode for path in (tmp_path / "tuned").glob("*.*")}) == 1
 
 
 @pytest.mark.parametrize("family", ["t5", "bart"])
