@@ -73,6 +73,9 @@ def _plots(report: dict[str, Any]) -> list[Plot]:
             for row in report["runs"][:MAX_PLOTTED_RUNS]
             if "flip_share" in row
         ]
-        caption = "Prompts of which the two prefer different completions. A tie with the best is no difference."
+        caption = (
+            "Prompts of which the two prefer different completions, which they do the oftener, the more of them there "
+            "are (within prompts, above, does not depend on it). A tie with the best is no difference."
+        )
         plots.append(Plot("Flips of the best", draw(5.6, max(2.0, 1.2 + 0.32 * len(of_runs)), flips), caption))
     return plots
