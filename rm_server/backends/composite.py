@@ -45,6 +45,11 @@ class VersionPart:
     digest: str
     calibration: CalibrationRecord | None = None
 
+    @property
+    def slope(self) -> float:
+        """How much the sum changes, at most, where the version's raw score changes by 1."""
+        return abs(self.scale.weight * self.scale.gain * (1.0 if self.calibration is None else self.calibration.gain))
+
     def part(self, raw: float) -> float:
         """What the version's raw score counts as, before the weight."""
         if self.calibration is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -85,9 +85,11 @@ class Composites:
             if isinstance(outcome, RmError):
                 raise outcome
             scores.append(outcome.value)
-        name = version_name(version.key)
-        precision = _coarsest(version.manifest, [self._engine.loaded[key] for key in composite_of(version).versions])
-        check_golden(name, version.manifest, precision, tuple(example.score for example in golden), np.array(scores))
+        loaded = {key: self._engine.loaded[key] for key in composite_of(version).versions}
+        manifest = replace(version.manifest, tolerance=_tolerance(version, loaded))
+        precision = _coarsest(manifest, tuple(loaded.values()))
+        expected = tuple(example.score for example in golden)
+        check_golden(version_name(version.key), manifest, precision, expected, np.array(scores))
 
     async def _evaluate(
         self, composite: Composite, version: LoadedVersion, pairs: Sequence[Pair], how: How
@@ -191,6 +193,22 @@ def _with_refused(pairs: Sequence[Pair], evaluated: Evaluated) -> Evaluated:
         num_tokens=[0 if index is None else evaluated.num_tokens[index] for index in index_of],
         components=[() if index is None else components[index] for index in index_of],
     )
+
+
+def _tolerance(version: LoadedVersion, loaded: Mapping[VersionKey, LoadedVersion]) -> Mapping[str, float]:
+    """The composite's own; and of a precision that it says nothing of and parts have no other than (int8), what they
+    are allowed themselves, as it comes through to the sum: the golden scores were recorded in that.
+    """
+    own = version.manifest.tolerance
+    allowed = dict(own)
+    for part in composite_of(version).parts:
+        if not isinstance(part, VersionPart):
+            continue
+        manifest = loaded[part.version].manifest
+        if manifest.precision not in ("", *own):
+            so_far = allowed.get(manifest.precision, own.get("fp32", 0.0))
+            allowed[manifest.precision] = so_far + part.slope * manifest.tolerance.get(manifest.precision, 0.0)
+    return allowed
 
 
 def _coarsest(manifest: Manifest, parts: Sequence[LoadedVersion]) -> str:

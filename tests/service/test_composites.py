@@ -14,7 +14,9 @@ from rm_api.v1 import errors_pb2, models_pb2, scoring_pb2
 from running_server import RunningServer, error_of, make_rules_version, make_version, running
 
 from ppo_client import RewardClient
-from rm_server.registry.manifest import GoldenExample, Manifest, write_manifest
+from rm_server import cli
+from rm_server.registry.home import open_home
+from rm_server.registry.manifest import GoldenExample, Manifest, read_manifest, write_manifest
 
 TEXTS = ["Good.", "It is a fine day, and nobody swears.", "damn it, damn it all", "x", "A longer one " * 12]
 BREVITY = {"type": "length", "max": 3, "soft": 4}
@@ -206,6 +208,30 @@ def test_golden_scores_go_through_all_parts(server: RunningServer, tmp_path: Pat
     assert state_of(server, "other@1") == models_pb2.VERSION_STATE_FAILED
     _, error = error_of(lambda: server.score("other@1", "a"))
     assert error.reason == errors_pb2.ERROR_REASON_VERSION_NOT_LOADED
+
+
+def test_golden_scores_of_a_part_in_int8_may_differ_by_what_the_part_is_allowed(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with running(home) as server:
+        server.deploy("m", make_version(tmp_path / "m", 4))
+        assert cli.main(["export", "m@1", "--home", str(home), "--quiet", "--int8", "--min-spearman", "0.5"]) == 0
+        load(server, "m@2")
+        (raw,) = values(server.score("m@2", "fine"))
+        catalog, artifacts = open_home(home)
+        allowed = read_manifest(artifacts.path(catalog.snapshot().versions["m", 2].digest)).tolerance["int8"]
+        catalog.close()
+        exact, rounded = {"version": "m@1", "weight": 0.0}, {"name": "m", "version": "m@2", "weight": -2.0}
+        for model, off, loads in (("same", 0.0, True), ("near", 1.9 * allowed, True), ("far", 2.2 * allowed, False)):
+            parts = ({**exact, "name": model}, rounded)  # golden examples are no part of the digest; a name is
+            golden = GoldenExample("Hi", "fine", -2 * raw + off + 1e-4)
+            register(server, model, make_composite(tmp_path / model, *parts, golden=(golden,)))
+            if loads:
+                load(server, f"{model}@1")
+                assert values(server.score(f"{model}@1", "fine")) == pytest.approx([-2 * raw], abs=1e-6)
+            else:
+                _, error = error_of(lambda: load(server, "far@1"))
+                assert error.reason == errors_pb2.ERROR_REASON_GOLDEN_MISMATCH
+                assert "in int8" in error.message
 
 
 @pytest.mark.parametrize(
