@@ -6,7 +6,7 @@ first where the component says so), or what the rule's kind says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,12 @@ from rm_server.registry.composite import FILE_NAME, read_components
 from rm_server.registry.manifest import Manifest, TruncationRule
 from rm_server.registry.names import is_digest
 from rm_server.registry.records import CalibrationRecord, VersionKey
+from rm_server.registry.vocabulary import read_vocabulary_digest
+
+OTHER_IDS = UnsupportedContent(
+    "Token ids came, and this composite's versions have different tokenizers: an id does not mean the same to all of "
+    "them. Send text."
+)
 
 _SCALE_KEYS = ("weight", "gain", "bias", "clip")
 _VERSION_KEYS = ("name", "version", "digest", *_SCALE_KEYS, "calibrated", "calibration")
@@ -133,6 +139,14 @@ def read_composite(folder: Path, *, is_pinned: bool = True) -> Composite:
         raise UnsupportedArtifact(f"{path}: the name {min(twice)!r} is used twice; give each component its own.")
     rule_list(path, [part for part in parts if isinstance(part, Rule)])
     return Composite(tuple(parts))
+
+
+def mean_the_same_by_ids(folders: Iterable[Path]) -> bool:
+    """Whether an id means the same to all versions of a composite, of which these are; rules have no vocabulary.
+
+    Raises ArtifactUnreadable.
+    """
+    return len({vocabulary for folder in folders if (vocabulary := read_vocabulary_digest(folder))}) <= 1
 
 
 def _parse(where: str, spec: dict[str, Any], is_pinned: bool) -> VersionPart | Rule:

@@ -10,24 +10,24 @@ from dataclasses import replace
 
 import numpy as np
 
-from rm_server.backends.composite import Composite, CompositeEncoder, VersionPart
+from rm_server.backends.composite import (
+    OTHER_IDS,
+    Composite,
+    CompositeEncoder,
+    VersionPart,
+    mean_the_same_by_ids,
+)
 from rm_server.backends.items import is_ids
 from rm_server.engine.checks import check_golden
 from rm_server.engine.encoding import Pair
 from rm_server.engine.engine import Engine
 from rm_server.engine.loaded import LoadedVersion
 from rm_server.engine.work import ItemScore
-from rm_server.errors import DigestMismatch, InternalError, NonFiniteScore, RmError, UnsupportedContent, VersionNotFound
+from rm_server.errors import DigestMismatch, InternalError, NonFiniteScore, RmError, VersionNotFound
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.manifest import Manifest
 from rm_server.registry.records import Snapshot, VersionKey, version_name
-from rm_server.registry.vocabulary import read_vocabulary_digest
 from rm_server.scoring.evaluation import Component, Evaluated, How, evaluate
-
-OTHER_IDS = UnsupportedContent(
-    "Token ids came, and this composite's versions have different tokenizers: an id does not mean the same to all of "
-    "them. Send text."
-)
 
 
 class Composites:
@@ -65,14 +65,9 @@ class Composites:
                     f"{_named(part)} has the digest {record.digest}, and the composite was made with {part.digest}."
                 )
         digest = snapshot.versions[version.key].digest
-        vocabularies = await asyncio.to_thread(self._vocabularies, composite)
-        self._takes_ids[digest] = len(vocabularies) <= 1
-        await self._check_golden(version)
-
-    def _vocabularies(self, composite: Composite) -> set[str]:
-        """Different ones that its versions have; rules have none."""
         paths = [self._artifacts.path(part.digest) for part in composite.versions.values()]
-        return {vocabulary for path in paths if (vocabulary := read_vocabulary_digest(path))}
+        self._takes_ids[digest] = await asyncio.to_thread(mean_the_same_by_ids, paths)
+        await self._check_golden(version)
 
     async def _check_golden(self, version: LoadedVersion) -> None:
         golden = version.manifest.golden

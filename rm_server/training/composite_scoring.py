@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rm_server.backends.composite import Composite, read_composite
+from rm_server.backends.composite import OTHER_IDS, Composite, mean_the_same_by_ids, read_composite
 from rm_server.backends.interface import ComputeSettings, Encoder
-from rm_server.backends.items import Batch, Content, EncodedItem
+from rm_server.backends.items import Batch, Content, EncodedItem, is_ids
 from rm_server.backends.loading import load_encoder
 from rm_server.backends.rules_backend import RulesEncoder, SeveralRulesBackend
 from rm_server.errors import NonFiniteScore, RmError
@@ -42,8 +42,15 @@ def _composite_scorer(
         key: offline_scorer(path, read_manifest(path), settings, shows_progress=shows_progress)
         for key, path in parts.items()
     }
+    takes_ids = mean_the_same_by_ids(parts.values())
 
     def score(texts: Sequence[tuple[Content, Content]]) -> list[Scored]:
+        if takes_ids:
+            return score_readable(texts)
+        scored = iter(score_readable([text for text in texts if not _has_ids(*text)]))
+        return [Scored(OTHER_IDS) if _has_ids(*text) else next(scored) for text in texts]
+
+    def score_readable(texts: Sequence[tuple[Content, Content]]) -> list[Scored]:
         of_versions = {key: scorer(texts) for key, scorer in scorers.items()}
         of_rules = [_rule_parts(composite, manifest, *text) for text in texts]
         return [
@@ -60,6 +67,7 @@ class AllEncoders:
     def __init__(self, folder: Path, manifest: Manifest, artifacts: ArtifactStore) -> None:
         composite = read_composite(folder)
         paths = [artifacts.path(part.digest) for part in composite.versions.values()]
+        self._takes_ids = mean_the_same_by_ids(paths)
         self._encoders: list[Encoder] = [load_encoder(path, read_manifest(path)) for path in paths]
         if composite.rules.rules:
             self._encoders.append(RulesEncoder(composite.rules, manifest))
@@ -70,12 +78,18 @@ class AllEncoders:
         return ()
 
     def encode(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> EncodedItem:
-        """Raises what any of the parts raises."""
+        """Raises what any of the parts raises; UnsupportedContent for ids that do not mean the same to all of them."""
+        if not self._takes_ids and _has_ids(prompt, completion):
+            raise OTHER_IDS
         return [encoder.encode(prompt, completion, truncation) for encoder in self._encoders][-1]
 
     def encode_usual(self, pairs: Sequence[tuple[Content, Content]]) -> Sequence[EncodedItem | None]:
         """Item by item."""
         return [None] * len(pairs)
+
+
+def _has_ids(prompt: Content, completion: Content) -> bool:
+    return is_ids(prompt) or is_ids(completion)
 
 
 def _rule_parts(

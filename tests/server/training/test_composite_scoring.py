@@ -11,7 +11,7 @@ from rm_api.v1 import models_pb2
 from running_server import make_rules_version, running
 
 from rm_server.cli import main
-from rm_server.errors import GoldenMismatch, UnsupportedArtifact
+from rm_server.errors import GoldenMismatch, InvalidRequest, UnsupportedArtifact
 from rm_server.registry.home import open_home
 from rm_server.registry.manifest import GoldenExample, Manifest, read_manifest, write_manifest
 from rm_server.training.registration import Reading, register_folder
@@ -119,6 +119,30 @@ def test_it_is_evaluated_and_matched_with_all_of_its_parts(
     record = register_folder(home, "other", str(other), actor="me", reference_data=pairs, match="quality@1").record
     assert record.calibration is not None
     assert record.calibration.gain * (1 + 8 / 9 + 5 / 9 + 4 / 9) / 4 + record.calibration.bias == pytest.approx(6.5 / 4)
+
+
+def test_ids_are_refused_where_they_mean_something_else_to_each_part(
+    tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    other = tiny_models.make_checkpoint(tmp_path / "other", "gpt2", seed=4, adds_special_tokens=True)
+    register_folder(home, "other", str(other), actor="me")
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": [9, number], "chosen": [10, 11], "rejected": [12]} for number in range(8, 12)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    apart, alike = write(tmp_path / "apart", grammar=1.0, other=0.5), write(tmp_path / "alike", grammar=2.0)
+    with pytest.raises(InvalidRequest, match="cannot read any of them"):
+        register_folder(home, "apart", apart, actor="me", golden_data=pairs)
+    register_folder(home, "apart", apart, actor="me")
+    assert len(register_folder(home, "alike", alike, actor="me", golden_data=pairs).manifest.golden) == 8
+    with pairs.open("a") as file:
+        file.write('{"prompt": "Hi", "chosen": "good", "rejected": "bad"}\n')
+    caplog.clear()
+    for model, num_pairs in (("apart", 1), ("grammar", 5), ("alike", 5)):
+        in_home = ("--home", str(home), "--model", f"{model}@1")
+        assert main(["evaluate", *in_home, "--data", str(pairs), "--quiet", "--json", "-"]) == 0
+        assert len(json.loads(capsys.readouterr().out)["margins"]) == num_pairs
+        assert ("have different tokenizers" in caplog.text) == (model == "apart")
+        caplog.clear()
 
 
 def test_a_folder_alone_has_not_what_it_is_made_of(
