@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from rm_server.errors import ArtifactUnreadable
 from rm_server.registry.digest import CONTENTS_NAME, Contents
-from rm_server.registry.layout import BASE_FOLDER
+from rm_server.registry.lora import base_folder, is_adapter
 
 _WHOLE = "tokenizer.json"
 """Holds everything where it exists: vocabulary, merges, added tokens."""
@@ -16,28 +16,28 @@ _PARTS = ("vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "*.model
 
 
 def vocabulary_digest(contents: Contents) -> str:
-    """SHA-256, lower-case hex; empty for a version without tokenizer, such as rules.
+    """SHA-256, lower-case hex; empty where there is no tokenizer: of rules, of an adapter that has its base's.
 
-    Templates and settings beside the vocabulary do not count: they do not touch what comes as ids. An adapter's own
-    tokenizer goes before that of its base, as when it is loaded.
+    Templates and settings beside the vocabulary do not count: they do not touch what comes as ids.
     """
-    for folder in (PurePosixPath(), PurePosixPath(BASE_FOLDER)):
-        here = {entry.path.name: entry.sha256 for entry in contents.files if entry.path.parent == folder}
-        if _WHOLE in here:
-            return _digest({_WHOLE: here[_WHOLE]})
-        parts = {name: sha256 for name, sha256 in here.items() if any(map(PurePosixPath(name).match, _PARTS))}
-        if parts:
-            return _digest(parts)
-    return ""
+    here = {entry.path.name: entry.sha256 for entry in contents.files if entry.path.parent == PurePosixPath()}
+    if _WHOLE in here:
+        return _digest({_WHOLE: here[_WHOLE]})
+    parts = {name: sha256 for name, sha256 in here.items() if any(map(PurePosixPath(name).match, _PARTS))}
+    return _digest(parts) if parts else ""
 
 
 def read_vocabulary_digest(folder: Path) -> str:
-    """Of a version's folder in the artifact store. Raises ArtifactUnreadable."""
+    """Of a version's folder in the artifact store; an adapter's own tokenizer goes before its base's, as at its load.
+
+    Raises ArtifactUnreadable, UnsupportedArtifact.
+    """
     path = folder / CONTENTS_NAME
     try:
-        return vocabulary_digest(Contents.from_text(path.read_text(encoding="utf-8")))
+        own = vocabulary_digest(Contents.from_text(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise ArtifactUnreadable(f"{path} cannot be read: {error}") from error
+    return read_vocabulary_digest(base_folder(folder)) if not own and is_adapter(folder) else own
 
 
 def _digest(files: dict[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import grpc
 import pytest
 import tiny_models
-from rm_api.v1 import errors_pb2, models_pb2
-from running_server import RunningServer, error_of, running
+from rm_api.v1 import errors_pb2, models_pb2, scoring_pb2
+from running_server import RunningServer, error_of, make_version, running
 from tiny_adapters import make_adapter, peft_scores
 
 from rm_server.backends.loading import infer_manifest, load_encoder
@@ -74,6 +75,24 @@ def test_two_adapters_share_a_base_on_disk_and_in_memory(
     server.models.UnloadVersion(models_pb2.UnloadVersionRequest(selector="helpful@1"))
     assert server.metric("rm_version_memory_bytes", model="helpful", version="2") > 3 * before
     assert scores(server, "helpful@stable") == pytest.approx(expected[1], abs=1e-5)
+
+
+def test_ids_mean_what_the_base_s_tokenizer_says(server: RunningServer, adapters: list[Path], tmp_path: Path) -> None:
+    server.deploy("adapter", adapters[0])
+    server.deploy("other", make_version(tmp_path / "other", 5, family="bert"))
+    server.deploy("alike", make_version(tmp_path / "alike", 5))
+    for other, reads_ids in (("other", False), ("alike", True)):
+        folder = tmp_path / f"sum-{other}"
+        folder.mkdir()
+        components = [{"name": name, "version": f"{name}@1"} for name in ("adapter", other)]
+        (folder / "composite.json").write_text(json.dumps({"components": components}))
+        write_manifest(folder, infer_manifest(folder))
+        server.deploy(folder.name, folder)
+        request = scoring_pb2.ScoreRequest(model=folder.name)
+        request.groups.add().completions.add().token_ids.ids.extend([5, 6, 7])
+        (result,) = server.scoring.Score(request).results
+        assert result.HasField("score") == reads_ids
+        assert reads_ids or "different tokenizers" in result.error.message
 
 
 def test_a_base_stays_as_long_as_adapters_name_it(server: RunningServer, adapters: list[Path]) -> None:
