@@ -207,7 +207,7 @@ def make_shadowing(
     async def vocabulary_of(key: VersionKey) -> str:
         snapshot = versions.snapshot
         if snapshot.versions[key].kind == COMPOSITE:  # the one of its parts, if they have only one
-            of_parts = {await vocabulary_of(part) for part in snapshot.parts[key]} - {""}
+            of_parts = {await vocabulary_of(part) for part in snapshot.parts.get(key, ())} - {""}
             return of_parts.pop() if len(of_parts) == 1 else ""
         digest = snapshot.versions[key].digest
         if digest not in known:

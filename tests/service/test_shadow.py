@@ -13,10 +13,11 @@ import grpc
 import numpy as np
 import pytest
 from rm_api.v1 import experiments_pb2, models_pb2, scoring_pb2
-from running_server import Gate, RunningServer, error_of, make_version, running
+from running_server import Gate, RunningServer, error_of, make_rules_version, make_version, running
 from scipy import stats
 
 from rm_server.config import EngineSettings, ShadowSettings
+from rm_server.registry.manifest import Manifest, write_manifest
 from rm_server.scoring.shadowing import is_in_share
 
 KEY = ("helpfulness", 2)
@@ -186,6 +187,21 @@ def test_token_ids_are_compared_where_they_mean_the_same(tmp_path: Path, version
         wait_for(server, "ok", 1)
         eventually(lambda: outcomes(server, "dropped", 3) == 1)
         assert server.metric("rm_shadow_dropped_total", reason="other_vocabulary") == 1
+
+
+def test_token_ids_are_compared_by_rules_and_by_a_composite_of_nothing_else(tmp_path: Path) -> None:
+    even = {"type": "token_id_share", "modulus": 2, "residue": 0}
+    composite = tmp_path / "composite"
+    composite.mkdir()
+    (composite / "composite.json").write_text(json.dumps({"components": [{"name": "even", "rule": even, "weight": 2}]}))
+    write_manifest(composite, Manifest("composite", transform="weighted_sum"))
+    with running(tmp_path / "home") as server:
+        server.deploy("helpfulness", make_rules_version(tmp_path / "rules", even), composite)
+        set_shadow(server)
+        request = scoring_pb2.ScoreRequest(model="helpfulness@1", request_id="ids")
+        request.groups.add().completions.add().token_ids.ids.extend([7, 8])
+        assert server.scoring.Score(request).results[0].score.value == 0.5
+        wait_for(server, "ok", 1)
 
 
 # --- what it may be ---
