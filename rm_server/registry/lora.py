@@ -103,6 +103,17 @@ def base_folder(folder: Path) -> Path:
     return base
 
 
+def folder_with_base(artifacts: ArtifactStore, digest: str) -> Path:
+    """The folder of a version's files; where it is an adapter, its base's is beside it then, from a shared store too.
+
+    Raises what `ArtifactStore.path` and `read_base_name` raise.
+    """
+    folder = artifacts.path(digest)
+    if is_adapter(folder):
+        artifacts.path(read_base_name(folder).digest)
+    return folder
+
+
 def tokenizer_folder(folder: Path) -> Path:
     """Where an adapter's tokenizer is: beside it, else its base's."""
     return folder if tokenizer_files(folder) else base_folder(folder)

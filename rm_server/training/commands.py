@@ -242,13 +242,14 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 def _evaluate_in_home(pairs: list[Preference], arguments: argparse.Namespace) -> int:
     from rm_server.registry.home import open_home, operating_system_user
+    from rm_server.registry.lora import folder_with_base
     from rm_server.registry.manifest import read_manifest
     from rm_server.registry.versions_by_name import find_version
 
     catalog, artifacts = open_home(home_of(arguments))
     try:
         record = find_version(catalog.snapshot(), arguments.model)
-        folder = artifacts.path(record.digest)
+        folder = folder_with_base(artifacts, record.digest)
         name = version_name(record.key)
         report = _assess_folder(
             folder,

@@ -14,6 +14,7 @@ from rm_server.backends.loading import load_encoder
 from rm_server.backends.rules_backend import RulesEncoder, SeveralRulesBackend
 from rm_server.errors import NonFiniteScore, RmError
 from rm_server.registry.artifacts import ArtifactStore
+from rm_server.registry.lora import folder_with_base
 from rm_server.registry.manifest import Manifest, TruncationRule, read_manifest
 from rm_server.training.offline_scoring import Scored, ScoreTexts, offline_scorer
 
@@ -37,7 +38,7 @@ def _composite_scorer(
 ) -> ScoreTexts:
     """``folder``: with the pinned spec. Raises what `offline_scorer` raises of any part."""
     composite = read_composite(folder)
-    parts = {key: artifacts.path(part.digest) for key, part in composite.versions.items()}
+    parts = {key: folder_with_base(artifacts, part.digest) for key, part in composite.versions.items()}
     scorers = {
         key: offline_scorer(path, read_manifest(path), settings, shows_progress=shows_progress)
         for key, path in parts.items()
@@ -66,7 +67,7 @@ class AllEncoders:
 
     def __init__(self, folder: Path, manifest: Manifest, artifacts: ArtifactStore) -> None:
         composite = read_composite(folder)
-        paths = [artifacts.path(part.digest) for part in composite.versions.values()]
+        paths = [folder_with_base(artifacts, part.digest) for part in composite.versions.values()]
         self._takes_ids = mean_the_same_by_ids(paths)
         self._encoders: list[Encoder] = [load_encoder(path, read_manifest(path)) for path in paths]
         if composite.rules.rules:

@@ -23,6 +23,7 @@ from rm_server.errors import InvalidRequest, RmError
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.digest import digest_of, hash_file
 from rm_server.registry.home import Home, add_version, as_version, open_home
+from rm_server.registry.lora import folder_with_base
 from rm_server.registry.manifest import FILE_NAME as MANIFEST_NAME
 from rm_server.registry.manifest import Manifest, TruncationRule, read_manifest
 from rm_server.registry.names import check_model_name
@@ -207,7 +208,7 @@ def _calibrate(
     scores = _scores(texts, score)
     if target is None:
         return standardise(scores[np.isfinite(scores)], source)
-    folder = artifacts.path(target.digest)
+    folder = folder_with_base(artifacts, target.digest)
     targets = _scores(texts, version_scorer(folder, read_manifest(folder), artifacts, settings))
     if target.calibration is not None:
         targets = target.calibration.apply(targets)

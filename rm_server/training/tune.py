@@ -22,7 +22,7 @@ from rm_server.backends.device import device_kind, num_cores
 from rm_server.errors import GoldenMismatch, UnsupportedArtifact
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.catalog import Catalog
-from rm_server.registry.lora import base_folder
+from rm_server.registry.lora import base_folder, folder_with_base
 from rm_server.registry.manifest import KINDS_WITHOUT_WEIGHTS, read_manifest
 from rm_server.registry.records import ServingProfile, VersionKey, VersionRecord, version_name
 from rm_server.registry.serving_profiles import set_serving_profile
@@ -128,7 +128,7 @@ def tune_version(
     candidates = [
         Candidate(relative.key, folder, manifest, precision)
         for relative in relatives(catalog, record)
-        for folder in (artifacts.path(relative.digest),)
+        for folder in (folder_with_base(artifacts, relative.digest),)
         for manifest in (read_manifest(folder),)
         for precision in precisions(manifest, device.split(":")[0])
     ]

@@ -9,10 +9,11 @@ import pytest
 import tiny_models
 from rm_api.v1 import models_pb2
 from running_server import make_rules_version, running
+from tiny_adapters import make_adapter
 
 from rm_server.cli import main
 from rm_server.errors import GoldenMismatch, InvalidRequest, UnsupportedArtifact
-from rm_server.registry.home import open_home
+from rm_server.registry.home import Home, open_home
 from rm_server.registry.manifest import GoldenExample, Manifest, read_manifest, write_manifest
 from rm_server.training.registration import Reading, register_folder
 
@@ -143,6 +144,33 @@ def test_ids_are_refused_where_they_mean_something_else_to_each_part(
         assert len(json.loads(capsys.readouterr().out)["margins"]) == num_pairs
         assert ("have different tokenizers" in caplog.text) == (model == "apart")
         caplog.clear()
+
+
+def test_an_adapter_s_base_comes_from_the_shared_store_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = make_adapter(tmp_path / "adapter", tiny_models.make_checkpoint(tmp_path / "base", "qwen2", seed=3))
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "Hi", "chosen": "good", "rejected": "bad"}\n')
+    (tmp_path / "store").mkdir()
+
+    def machine(name: str) -> Home:
+        return Home(tmp_path / name, f"sqlite:///{tmp_path}/catalog.db", f"file://{tmp_path}/store")
+
+    register_folder(machine("first"), "adapter", str(adapter), actor="me")
+    register_folder(machine("first"), "sum", write(tmp_path / "sum", adapter=2.0), actor="me")
+    margins = []
+    for model in ("adapter", "sum"):
+        home = machine(f"evaluates {model}")
+        places = ("--home", str(home.path), "--catalog", home.catalog, "--artifacts", home.artifacts)
+        assert main(["evaluate", *places, "--model", f"{model}@1", "--data", str(pairs), "--quiet", "--json", "-"]) == 0
+        margins += json.loads(capsys.readouterr().out)["margins"].values()
+    assert margins[1] == pytest.approx(2 * margins[0], abs=1e-5)
+    rules = make_rules_version(tmp_path / "rules", {"type": "length", "max": 3, "unit": "characters", "soft": 4})
+    done = register_folder(machine("matches"), "rules", str(rules), actor="me", reference_data=pairs, match="adapter@1")
+    assert done.calibration is not None
+    other = write(tmp_path / "other", adapter=3.0)
+    assert register_folder(machine("registers"), "sum", other, actor="me").record.version == 2
 
 
 def test_a_folder_alone_has_not_what_it_is_made_of(
