@@ -51,6 +51,11 @@ class RenderedText(str):
         rendered.prompt = prompt
         return rendered
 
+    @property
+    def parts(self) -> tuple[str, str]:
+        """Prompt and completion; where it does not begin with the prompt, the text stands alone."""
+        return (self.prompt, self[len(self.prompt) :]) if self.startswith(self.prompt) else ("", str(self))
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedItem:

@@ -153,10 +153,8 @@ def message_spans(text: str, prompt: Content, completion: Content) -> list[Span]
 
 def _apart(rendered: RenderedText) -> tuple[str, str]:
     """Prompt and completion; where that cannot be told, or there is no completion, the text stands alone."""
-    completion = rendered.removeprefix(rendered.prompt)
-    if len(completion) == len(rendered) or not completion.strip():
-        return "", str(rendered)
-    return rendered.prompt, completion
+    prompt, completion = rendered.parts
+    return (prompt, completion) if completion.strip() else ("", str(rendered))
 
 
 def _common_length(left: str, right: str) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from rm_server.backends.content_checks import check_length, check_unicode, checked_ids
 from rm_server.backends.explanation import Reading, ReadToken
-from rm_server.backends.items import Batch, ChatMessage, Content, EncodedItem, Float64Array, is_ids
+from rm_server.backends.items import Batch, ChatMessage, Content, EncodedItem, Float64Array, RenderedText, is_ids
 from rm_server.backends.plain_ids import plain_ids
 from rm_server.backends.rules import RuleList
 from rm_server.backends.truncation import BoolArray, kept_tokens
@@ -37,6 +37,8 @@ class RulesEncoder:
 
     def encode(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> EncodedItem:
         """Encodes one item; see `interface.Encoder`. Lengths over text are in characters."""
+        if isinstance(completion, RenderedText):
+            prompt, completion = completion.parts
         if not completion:
             raise EmptyItem("The item has no completion; at least one character, message or id is needed.")
         wanted = _NAMES[self._rules.looks_at]

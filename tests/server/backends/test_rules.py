@@ -14,7 +14,7 @@ import pytest
 
 from rm_server.backends.content_checks import MAX_CHARACTERS
 from rm_server.backends.interface import ComputeSettings, PartsBackend
-from rm_server.backends.items import Batch, ChatMessage
+from rm_server.backends.items import Batch, ChatMessage, RenderedText
 from rm_server.backends.loading import load_backend, load_encoder
 from rm_server.backends.rules import read_rules
 from rm_server.errors import (
@@ -174,6 +174,19 @@ def test_messages_are_text(tmp_path: Path) -> None:
     assert score(folder, completion, prompt=(ChatMessage("user", "hello"),)) == [1.0]
     with pytest.raises(EmptyItem, match="no content"):
         score(folder, (ChatMessage("assistant", ""),))
+
+
+def test_a_rendered_text_is_parted_where_its_prompt_came(tmp_path: Path) -> None:
+    length = {"type": "length", "unit": "words", "max": 2, "soft": 10}
+    folder = write(tmp_path, length, {"name": "asked", "type": "wanted_words", "words": ["fox"], "of": "prompt"})
+    texts = [RenderedText(text, "A fox? ") for text in ("A fox? It ran.", "A fox? It ran, it ran.")]
+    assert score(folder, *texts) == score(folder, "It ran.", "It ran, it ran.", prompt="A fox? ") == [2.0, 1.8]
+    encoder = load_encoder(folder, MANIFEST)
+    with pytest.raises(EmptyItem, match="no completion"):
+        encoder.encode("", RenderedText("A fox? ", "A fox? "))
+    for prompt in ("", "A wolf? "):
+        with pytest.raises(EmptyItem, match="asked looks at the prompt"):
+            encoder.encode("", RenderedText("A fox? It ran.", prompt))
 
 
 def test_a_manifest_may_ask_for_sigmoid(tmp_path: Path) -> None:
