@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from rm_server.registry.digest import digest_of, hash_file
 from rm_server.registry.home import Home, add_version, as_version, open_home
 from rm_server.registry.lora import folder_with_base
 from rm_server.registry.manifest import FILE_NAME as MANIFEST_NAME
-from rm_server.registry.manifest import Manifest, TruncationRule, read_manifest
+from rm_server.registry.manifest import Kind, Manifest, TruncationRule, read_manifest
 from rm_server.registry.names import check_model_name
 from rm_server.registry.records import CalibrationRecord, VersionRecord
 from rm_server.registry.versions_by_name import find_version
@@ -118,6 +118,7 @@ def register_folder(
             if base is not None:
                 whole = stack.enter_context(with_base(found.folder, base, catalog.snapshot(), artifacts))
             manifest = _manifest_of(whole, reading)
+            _check_reading(manifest.kind, reading)
             if not manifest.reads_prompt:
                 logger.warning("Prompts will not be read: the template %r has no {prompt}.", manifest.template)
             # A composite's file says by number and digest what it is made of, an adapter's what its base is.
@@ -155,6 +156,24 @@ def register_folder(
         return Registration(record, created, manifest, label, calibration, tuple(reports))
     finally:
         catalog.close()
+
+
+def _check_reading(kind: Kind, reading: Reading) -> None:
+    """Refuses what would be passed over: rules have no tokenizer, and a composite's versions read as they were made to.
+
+    Raises InvalidRequest.
+    """
+    usable = {"rules": ("max_tokens", "truncation"), "composite": ()}.get(kind)
+    if usable is None:
+        return
+    given = [field.name for field in fields(reading) if getattr(reading, field.name) is not None]
+    if useless := [f"--{name.replace('_', '-')}" for name in given if name not in usable]:
+        what = (
+            "a version of rules has neither tokenizer nor head"
+            if kind == "rules"
+            else "each version that a composite is made of reads as it was registered: register that otherwise"
+        )
+        raise InvalidRequest(f"{', '.join(useless)}: {what}. Leave it out.")
 
 
 def _manifest_of(folder: Path, reading: Reading) -> Manifest:

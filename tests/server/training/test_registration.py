@@ -155,6 +155,33 @@ def test_a_classifier_s_label_is_chosen_by_index_or_name(register: Register, che
     assert (by_index.record, by_index.created) == (by_name.record, False)
 
 
+@pytest.mark.parametrize(
+    ("kind", "reading", "says"),
+    [
+        (
+            "rules",
+            Reading(template="pair", label_index="good", max_tokens=9),
+            "--template, --label-index: a version of",
+        ),
+        ("rules", Reading(append_eos=False), "--append-eos: a version of rules has neither"),
+        ("composite", Reading(truncation="keep_end", max_tokens=9), "--max-tokens, --truncation: each version"),
+    ],
+)
+def test_a_reading_that_would_be_passed_over_is_refused(
+    home: Path, register: Register, tmp_path: Path, kind: str, reading: Reading, says: str
+) -> None:
+    rule = {"type": "length", "max": 3, "soft": 90}
+    content = {"rules": [rule]} if kind == "rules" else {"components": [{"name": "short", "rule": rule}]}
+    (tmp_path / f"{kind}.json").write_text(json.dumps(content))
+    with pytest.raises(InvalidRequest, match=says):
+        register(tmp_path, reading=reading)
+    catalog, _ = open_home(home)
+    assert not catalog.snapshot().versions
+    if kind == "rules":
+        limited = register(tmp_path, reading=Reading(max_tokens=9, truncation="keep_start")).manifest
+        assert (limited.max_tokens, limited.truncation) == (9, "keep_start")
+
+
 def test_a_template_without_a_place_for_prompts_is_told(
     register: Register, checkpoint: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
