@@ -24,17 +24,20 @@ from rm_server.backends.rules import (
     rule_list,
 )
 from rm_server.backends.rules_backend import RulesEncoder
-from rm_server.errors import UnsupportedArtifact, UnsupportedContent
+from rm_server.errors import RmError, UnsupportedArtifact, UnsupportedContent
 from rm_server.registry.composite import FILE_NAME, read_components
 from rm_server.registry.manifest import Manifest, TruncationRule
 from rm_server.registry.names import is_digest
-from rm_server.registry.records import CalibrationRecord, VersionKey
+from rm_server.registry.records import CalibrationRecord, VersionKey, version_name
 from rm_server.registry.vocabulary import read_vocabulary_digest
 
 OTHER_IDS = UnsupportedContent(
     "Token ids came, and this composite's versions have different tokenizers: an id does not mean the same to all of "
     "them. Send text."
 )
+
+OWN_RULES = "The composite's own rules"
+"""As errors name them."""
 
 _SCALE_KEYS = ("weight", "gain", "bias", "clip")
 _VERSION_KEYS = ("name", "version", "digest", *_SCALE_KEYS, "calibrated", "calibration")
@@ -50,6 +53,11 @@ class VersionPart:
     version: VersionKey
     digest: str
     calibration: CalibrationRecord | None = None
+
+    @property
+    def title(self) -> str:
+        """As errors name it."""
+        return f"Component {self.name!r} ({version_name(self.version)})"
 
     @property
     def slope(self) -> float:
@@ -139,6 +147,11 @@ def read_composite(folder: Path, *, is_pinned: bool = True) -> Composite:
         raise UnsupportedArtifact(f"{path}: the name {min(twice)!r} is used twice; give each component its own.")
     rule_list(path, [part for part in parts if isinstance(part, Rule)])
     return Composite(tuple(parts))
+
+
+def of_part(title: str, error: RmError) -> RmError:
+    """The same error, with the part that it comes from."""
+    return type(error)(f"{title}: {error.message}", retry_after_s=error.retry_after_s)
 
 
 def mean_the_same_by_ids(folders: Iterable[Path]) -> bool:

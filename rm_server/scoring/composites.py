@@ -12,10 +12,12 @@ import numpy as np
 
 from rm_server.backends.composite import (
     OTHER_IDS,
+    OWN_RULES,
     Composite,
     CompositeEncoder,
     VersionPart,
     mean_the_same_by_ids,
+    of_part,
 )
 from rm_server.backends.items import is_ids
 from rm_server.engine.checks import check_golden
@@ -59,10 +61,10 @@ class Composites:
         for key, part in composite.versions.items():
             record = snapshot.versions.get(key)
             if record is None:
-                raise VersionNotFound(f"{_named(part)} is not in the catalog.")
+                raise VersionNotFound(f"{part.title} is not in the catalog.")
             if record.digest != part.digest:
                 raise DigestMismatch(
-                    f"{_named(part)} has the digest {record.digest}, and the composite was made with {part.digest}."
+                    f"{part.title} has the digest {record.digest}, and the composite was made with {part.digest}."
                 )
         digest = snapshot.versions[version.key].digest
         paths = [self._artifacts.path(part.digest) for part in composite.versions.values()]
@@ -96,10 +98,10 @@ class Composites:
                 try:
                     held[key] = holds.enter_context(self._engine.use(key))
                 except RmError as error:
-                    raise _of_part(_named(part), error) from None
-            asked = [(_named(part), held[key]) for key, part in composite.versions.items()]
+                    raise of_part(part.title, error) from None
+            asked = [(part.title, held[key]) for key, part in composite.versions.items()]
             if composite.rules.rules:
-                asked.append(("The composite's own rules", version))
+                asked.append((OWN_RULES, version))
             evaluated = await self._side_by_side(asked, pairs, how)
         rules = evaluated.pop() if composite.rules.rules else None
         return _combined(composite, dict(zip(held, evaluated, strict=True)), rules, len(pairs))
@@ -119,7 +121,7 @@ class Composites:
         try:
             return await evaluate(self._engine, version, pairs, how)
         except RmError as error:
-            raise _of_part(name, error) from error
+            raise of_part(name, error) from error
 
 
 def composite_of(version: LoadedVersion) -> Composite:
@@ -155,10 +157,10 @@ def _combined_item(
     scores: dict[VersionKey, ItemScore] = {}
     for key, outcome in of_versions.items():
         if isinstance(outcome, RmError):
-            return _of_part(_named(composite.versions[key]), outcome), ()
+            return of_part(composite.versions[key].title, outcome), ()
         scores[key] = outcome
     if isinstance(of_rules, RmError):
-        return _of_part("The composite's own rules", of_rules), ()
+        return of_part(OWN_RULES, of_rules), ()
     raw = {key: score.value for key, score in scores.items()}
     values = composite.values(raw, () if of_rules is None else of_rules.parts)
     total = composite.total(values)
@@ -210,15 +212,6 @@ def _coarsest(manifest: Manifest, parts: Sequence[LoadedVersion]) -> str:
     """The precision among those of the parts that is tolerated most; one that is not tolerated at all goes first."""
     precisions = [part.precision for part in parts if part.precision] or ["fp32"]
     return max(precisions, key=lambda precision: manifest.tolerance.get(precision, math.inf))
-
-
-def _named(part: VersionPart) -> str:
-    return f"Component {part.name!r} ({version_name(part.version)})"
-
-
-def _of_part(name: str, error: RmError) -> RmError:
-    """The same error, with the part that it comes from."""
-    return type(error)(f"{name}: {error.message}", retry_after_s=error.retry_after_s)
 
 
 def _has_ids(pair: Pair) -> bool:

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from rm_server.backends.composite import OTHER_IDS, Composite, mean_the_same_by_ids, read_composite
+from rm_server.backends.composite import (
+    OTHER_IDS,
+    OWN_RULES,
+    Composite,
+    mean_the_same_by_ids,
+    of_part,
+    read_composite,
+)
 from rm_server.backends.interface import ComputeSettings, Encoder
 from rm_server.backends.items import Batch, Content, EncodedItem, is_ids
 from rm_server.backends.loading import load_encoder
@@ -111,10 +118,10 @@ def _combined(composite: Composite, scored: dict[tuple[str, int], Scored], of_ru
     raw = {}
     for key, one in scored.items():
         if isinstance(one.score, RmError):
-            return one
+            return Scored(of_part(composite.versions[key].title, one.score))
         raw[key] = one.score
     if isinstance(of_rules, RmError):
-        return Scored(of_rules)
+        return Scored(of_part(OWN_RULES, of_rules))
     total = composite.total(composite.values(raw, of_rules))
     if not np.isfinite(total):
         return Scored(NonFiniteScore(f"The weighted sum of the components is {total}."))

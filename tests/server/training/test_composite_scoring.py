@@ -122,6 +122,25 @@ def test_it_is_evaluated_and_matched_with_all_of_its_parts(
     assert record.calibration.gain * (1 + 8 / 9 + 5 / 9 + 4 / 9) / 4 + record.calibration.bias == pytest.approx(6.5 / 4)
 
 
+def test_what_a_part_cannot_score_is_told_with_the_part(
+    tmp_path: Path, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = {"name": "asked", "rule": {"type": "wanted_words", "words": ["fox"], "of": "prompt"}}
+    (tmp_path / "quality").mkdir()
+    components = [{"name": "g", "version": "grammar@1"}, asked]
+    (tmp_path / "quality" / "composite.json").write_text(json.dumps({"components": components}))
+    texts = tmp_path / "texts.jsonl"
+    for row, says in (
+        ({"prompt": "Hi", "completion": "a" * 300}, "Component 'g' (grammar@1): The item has 303 tokens"),
+        ({"completion": "Hi"}, "The composite's own rules: The item has no prompt, and asked looks at the prompt."),
+    ):
+        rows = [row, *({"prompt": "Hi", "completion": completion} for completion in ("good", "bad"))]
+        texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        caplog.clear()
+        register_folder(home, "quality", str(tmp_path / "quality"), actor="me", reference_data=texts)
+        assert f"1 of 3 reference texts have no score, the first: {says}" in caplog.text
+
+
 def test_ids_are_refused_where_they_mean_something_else_to_each_part(
     tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
