@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from rm_server.errors import ArtifactUnreadable, UnsupportedArtifact
+from rm_server.registry.manifest import FILE_NAME as MANIFEST_NAME
 from rm_server.registry.manifest import Kind
 from rm_server.registry.onnx_file import MODEL, read_onnx_file
 
@@ -107,7 +108,12 @@ def checkpoint_weights(folder: Path) -> list[str]:
     index = folder / WEIGHTS_INDEX
     if not index.exists():
         _refuse_pickles(folder)
-        raise ArtifactUnreadable(f"{folder} has no weights: neither {WEIGHTS} nor {WEIGHTS_INDEX}.")
+        hint = (
+            f' To serve its {MODEL}, give it a {MANIFEST_NAME} with "kind": "onnx".'
+            if (folder / MODEL).exists()
+            else ""
+        )
+        raise ArtifactUnreadable(f"{folder} has no weights: neither {WEIGHTS} nor {WEIGHTS_INDEX}.{hint}")
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -102,6 +102,13 @@ def test_missing_weights_and_missing_config_are_named(checkpoint: MakeFolder) ->
         names(folder, "sequence_classification")
 
 
+def test_an_onnx_file_without_a_manifest_is_told_what_it_wants(checkpoint: MakeFolder) -> None:
+    folder = checkpoint()
+    (folder / "model.safetensors").rename(folder / "model.onnx")
+    with pytest.raises(ArtifactUnreadable, match=r'its model\.onnx, give it a reward_model\.json with "kind": "onnx"'):
+        names(folder, "sequence_classification")
+
+
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactUnreadable, match="is not a folder"):
         names(tmp_path / "nowhere", "rules")
