@@ -36,6 +36,8 @@ _DEFAULTS: Mapping[str, Any] = {
     "field": "prompt",
     "where": "",
     "count": None,
+    "max_prompt_tokens": sys.maxsize,  # the models' own limits are checked afterwards
+    "overlong": "refuse",
     "reward": None,
     "second": None,
     "calibrated": False,
@@ -75,6 +77,10 @@ def add_parser(subparsers: Any) -> None:
     given.add_argument("--field", help="of the file's rows (default: prompt)")
     given.add_argument("--where", metavar="FIELD=VALUE", help="only rows that have this value")
     given.add_argument("--count", type=int, metavar="N", help="only the first N prompts")
+    given.add_argument(
+        "--max-prompt-tokens", type=int, metavar="N", help="longer prompts are handled as --overlong says"
+    )
+    given.add_argument("--overlong", choices=("refuse", "drop", "keep_end"), help="as data.overlong (default: refuse)")
     given.add_argument("--reward", metavar="SELECTOR", help="name, name@3 or name@label")
     given.add_argument("--second", metavar="SELECTOR", help="second opinion, which judges the win rate")
     given.add_argument(
@@ -116,6 +122,8 @@ def _like(run: Path) -> dict[str, Any]:
         "field": config.data.field,
         "where": config.evaluation.where,
         "count": config.evaluation.count,
+        "max_prompt_tokens": config.data.max_prompt_tokens,
+        "overlong": config.data.overlong,
         "second": config.evaluation.model or None,
         "input": config.reward.input,
         "prompt_template": config.reward.prompt_template,
@@ -132,8 +140,9 @@ def _run(args: argparse.Namespace) -> int:
     args = argparse.Namespace(**{**_DEFAULTS, **(_like(args.like) if args.like else {}), **vars(args)})
     if missing := [name for name in ("reference", "prompts", "reward") if getattr(args, name) is None]:
         raise ConfigError(f"--{missing[0]} is missing: name it, or with --like a run that has one and evaluates")
-    if args.batch_size < 1 or args.temperature <= 0 or (args.count is not None and args.count < 1):
-        raise ConfigError("--batch-size and --count must be at least 1, and --temperature above 0")
+    counts = (args.batch_size, args.max_prompt_tokens, args.count)
+    if min(count for count in counts if count is not None) < 1 or args.temperature <= 0:
+        raise ConfigError("--batch-size, --max-prompt-tokens and --count must be at least 1, and --temperature above 0")
     if not 0 <= args.min_response_tokens <= args.max_response_tokens:
         raise ConfigError("--min-response-tokens must lie between 0 and --max-response-tokens")
     if "{prompt}" not in args.prompt_template:
@@ -177,7 +186,7 @@ def _evaluate(
         raise ConfigError(f"--reference: {args.reference} is of another architecture than {args.policy}")
     reference = load_reference(args.reference, "float32", policy).eval().to(device)
     check_knows("--reference", reference.model, policy.model)
-    data = DataConfig(prompts=args.prompts, field=args.field, where=args.where, max_prompt_tokens=sys.maxsize)
+    data = DataConfig(args.prompts, args.field, args.where, args.max_prompt_tokens, args.overlong)
     reward = RewardConfig(prompt_template=args.prompt_template, input=args.input)
     prompts = load_prompts(data, reward, tokenizer, keeps_eos=not policy.continues_prompt)[: args.count]
     check_fits(policy, prompts, rollout.max_response_tokens, {"--reference": reference.model})

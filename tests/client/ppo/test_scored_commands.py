@@ -185,6 +185,31 @@ def test_evaluate_repeats_what_a_run_found(
     assert "like for like" not in (run / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("overlong", ["drop", "keep_end"])
+def test_evaluate_takes_the_prompts_that_a_run_took(
+    server: FakeServer, folder: Path, prompts: str, overlong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [f"number {row}" * (1 + row % 2) for row in range(6)]
+    Path(prompts).write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts), encoding="utf-8")
+    config = make_config(
+        folder,
+        data={"prompts": prompts, "max_prompt_tokens": 10, "overlong": overlong},
+        reward={"model": "length@1", "input": "text", "empty_score": 0.0},
+        evaluation={"prompts": prompts, "count": 3},
+    )
+    with RewardClient(server.address, run="one") as client:
+        PPOTrainer(config, client).train()
+    run = folder / "run"
+    found = read_jsonl(run / "evaluations.jsonl")[-1]
+    arguments = ["evaluate", "--policy", str(run / "policy"), "--like", str(run), "--server", server.address, "--json"]
+    assert cli.main(arguments) == 0
+    again = json.loads(capsys.readouterr().out)
+    for name in found.keys() - {"step", "texts"}:
+        assert again[name] == pytest.approx(found[name], abs=1e-5), name
+    assert cli.main([*arguments, "--overlong", "refuse"]) == 2
+    assert "line 2: 14 tokens, data.max_prompt_tokens is 10" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("device", ["meta", ""])
 @pytest.mark.parametrize("command", ["evaluate", "sample"])
 def test_models_and_tensors_are_on_the_device_that_is_named(
@@ -242,7 +267,7 @@ def test_evaluate_refuses_a_reference_that_cannot_read_what_the_policy_writes(
         (["sample", "x", "--prompt", "a", "--best-of", "4", "--completions", "2", "--reward", "m"], "leave --compl"),
         (
             ["evaluate", "--policy", "x", "--reference", "y", "--prompts", "z", "--reward", "m", "--count", "0"],
-            "--count must be at least 1",
+            "--max-prompt-tokens and --count must be at least 1",
         ),
     ],
 )
