@@ -66,13 +66,14 @@ def adapter_base(place: str) -> str | None:
 
 
 def merged(base: Any, place: str) -> Any:
-    """The model `base` with the adapter in `place` added to its weights: a plain model again."""
+    """The model `base` with the adapter in `place` added to its weights: a plain model again, which can be trained."""
     if not (Path(place) / _WEIGHTS).is_file():
         raise ConfigError(f"{place} has an adapter_config.json and no {_WEIGHTS}")
     try:
-        return PeftModel.from_pretrained(base, place).merge_and_unload()
+        model = PeftModel.from_pretrained(base, place).merge_and_unload()
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"the adapter in {place} cannot be merged: {error}") from error
+    return model.requires_grad_(True)  # peft froze what lies below the adapter
 
 
 def add_adapter(model: Any, config: LoRAConfig, seed: int) -> None:

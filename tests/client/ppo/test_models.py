@@ -163,11 +163,13 @@ def test_a_runs_adapter_is_loaded_by_peft_and_its_merged_policy_by_transformers(
     assert torch.allclose(merged(**inputs).logits, expected, atol=1e-5)
     assert (tmp_path / "run" / "policy-merged" / "tokenizer.json").is_file()
 
-    # A run can begin with the adapter of another: it is merged.
+    # A run can begin with the adapter of another: it is merged, and all of it is trained.
     config = make_config(tmp_path, policy={"model": str(tmp_path / "run" / "policy")})
+    begun = load_models(config, None, CPU)
     with torch.no_grad():
-        begun = load_models(config, None, CPU).actor_critic.policy.model(**inputs).logits
-    assert torch.allclose(begun, expected, atol=1e-5)
+        assert torch.allclose(begun.actor_critic.policy.model(**inputs).logits, expected, atol=1e-5)
+    num_trained, num_all = trained_share(begun.actor_critic)
+    assert num_trained == num_all
     with pytest.raises(ConfigError, match="is an adapter"):
         load_models(make_config(tmp_path, policy={"model": str(tmp_path / "run" / "policy")}, lora=lora), None, CPU)
 

@@ -95,6 +95,17 @@ def test_a_run_that_was_extended_goes_on_from_its_end(folder: Path) -> None:
     assert_same_run(folder / "run", folder / "two" / "run")
 
 
+def test_a_run_that_began_with_an_adapter_learns_and_goes_on(folder: Path) -> None:
+    PPOTrainer(make_config(folder, lora={"rank": 2}, train={"num_steps": 1}), FakeRewards()).train()
+    (folder / "run").rename(folder / "first")
+    sections = {"policy": {"model": str(folder / "first" / "policy")}, "critic": {"kind": "separate"}}
+    PPOTrainer(make_config(folder, **sections), FakeRewards()).train()
+    assert PPOTrainer.resume(folder / "run", FakeRewards(), ["train.num_steps=3"]).train().step == 3
+    rows = read_jsonl(folder / "run" / "metrics.jsonl")
+    assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-5)
+    assert [abs(row["kl"]) > 1e-3 for row in rows] == [False, True, True]
+
+
 def test_other_random_numbers_go_on_as_they_would_have(folder: Path) -> None:
     """A run draws none of the global ones itself; what people build into it may."""
     PPOTrainer(make_config(folder), FakeRewards()).train()
