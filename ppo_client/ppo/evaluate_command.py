@@ -16,7 +16,7 @@ from ppo_client.ppo.conditions import Conditions
 from ppo_client.ppo.config import DataConfig, PPOConfig, RewardConfig, RewardModelConfig, RolloutConfig
 from ppo_client.ppo.config_file import load_config
 from ppo_client.ppo.connect import AWAY_ERRORS
-from ppo_client.ppo.errors import ConfigError
+from ppo_client.ppo.errors import ConfigError, FailedItems
 from ppo_client.ppo.evaluation_facts import EvaluationFacts, evaluation_facts, text_rows
 from ppo_client.ppo.prompts import load_prompts
 from ppo_client.ppo.reward_source import RewardDesk, parts_of
@@ -45,6 +45,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "prompt_template": "{prompt}",
     "truncation": None,
     "empty_score": None,
+    "on_failed_item": "stop",
     "max_response_tokens": 64,
     "min_response_tokens": 1,
     "temperature": 1.0,
@@ -97,6 +98,12 @@ def add_parser(subparsers: Any) -> None:
         help="of what is too long for a reward model (default: the version's rule)",
     )
     given.add_argument("--empty-score", type=float, metavar="SCORE", help="of responses without text, by either")
+    given.add_argument(
+        "--on-failed-item",
+        choices=("stop", "drop"),
+        help="where a text has no score, and asking again cannot help; drop: its prompt counts for nothing "
+        "(default: stop)",
+    )
     given.add_argument("--max-response-tokens", type=int, metavar="N", help="(default: 64)")
     given.add_argument("--min-response-tokens", type=int, metavar="N", help="(default: 1)")
     given.add_argument("--temperature", type=float, help="(default: 1.0)")
@@ -129,6 +136,7 @@ def _like(run: Path) -> dict[str, Any]:
         "prompt_template": config.reward.prompt_template,
         "truncation": config.reward.truncation or None,
         "empty_score": config.reward.empty_score,
+        "on_failed_item": config.reward.on_failed_item,
         "max_response_tokens": config.rollout.max_response_tokens,
         "min_response_tokens": config.rollout.min_response_tokens,
         "temperature": config.rollout.temperature,
@@ -192,7 +200,13 @@ def _evaluate(
     check_fits(policy, prompts, rollout.max_response_tokens, {"--reference": reference.model})
     # The client itself asks again, within its own deadline.
     patience = Patience(0.0, away_errors=AWAY_ERRORS, report=lambda text: print(text, file=sys.stderr))
-    desk = RewardDesk(client, (RewardModelConfig(args.reward, calibrated=args.calibrated),), patience, args.truncation)
+    desk = RewardDesk(
+        client,
+        (RewardModelConfig(args.reward, calibrated=args.calibrated),),
+        patience,
+        args.truncation,
+        drops_failed_items=args.on_failed_item == "drop",
+    )
     judge = replace(desk, parts=(RewardModelConfig(args.second),)) if args.second else None
     evaluator = Evaluator(
         policy=policy,
@@ -208,6 +222,13 @@ def _evaluate(
         empty_score=args.empty_score,
     )
     pairs = evaluator.pairs(range(len(prompts)))
+    if not pairs:
+        raise FailedItems("each of the prompts has a response without a score")
+    if num_dropped := len(prompts) - len(pairs):
+        print(
+            f"{num_dropped} of {len(prompts)} prompts have a response without a score, and do not count",
+            file=sys.stderr,
+        )
     return evaluation_facts(pairs), evaluator.conditions(), text_rows(pairs, args.texts)
 
 

@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 import torch
-from client.fake_server import FakeServer, as_version, change, usual
+from client.fake_server import FakeServer, as_version, change, fail_items, usual
+from rm_api.v1 import errors_pb2, scoring_pb2
 from tiny_models import EOS_ID, VOCAB_SIZE
 from tiny_policies import make_config, read_jsonl, save_policy
 from transformers import GenerationConfig
@@ -208,6 +210,44 @@ def test_evaluate_takes_the_prompts_that_a_run_took(
         assert again[name] == pytest.approx(found[name], abs=1e-5), name
     assert cli.main([*arguments, "--overlong", "refuse"]) == 2
     assert "line 2: 14 tokens, data.max_prompt_tokens is 10" in capsys.readouterr().err
+
+
+def test_evaluate_drops_what_a_run_dropped(
+    server: FakeServer, folder: Path, prompts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse_odd(
+        server: FakeServer, request: scoring_pb2.ScoreRequest, _: grpc.ServicerContext
+    ) -> scoring_pb2.ScoreResponse:
+        response = server.answer(request)
+        for result in response.results:
+            if request.model == "length@1" and result.score.value % 2:
+                result.error.CopyFrom(errors_pb2.Error(reason=errors_pb2.ERROR_REASON_ITEM_TOO_LONG, message="odd"))
+        return response
+
+    server.always = refuse_odd
+    config = make_config(
+        folder,
+        data={"prompts": prompts},
+        reward={"model": "length@1", "input": "text", "empty_score": 0.0, "on_failed_item": "drop"},
+        evaluation={"prompts": prompts, "model": "length@2"},
+    )
+    with RewardClient(server.address, run="one") as client:
+        PPOTrainer(config, client).train()
+    run = folder / "run"
+    found = read_jsonl(run / "evaluations.jsonl")[-1]
+    assert 0 < found["count"] < 5
+    arguments = ["evaluate", "--policy", str(run / "policy"), "--like", str(run), "--server", server.address, "--json"]
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr()
+    again = json.loads(printed.out)
+    for name in found.keys() - {"step", "texts"}:
+        assert again[name] == pytest.approx(found[name], abs=1e-5), name
+    assert f"{5 - found['count']} of 5 prompts have a response without a score" in printed.err
+    assert cli.main([*arguments, "--on-failed-item", "stop"]) == 1
+    assert "odd" in capsys.readouterr().err
+    server.always = fail_items(0, 1, reason="ITEM_TOO_LONG")
+    assert cli.main([*arguments, "--count", "1"]) == 1
+    assert "each of the prompts has a response without a score" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("device", ["meta", ""])
