@@ -43,7 +43,7 @@ def assemble(
     saved: Path | None = None,
 ) -> Run:
     """`saved`: the `policy` directory of the checkpoint to go on from."""
-    _check_batch_size(config, accelerator.num_processes)
+    _check_shares(config, accelerator.num_processes)
     client = None
     if rewards is None:
         rewards = client = connect(config.reward, state.run)
@@ -125,12 +125,17 @@ def assemble(
     return run
 
 
-def _check_batch_size(config: PPOConfig, num_processes: int) -> None:
+def _check_shares(config: PPOConfig, num_processes: int) -> None:
     ppo = config.ppo
     if ppo.batch_size % (ppo.num_minibatches * num_processes):
         raise ConfigError(
             f"ppo.batch_size ({ppo.batch_size}) is not a multiple of ppo.num_minibatches ({ppo.num_minibatches}) "
             f"times the number of processes ({num_processes})"
+        )
+    if config.reward.normalize_samples % num_processes:
+        raise ConfigError(
+            f"reward.normalize_samples ({config.reward.normalize_samples}) is not a multiple of the number of "
+            f"processes ({num_processes})"
         )
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from accelerate import Accelerator
+from tiny_policies import FakeRewards, make_config
 
 from ppo_client.ppo import distributed
+from ppo_client.ppo.assembly import assemble
+from ppo_client.ppo.checkpoint import RunState
 from ppo_client.ppo.distributed import own_rows, raise_together
 from ppo_client.ppo.errors import ConfigError, PPOError, RewardServiceAway
+from ppo_client.ppo.normalize import ScoreNormalizer
 
 
 def test_rows_are_shared_in_order() -> None:
@@ -43,3 +49,19 @@ def test_an_error_is_told_to_all_processes(
     with pytest.raises(kind, match=message) as elsewhere:
         raise_together(Accelerator(), None)
     assert type(elsewhere.value) is kind
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ppo": {"batch_size": 6}}, r"ppo\.batch_size \(6\) is not a multiple of ppo\.num_minibatches"),
+        ({"reward": {"normalize_samples": 17}}, r"reward\.normalize_samples \(17\) is not a multiple of the number"),
+    ],
+)
+def test_what_two_processes_cannot_share_is_refused_by_its_setting(
+    folder: Path, settings: dict[str, dict[str, Any]], message: str
+) -> None:
+    config, two = make_config(folder, **settings), cast(Accelerator, SimpleNamespace(num_processes=2))
+    state = RunState("run", 0, 0, config.kl.coefficient, ScoreNormalizer())
+    with pytest.raises(ConfigError, match=message):
+        assemble(config, two, FakeRewards(), state)
