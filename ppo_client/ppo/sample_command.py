@@ -95,6 +95,13 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError("--min-response-tokens must lie between 0 and --max-response-tokens")
     if args.reward is None and (args.best_of is not None or args.keep_above is not None):
         raise ConfigError("--best-of and --keep-above go by scores: name a reward model with --reward")
+    if args.reward is None and (args.calibrated or args.truncation is not None or args.prompt_template != "{prompt}"):
+        raise ConfigError(
+            "--calibrated, --truncation and --prompt-template say how completions are scored: name a reward model with "
+            "--reward"
+        )
+    if args.prompt is not None and (args.where or args.field != "prompt"):
+        raise ConfigError("--field and --where are for the rows of a file: name one with --prompts, or leave them out")
     if args.best_of is not None and args.completions > 1:
         raise ConfigError("--best-of says how many completions are written: leave --completions out")
     with ExitStack() as stack:

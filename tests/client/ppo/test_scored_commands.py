@@ -304,6 +304,9 @@ def test_evaluate_refuses_a_reference_that_cannot_read_what_the_policy_writes(
         (["sample", "x", "--prompt", "a", "--reward", "m", "--keep-above", "nan"], "--keep-above must be a number"),
         (["sample", "x", "--prompt", "a", "--output", "no/where.jsonl"], "no/where.jsonl cannot be written"),
         (["sample", "x", "--prompt", "a", "--best-of", "4"], "name a reward model with --reward"),
+        (["sample", "x", "--prompt", "a", "--calibrated"], "how completions are scored: name a reward model with"),
+        (["sample", "x", "--prompt", "a", "--truncation", "keep_end"], "name a reward model with --reward"),
+        (["sample", "x", "--prompt", "a", "--where", "split=train"], "--field and --where are for the rows of a file"),
         (["sample", "x", "--prompt", "a", "--best-of", "4", "--completions", "2", "--reward", "m"], "leave --compl"),
         (
             ["evaluate", "--policy", "x", "--reference", "y", "--prompts", "z", "--reward", "m", "--count", "0"],
