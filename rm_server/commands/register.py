@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from rm_server.commands.common import SHORT_DIGEST, CommandError, Row, add_json_option, add_reason_option, print_json
 from rm_server.commands.target import add_home_option, add_server_options, open_server, open_server_or_home
 from rm_server.commands.tune import print_tuning, tune
+from rm_server.registry.manifest import KINDS_WITHOUT_WEIGHTS
 from rm_server.registry.options import home_of
+from rm_server.registry.records import version_name
 
 # What computes is imported by the command that needs it: `rm-server --help` must not load torch.
 if TYPE_CHECKING:
@@ -145,7 +148,10 @@ def run_register(arguments: argparse.Namespace) -> int:
         print("\n".join(_details(done)))
         if is_new_home:  # a slip in the name, perhaps
             print(f"  home       {arguments.home}, made for it")
-    tuning = tune(arguments, f"{arguments.model}@{done.record.version}") if arguments.tune else None
+    has_choices = done.record.kind not in KINDS_WITHOUT_WEIGHTS
+    if arguments.tune and not has_choices:
+        print(f"rm-server: --tune: a version of the kind {done.record.kind} leaves nothing to choose.", file=sys.stderr)
+    tuning = tune(arguments, version_name(done.record.key)) if arguments.tune and has_choices else None
     if arguments.json:
         told = {"tuning": tuning.as_dict()} if tuning else {}
         print_json({**row, "created": done.created, "evaluations": list(done.evaluations), **told})

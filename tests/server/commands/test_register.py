@@ -97,6 +97,14 @@ def test_a_composite_s_parts_read_by_their_own_rules(run: Run, tmp_path: Path) -
     assert out.splitlines()[1].split(maxsplit=1) == ["reads", "as each of its parts does"]
 
 
+def test_what_has_nothing_to_tune_is_registered_all_the_same(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "rules" / "rules.json").write_text('{"rules": [{"type": "length", "max": 80}]}')
+    status, out, err = run("m", tmp_path / "rules", "--home", tmp_path / "home", "--quiet", "--tune", "--json")
+    assert (status, json.loads(out)["version"]) == (0, 1)
+    assert "--tune: a version of the kind rules leaves nothing to choose" in err
+
+
 def test_programs_get_json_and_see_that_nothing_is_new(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     arguments = ("m", checkpoint, "--home", tmp_path / "home", "--quiet", "--json")
     first, second = json.loads(run(*arguments)[1]), json.loads(run(*arguments)[1])
