@@ -37,6 +37,9 @@ class Turns(Generic[K]):
         self._max_credit_tokens = max_credit_tokens
         self._ring: deque[K] = deque()
         self._balance: dict[K, float] = {}
+        # Added up as they come and go: to go through all at each of thousands who join would hold up the others.
+        self._weight_at_joining: dict[K, float] = {}
+        self._sum_of_weights = 0.0
         self._used_tokens = 0
         # Of those who left, the last to leave at the end: what all had used until then.
         self._used_at_leaving: dict[K, int] = {}
@@ -52,12 +55,17 @@ class Turns(Generic[K]):
         """``key`` has work from now on; it comes last in the ring. Nothing changes where it is in already."""
         if key not in self._balance:
             self._ring.append(key)
+            self._weight_at_joining[key] = self._weight(key)
+            self._sum_of_weights += self._weight_at_joining[key]
             self._balance[key] = self._grant(key) + self._credit(key)
 
     def leave(self, key: K) -> None:
         """``key`` has no more work. What it saved or owes is forgotten."""
         self._ring.remove(key)
         del self._balance[key]
+        self._sum_of_weights -= self._weight_at_joining.pop(key)
+        if not self._ring:
+            self._sum_of_weights = 0.0  # without what rounding left
         if self._max_credit_tokens:
             self._used_at_leaving[key] = self._used_tokens
             if len(self._used_at_leaving) > MAX_REMEMBERED:
@@ -82,7 +90,7 @@ class Turns(Generic[K]):
 
     def _credit(self, key: K) -> float:
         used_tokens = self._used_tokens - self._used_at_leaving.pop(key, self._used_tokens)
-        share = self._weight(key) / sum(map(self._weight, self._ring))
+        share = self._weight_at_joining[key] / self._sum_of_weights
         return min(self._max_credit_tokens, share * used_tokens)
 
     def _grant(self, key: K) -> float:
