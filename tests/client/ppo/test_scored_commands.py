@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -17,6 +18,7 @@ from transformers import GenerationConfig
 
 from ppo_client import RewardClient, cli
 from ppo_client.ppo import PPOTrainer
+from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.errors import ConfigError
 from ppo_client.ppo.policy import Policy
 from ppo_client.ppo.sequences import Prompts
@@ -45,6 +47,23 @@ def prompts(tmp_path: Path) -> str:
 def sampled(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, object]]:
     assert cli.main(["sample", *arguments, "--max-response-tokens", "6", "--json"]) == 0
     return [json.loads(line) for line in capsys.readouterr().out.split("\n") if line]
+
+
+def trained(server: FakeServer, config: PPOConfig) -> tuple[Path, dict[str, Any]]:
+    """The run's directory, and the last of the evaluations that it made."""
+    with RewardClient(server.address, run="one") as client:
+        PPOTrainer(config, client).train()
+    run = Path(config.train.output)
+    return run, read_jsonl(run / "evaluations.jsonl")[-1]
+
+
+def like(run: Path, server: FakeServer) -> list[str]:
+    return ["evaluate", "--policy", str(run / "policy"), "--like", str(run), "--server", server.address, "--json"]
+
+
+def check_repeats(again: dict[str, Any], found: dict[str, Any]) -> None:
+    for name in found.keys() - {"step", "texts"}:
+        assert again[name] == pytest.approx(found[name], abs=1e-5), name
 
 
 def test_best_of_n_is_the_best_of_what_would_have_been_written(
@@ -152,16 +171,12 @@ def test_evaluate_repeats_what_a_run_found(
         evaluation={"prompts": prompts, "where": "split=test", "count": 3, "model": "length@2"},
         train={"seed": 3},
     )
-    with RewardClient(server.address, run="one") as client:
-        PPOTrainer(config, client).train()
-    run = folder / "run"
-    found = read_jsonl(run / "evaluations.jsonl")[-1]
-    arguments = ["evaluate", "--policy", str(run / "policy"), "--like", str(run), "--server", server.address, "--json"]
+    run, found = trained(server, config)
+    arguments = like(run, server)
     assert cli.main(arguments) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["reference"] == config.policy.model
-    for name in found.keys() - {"step", "texts"}:
-        assert again[name] == pytest.approx(found[name], abs=1e-5), name
+    check_repeats(again, found)
     assert found["conditions"]["truncation"] == "keep_start"
     keep_start = server.requests[-1].options.truncation
     assert {request.options.truncation for request in server.requests} == {keep_start}
@@ -199,15 +214,11 @@ def test_evaluate_takes_the_prompts_that_a_run_took(
         reward={"model": "length@1", "input": "text", "empty_score": 0.0},
         evaluation={"prompts": prompts, "count": 3},
     )
-    with RewardClient(server.address, run="one") as client:
-        PPOTrainer(config, client).train()
-    run = folder / "run"
-    found = read_jsonl(run / "evaluations.jsonl")[-1]
-    arguments = ["evaluate", "--policy", str(run / "policy"), "--like", str(run), "--server", server.address, "--json"]
+    run, found = trained(server, config)
+    arguments = like(run, server)
     assert cli.main(arguments) == 0
     again = json.loads(capsys.readouterr().out)
-    for name in found.keys() - {"step", "texts"}:
-        assert again[name] == pytest.approx(found[name], abs=1e-5), name
+    check_repeats(again, found)
     assert cli.main([*arguments, "--overlong", "refuse"]) == 2
     assert "line 2: 14 tokens, data.max_prompt_tokens is 10" in capsys.readouterr().err
 
@@ -231,17 +242,13 @@ def test_evaluate_drops_what_a_run_dropped(
         reward={"model": "length@1", "input": "text", "empty_score": 0.0, "on_failed_item": "drop"},
         evaluation={"prompts": prompts, "model": "length@2"},
     )
-    with RewardClient(server.address, run="one") as client:
-        PPOTrainer(config, client).train()
-    run = folder / "run"
-    found = read_jsonl(run / "evaluations.jsonl")[-1]
+    run, found = trained(server, config)
     assert 0 < found["count"] < 5
-    arguments = ["evaluate", "--policy", str(run / "policy"), "--like", str(run), "--server", server.address, "--json"]
+    arguments = like(run, server)
     assert cli.main(arguments) == 0
     printed = capsys.readouterr()
     again = json.loads(printed.out)
-    for name in found.keys() - {"step", "texts"}:
-        assert again[name] == pytest.approx(found[name], abs=1e-5), name
+    check_repeats(again, found)
     assert f"{5 - found['count']} of 5 prompts have a response without a score" in printed.err
     assert cli.main([*arguments, "--on-failed-item", "stop"]) == 1
     assert "odd" in capsys.readouterr().err
