@@ -30,6 +30,11 @@ def is_ids(content: Content) -> TypeGuard[tuple[int, ...]]:
     return bool(content) and not isinstance(content, str) and not isinstance(content[0], ChatMessage)
 
 
+def has_ids(pair: tuple[Content, Content]) -> bool:
+    """Whether prompt or completion came as token ids."""
+    return any(map(is_ids, pair))
+
+
 def is_messages(content: Content) -> TypeGuard[tuple[ChatMessage, ...]]:
     """Whether these are chat messages. No content is of no kind."""
     return bool(content) and isinstance(content[0], ChatMessage)

@@ -19,7 +19,7 @@ from rm_server.backends.composite import (
     mean_the_same_by_ids,
     of_part,
 )
-from rm_server.backends.items import is_ids
+from rm_server.backends.items import has_ids
 from rm_server.engine.checks import check_golden
 from rm_server.engine.encoding import Pair
 from rm_server.engine.engine import Engine
@@ -46,9 +46,9 @@ class Composites:
         """As `evaluation.evaluate`, for a composite; its versions are held meanwhile. An item fails with any part."""
         composite = composite_of(version)
         digest = self._get_snapshot().versions[version.key].digest
-        if self._takes_ids[digest] or not any(map(_has_ids, pairs)):
+        if self._takes_ids[digest] or not any(map(has_ids, pairs)):
             return await self._evaluate(composite, version, pairs, how)
-        readable = [pair for pair in pairs if not _has_ids(pair)]
+        readable = [pair for pair in pairs if not has_ids(pair)]
         return _with_refused(pairs, await self._evaluate(composite, version, readable, how))
 
     async def trial(self, version: LoadedVersion) -> None:
@@ -181,7 +181,7 @@ def _combined_item(
 def _with_refused(pairs: Sequence[Pair], evaluated: Evaluated) -> Evaluated:
     """Puts those that came as ids back into their places."""
     places = iter(range(len(evaluated.outcomes)))
-    index_of = [None if _has_ids(pair) else next(places) for pair in pairs]
+    index_of = [None if has_ids(pair) else next(places) for pair in pairs]
     components = evaluated.components or []
     return replace(
         evaluated,
@@ -212,7 +212,3 @@ def _coarsest(manifest: Manifest, parts: Sequence[LoadedVersion]) -> str:
     """The precision among those of the parts that is tolerated most; one that is not tolerated at all goes first."""
     precisions = [part.precision for part in parts if part.precision] or ["fp32"]
     return max(precisions, key=lambda precision: manifest.tolerance.get(precision, math.inf))
-
-
-def _has_ids(pair: Pair) -> bool:
-    return any(map(is_ids, pair))

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Protocol
 
-from rm_server.backends.items import ChatMessage, Content, is_ids
+from rm_server.backends.items import ChatMessage, Content, has_ids
 from rm_server.engine.encoding import Pair
 from rm_server.engine.engine import Engine
 from rm_server.engine.loaded import LoadedVersion
@@ -145,8 +145,7 @@ class Shadowing:
         ]
         scored = [(item, score) for item, score in zip(groups, scores, strict=True) if score is not None]
         pairs = [(prompt, completion) for (_, prompt, completion), _ in scored]
-        has_ids = any(is_ids(content) for pair in pairs for content in pair)
-        if has_ids and await self._vocabulary_of(key) != await self._vocabulary_of(shadow_key):
+        if any(map(has_ids, pairs)) and await self._vocabulary_of(key) != await self._vocabulary_of(shadow_key):
             raise Dropped("other_vocabulary")
         how = How(ENCODING_TURN, call.truncation, is_background=True)
         evaluated = await self._evaluate(self._loaded(shadow_key), pairs, how)

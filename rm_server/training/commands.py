@@ -16,9 +16,9 @@ from rm_server.registry.records import version_name
 # What computes is imported by the command that needs it: `rm-server --help` must not load torch.
 if TYPE_CHECKING:
     from rm_server.backends.interface import ComputeSettings
-    from rm_server.registry.artifacts import ArtifactStore
     from rm_server.registry.manifest import Manifest
     from rm_server.training.assessment import Report
+    from rm_server.training.offline_scoring import ScoreTexts
     from rm_server.training.preferences import Preference
     from rm_server.training.ratings import RatedText
 
@@ -176,6 +176,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     """Trains, evaluates on the held-out pairs, and says what came of it."""
     import torch
 
+    from rm_server.training.offline_scoring import offline_scorer
     from rm_server.training.registration import EVALUATION_FILE
     from rm_server.training.settings import TrainSettings
     from rm_server.training.trainer import train
@@ -199,7 +200,8 @@ def run_train(arguments: argparse.Namespace) -> int:
         )
     if trained.held_out:
         compute = compute_as_trained(record, arguments.threads or 0)
-        report = _assess_folder(arguments.out, trained.manifest, trained.held_out, arguments, compute)
+        score = offline_scorer(arguments.out, trained.manifest, compute, shows_progress=not arguments.quiet)
+        report = _assess(score, arguments.out, trained.manifest, trained.held_out, arguments.data)
         _write(arguments.out / EVALUATION_FILE, report.to_json())
         _write_page(arguments.out / EVALUATION_PAGE, report)
         if not arguments.json:
@@ -229,12 +231,12 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     if arguments.home is None:
         from rm_server.backends.loading import infer_manifest
         from rm_server.registry.manifest import FILE_NAME, read_manifest
+        from rm_server.training.offline_scoring import offline_scorer
 
         folder = arguments.version_dir
         manifest = read_manifest(folder) if (folder / FILE_NAME).exists() else infer_manifest(folder)
-        report = _assess_folder(
-            folder, manifest, pairs, arguments, _compute_of(arguments), ratings=_ratings_of(arguments)
-        )
+        score = offline_scorer(folder, manifest, _compute_of(arguments), shows_progress=not arguments.quiet)
+        report = _assess(score, folder, manifest, pairs, arguments.data, ratings=_ratings_of(arguments))
         _give_out(report, arguments)
         return 0
     return _evaluate_in_home(pairs, arguments)
@@ -245,22 +247,16 @@ def _evaluate_in_home(pairs: list[Preference], arguments: argparse.Namespace) ->
     from rm_server.registry.lora import folder_with_base
     from rm_server.registry.manifest import read_manifest
     from rm_server.registry.versions_by_name import find_version
+    from rm_server.training.composite_scoring import version_scorer
 
     catalog, artifacts = open_home(home_of(arguments))
     try:
         record = find_version(catalog.snapshot(), arguments.model)
         folder = folder_with_base(artifacts, record.digest)
-        name = version_name(record.key)
-        report = _assess_folder(
-            folder,
-            read_manifest(folder),
-            pairs,
-            arguments,
-            _compute_of(arguments),
-            ratings=_ratings_of(arguments),
-            name=name,
-            artifacts=artifacts,
-        )
+        name, manifest = version_name(record.key), read_manifest(folder)
+        compute = _compute_of(arguments)
+        score = version_scorer(folder, manifest, artifacts, compute, shows_progress=not arguments.quiet)
+        report = _assess(score, folder, manifest, pairs, arguments.data, ratings=_ratings_of(arguments), name=name)
         _give_out(report, arguments)
         if arguments.file:
             filed_as = arguments.name or arguments.data.name.split(".")[0]
@@ -300,37 +296,30 @@ def _ratings_of(arguments: argparse.Namespace) -> Sequence[RatedText]:
     return read_ratings(arguments.ratings) if arguments.ratings else ()
 
 
-def _assess_folder(
+def _assess(
+    score: ScoreTexts,
     folder: Path,
     manifest: Manifest,
     pairs: list[Preference],
-    arguments: argparse.Namespace,
-    compute: ComputeSettings,
+    data: Path,
     *,
     ratings: Sequence[RatedText] = (),
     name: str | None = None,
-    artifacts: ArtifactStore | None = None,
 ) -> Report:
-    """``artifacts``: of the home that the version is in; None: it is a folder."""
     from rm_server.registry.digest import digest_of, hash_file
     from rm_server.registry.layout import BASE_FOLDER
     from rm_server.training.assessment import Subject, assess
-    from rm_server.training.composite_scoring import version_scorer
-    from rm_server.training.offline_scoring import offline_scorer
     from rm_server.training.preferences import SPLIT_FILE, read_split
 
-    shows_progress = not arguments.quiet
     split_file = folder / SPLIT_FILE
     return assess(
-        offline_scorer(folder, manifest, compute, shows_progress=shows_progress)
-        if artifacts is None
-        else version_scorer(folder, manifest, artifacts, compute, shows_progress=shows_progress),
+        score,
         Subject(
             name=name or folder.name,
             # An adapter's digest names its base by version: there is none before both are registered.
             digest="" if (folder / BASE_FOLDER).is_dir() else digest_of(folder, manifest),
-            data=arguments.data.name,
-            data_sha256=hash_file(arguments.data)[1],
+            data=data.name,
+            data_sha256=hash_file(data)[1],
         ),
         pairs,
         ratings=ratings,

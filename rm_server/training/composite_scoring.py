@@ -16,7 +16,7 @@ from rm_server.backends.composite import (
     read_composite,
 )
 from rm_server.backends.interface import ComputeSettings, Encoder
-from rm_server.backends.items import Batch, Content, EncodedItem, is_ids
+from rm_server.backends.items import Batch, Content, EncodedItem, has_ids
 from rm_server.backends.loading import load_encoder
 from rm_server.backends.rules_backend import RulesEncoder, SeveralRulesBackend
 from rm_server.errors import NonFiniteScore, RmError
@@ -55,8 +55,8 @@ def _composite_scorer(
     def score(texts: Sequence[tuple[Content, Content]]) -> list[Scored]:
         if takes_ids:
             return score_readable(texts)
-        scored = iter(score_readable([text for text in texts if not _has_ids(*text)]))
-        return [Scored(OTHER_IDS) if _has_ids(*text) else next(scored) for text in texts]
+        scored = iter(score_readable([text for text in texts if not has_ids(text)]))
+        return [Scored(OTHER_IDS) if has_ids(text) else next(scored) for text in texts]
 
     def score_readable(texts: Sequence[tuple[Content, Content]]) -> list[Scored]:
         of_versions = {key: scorer(texts) for key, scorer in scorers.items()}
@@ -87,17 +87,13 @@ class AllEncoders:
 
     def encode(self, prompt: Content, completion: Content, truncation: TruncationRule | None = None) -> EncodedItem:
         """Raises what any of the parts raises; UnsupportedContent for ids that do not mean the same to all of them."""
-        if not self._takes_ids and _has_ids(prompt, completion):
+        if not self._takes_ids and has_ids((prompt, completion)):
             raise OTHER_IDS
         return [encoder.encode(prompt, completion, truncation) for encoder in self._encoders][-1]
 
     def encode_usual(self, pairs: Sequence[tuple[Content, Content]]) -> Sequence[EncodedItem | None]:
         """Item by item."""
         return [None] * len(pairs)
-
-
-def _has_ids(prompt: Content, completion: Content) -> bool:
-    return is_ids(prompt) or is_ids(completion)
 
 
 def _rule_parts(
