@@ -113,7 +113,8 @@ def check_settings(folder: Path, settings: ComputeSettings) -> None:
         )
     is_on_gpu = _device(settings.device).type == "cuda"
     if is_on_gpu:
-        # From torch 2.11 on it comes first on Hopper, and makes a plan, in tens of ms, for each shape: for each length.
+        # From torch 2.11 on it comes first on Hopper (from 2.15 on in varlen_attn, too), and makes a plan, in tens of
+        # ms, for each shape: for each length.
         torch.backends.cuda.enable_cudnn_sdp(False)
     if is_on_gpu and settings.precision == "fp32":
         logger.warning(
