@@ -336,10 +336,10 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 TestQueueMachine = QueueMachine.TestCase
-TestQueueMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestQueueMachine.settings = settings(max_examples=60, stateful_step_count=40)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_nothing_waits_for_ever_behind_work_that_keeps_coming(data: st.DataObject) -> None:
     """New calls of any size come as fast as batches go out; a first call is done within what the bounds promise."""

@@ -18,7 +18,7 @@ def test_plans_fill_batches_with_the_largest_that_fits() -> None:
 
 
 @given(st.lists(st.integers(1, 9), max_size=40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_plans_lose_nothing_and_never_overfill(sizes: list[int]) -> None:
     plan = plan_batches(sizes, 9)
     assert Counter(size for batch in plan for size in batch) == Counter(sizes)
@@ -31,7 +31,7 @@ def test_parts_are_few_and_even() -> None:
 
 
 @given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=80), st.integers(1, 12), st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_epoch_has_every_pair_once_in_equally_many_batches(groups: list[str], size: int, epoch: int) -> None:
     sampler = PairBatchSampler(groups, [len(group) for group in groups], size, seed=0)
     sampler.set_epoch(epoch)

@@ -102,7 +102,7 @@ def test_pairs_of_the_same_completion_are_left_out_and_said(tmp_path: Path, capl
 
 
 @given(st.sets(st.text(max_size=5), min_size=2, max_size=60), st.floats(0, 0.9), st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_split_loses_nothing_and_shares_nothing(groups: set[str], share: float, seed: int) -> None:
     try:
         split = split_by_group(groups, share, seed)
