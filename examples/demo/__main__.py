@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from figures import summarize
-from live import MODEL, Places, Screen, latest_policy, play, rows_of, score_with
-from processes import Child, Failed, run
+from live import MODEL, Places, latest_policy, play, rows_of, score_with
+from processes import Child, Failed
 from report import write_report
+from screen import Screen
 from stages import Stages
 from texts import PROMPT_TEMPLATE, Text, read_texts
 
@@ -65,14 +66,14 @@ def _prepare(stages: Stages, screen: Screen) -> None:
         "reward_model_v1",
         [DATA / "hanna_v1_train.jsonl.gz", *TRAINING_OPTIONS, *CODE],
         [PLACES.work / "v1"],
-        lambda: run("rm-server train (v1)", _train_command(1), PLACES.logs / "train_v1.log"),
+        lambda: screen.run("rm-server train (v1)", _train_command(1), PLACES.logs / "train_v1.log"),
     )
-    _evaluate(stages, 1)
+    _evaluate(stages, screen, 1)
     stages.run(
         "samples_before",
         [PLACES.examples / "policy", DATA / "story_openings.jsonl.gz", str(NUM_SAMPLES)],
         [PLACES.work / "before.jsonl", PLACES.work / "reference.jsonl"],
-        _sample_before,
+        lambda: _sample_before(screen),
     )
 
 
@@ -84,12 +85,12 @@ def _live(stages: Stages, screen: Screen) -> str:
     ]
 
     def register_v2() -> None:
-        _evaluate(stages, 2)
-        _register(2)
+        _evaluate(stages, screen, 2)
+        _register(screen, 2)
 
     def act() -> None:
-        _register(1)
-        run(
+        _register(screen, 1)
+        screen.run(
             "rm-server label",
             ["rm-server", "label", MODEL, "stable", "1", "--home", str(PLACES.home), "--comment", "the first version"],
             PLACES.logs / "label_v1.log",
@@ -100,7 +101,7 @@ def _live(stages: Stages, screen: Screen) -> str:
             train_v2=lambda: Child("rm-server train (v2)", _train_command(2), PLACES.logs / "train_v2.log"),
             register_v2=register_v2,
             compare=_compare,
-            rescore=_rescore,
+            rescore=lambda target: _rescore(screen, target),
         )
         (PLACES.work / "metrics.txt").write_text(metrics)
 
@@ -144,7 +145,7 @@ def _train_command(version: int) -> list[str]:
     ]
 
 
-def _evaluate(stages: Stages, version: int) -> None:
+def _evaluate(stages: Stages, screen: Screen, version: int) -> None:
     """On pairs of prompts that training never saw."""
     folder, figures, page = (
         PLACES.work / f"v{version}",
@@ -155,7 +156,7 @@ def _evaluate(stages: Stages, version: int) -> None:
         f"evaluate_v{version}",
         [folder / "model.safetensors", HELD_OUT, RATINGS],
         [figures, page],
-        lambda: run(
+        lambda: screen.run(
             f"rm-server evaluate (v{version})",
             [
                 *("rm-server", "evaluate", "--version-dir", str(folder), "--data", str(HELD_OUT)),
@@ -166,9 +167,9 @@ def _evaluate(stages: Stages, version: int) -> None:
     )
 
 
-def _register(version: int) -> None:
+def _register(screen: Screen, version: int) -> None:
     """Files the version, with its evaluation, in the server's home."""
-    run(
+    screen.run(
         f"rm-server register (v{version})",
         [
             *("rm-server", "register", MODEL, str(PLACES.work / f"v{version}"), "--home", str(PLACES.home)),
@@ -181,9 +182,9 @@ def _register(version: int) -> None:
     )
 
 
-def _sample(policy: Path, name: str) -> None:
+def _sample(screen: Screen, policy: Path, name: str) -> None:
     """What a policy writes to openings that no training story has; the same draws for each policy."""
-    run(
+    screen.run(
         f"ppo-client sample ({name})",
         [
             *("ppo-client", "sample", str(policy), "--prompts", str(DATA / "story_openings.jsonl.gz")),
@@ -195,9 +196,9 @@ def _sample(policy: Path, name: str) -> None:
     )
 
 
-def _sample_before() -> None:
+def _sample_before(screen: Screen) -> None:
     """The policy as it starts; and its texts as the reward model is shown them, for the calibration."""
-    _sample(PLACES.examples / "policy", "before")
+    _sample(screen, PLACES.examples / "policy", "before")
     rows = [
         {"prompt": PROMPT_TEMPLATE.format(prompt=text.prompt), "completion": text.completion}
         for text in read_texts(PLACES.work / "before.jsonl")
@@ -212,14 +213,14 @@ def _compare(target: str) -> None:
     (PLACES.work / "compared.json").write_text(json.dumps(scores))
 
 
-def _rescore(target: str) -> None:
+def _rescore(screen: Screen, target: str) -> None:
     """Both runs' rollouts, and their policies' texts on openings they never saw, by version 2."""
     rescored: dict[str, Any] = {"rollouts": {}, "texts": {}}
     for name in ("first", "second"):
         rows = rows_of(PLACES.run(name) / "samples.jsonl")
         values = score_with(target, f"{MODEL}@2", [Text(row["prompt"], row["completion"]) for row in rows])
         rescored["rollouts"][name] = [[row["step"], value] for row, value in zip(rows, values, strict=True)]
-        _sample(latest_policy(PLACES.run(name)), name)
+        _sample(screen, latest_policy(PLACES.run(name)), name)
     for name in ("before", "first", "second"):
         rescored["texts"][name] = score_with(target, f"{MODEL}@2", read_texts(PLACES.work / f"{name}.jsonl"))
     (PLACES.work / "rescored.json").write_text(json.dumps(rescored))

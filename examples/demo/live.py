@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from processes import Child, run
+from processes import Child
+from screen import Screen
 from texts import PROMPT_TEMPLATE, Text
 
 MODEL = "story"
@@ -91,32 +91,6 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
-class Screen:
-    """One line of the terminal that is written over while things go on; a line now and then where it is a file."""
-
-    def __init__(self, began: float) -> None:
-        self._began = began
-        self._is_terminal = sys.stdout.isatty()
-        self._last_plain = 0.0
-
-    def say(self, text: str) -> None:
-        """A line that stays."""
-        print(f"\r\x1b[K{self._clock()} {text}" if self._is_terminal else f"{self._clock()} {text}", flush=True)
-
-    def show(self, text: str) -> None:
-        """The state of things."""
-        now = time.monotonic()
-        if self._is_terminal:
-            print(f"\r\x1b[K{self._clock()} {text}"[:200], end="", flush=True)
-        elif now - self._last_plain > 15:
-            self._last_plain = now
-            print(f"{self._clock()} {text}", flush=True)
-
-    def _clock(self) -> str:
-        minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
-        return f"[{minutes:2d}:{seconds:02d}]"
-
-
 def play(
     places: Places,
     screen: Screen,
@@ -147,11 +121,12 @@ def play(
             return not trainer.is_running() and steps >= STEPS_BEFORE_SWITCH
 
         _watch(screen, places, ["first"], [first, server.process], is_second_there, trainer)
+        screen.say("Version 2 is trained. It is evaluated, registered and loaded, and the first run goes on.")
         register_v2()
-        _admin(places, server, "load_v2", "load", f"{MODEL}@2")
+        _admin(screen, places, server, "load_v2", "load", f"{MODEL}@2")
         screen.say(f"{MODEL}@2 is registered and loaded beside {MODEL}@1; both score the same texts.")
         compare(server.grpc)
-        _admin(places, server, "promote", "label", MODEL, "stable", "2", "--comment", "trained on all prompts")
+        _admin(screen, places, server, "promote", "label", MODEL, "stable", "2", "--comment", "trained on all prompts")
         switched_at = len(rows_of(places.run("first") / "metrics.jsonl"))
         screen.say(
             f"{MODEL}@stable is version 2 now (first run: step {switched_at}). A second run starts on {MODEL}@2."
@@ -200,14 +175,13 @@ def _watch(
                     f"by {MODEL}@{row['reward_version']}, KL {row['kl']:.1f}"
                 )
         if trainer is not None:
-            steps = trainer.tail().rpartition("|")[2].strip()  # behind the bar of its progress
-            parts.append(f"version 2: {steps}" if trainer.is_running() else "version 2: trained")
+            parts.append(f"version 2: {trainer.progress() if trainer.is_running() else 'trained'}")
         screen.show(" | ".join(parts))
         time.sleep(0.5)
 
 
-def _admin(places: Places, server: Server, log: str, command: str, *arguments: str) -> None:
-    run(
+def _admin(screen: Screen, places: Places, server: Server, log: str, command: str, *arguments: str) -> None:
+    screen.run(
         f"rm-server {command}",
         ["rm-server", command, *arguments, "--server", server.grpc],
         places.logs / f"{log}.log",

@@ -73,6 +73,10 @@ class Child:
         text = self.log.read_text(errors="replace").replace("\r", "\n")
         return "\n".join([line for line in text.splitlines() if line.strip()][-num_lines:])
 
+    def progress(self) -> str:
+        """What it says of its progress, without the bar."""
+        return self.tail().rpartition("|")[2].strip() or "begins"
+
     def wait_for_line(self, prefix: str, timeout_s: float) -> str:
         """The first line that begins so, as soon as it is there."""
         end = time.monotonic() + timeout_s
@@ -84,12 +88,3 @@ class Child:
                 break
             time.sleep(0.1)
         raise Failed(f"`{self.name}` printed no line `{prefix}…` within {timeout_s:.0f} s:\n{self.tail(30)}")
-
-
-def run(name: str, arguments: Sequence[str], log: Path, threads: int = 2) -> None:
-    """Runs a command to its good end."""
-    child = Child(name, arguments, log, threads)
-    try:
-        child.wait()
-    finally:
-        child.kill()
