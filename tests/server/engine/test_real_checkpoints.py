@@ -88,7 +88,7 @@ async def test_scores_do_not_change_while_other_versions_come_and_go(tmp_path: P
 
         async def swap() -> None:
             nonlocal is_over
-            for round_number in range(3):
+            for round_number in range(2):
                 await asyncio.gather(
                     load(engine, folders[1], 2, "bf16"), load(engine, folders[2], 3, "fp32" if round_number else "bf16")
                 )
