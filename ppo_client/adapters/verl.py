@@ -4,26 +4,29 @@
     reward.custom_reward_function.name=compute_score_async          # or compute_score, compute_score_batch
     +reward.custom_reward_function.reward_kwargs.model=helpfulness@stable
     +reward.custom_reward_function.reward_kwargs.targets=rewards:50051      # else RM_TARGET
+    +reward.custom_reward_function.reward_kwargs.truncation=keep_end        # or another of ScoreOptions
 
 verl hands over the answer and the row's `extra_info`, not the prompt. So `extra_info` must hold it, as text or chat
 messages, under `prompt` or the name given as `prompt_key`; `prompt_key=null` scores the answer without a prompt.
 
-The score comes with `rm_version` and `rm_truncated`, which verl logs. Failures are RewardFailed.
+The score comes with `rm_version` and `rm_truncated`, which verl logs. Failures are RewardFailed, wrong
+`reward_kwargs` among them: of a TypeError that Python itself raises verl's rate-limited manager would make 0.0.
 
 verl's rate-limited manager gives up a call after `reward.timeout` (300 s) and makes 0.0 of it. The awaited function
-turns that into RewardFailed, too; the others, which run in a thread, cannot, so there leave more time than the client's
-60 s for a call.
+turns that into RewardFailed, too; the others, which run in a thread, cannot, so there leave more time than
+`reward_kwargs.timeout_s` (60 s) for a call.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from ppo_client.adapters.clients import shared_client
 from ppo_client.adapters.failure import RewardFailed
-from ppo_client.client.errors import InvalidRequest
+from ppo_client.client.errors import InvalidRequest, InvalidSettings
+from ppo_client.client.score_call import ScoreOptions
 from ppo_client.client.scores import Content, Scores
 
 
@@ -33,17 +36,17 @@ def compute_score(
     ground_truth: Any,
     extra_info: Mapping[str, Any] | None = None,
     *,
-    model: str,
+    model: str = "",
     targets: str | None = None,
     prompt_key: str | None = "prompt",
-    calibrated: bool = False,
     reward_router_address: Any = None,
     reward_model_tokenizer: Any = None,
+    **options: Unpack[ScoreOptions],
 ) -> dict[str, Any]:
     """The score of one answer. ``reward_router_address``, ``reward_model_tokenizer``: verl's own; not used."""
     try:
         prompt, completion = _contents(solution_str, extra_info, prompt_key)
-        scores = shared_client(targets).score(model, prompts=[prompt], completions=[completion], calibrated=calibrated)
+        scores = shared_client(targets).score(_named(model), prompts=[prompt], completions=[completion], **options)
     except Exception as error:
         raise _failed(error) from error
     return _rows(scores)[0]
@@ -55,17 +58,17 @@ async def compute_score_async(
     ground_truth: Any,
     extra_info: Mapping[str, Any] | None = None,
     *,
-    model: str,
+    model: str = "",
     targets: str | None = None,
     prompt_key: str | None = "prompt",
-    calibrated: bool = False,
     reward_router_address: Any = None,
     reward_model_tokenizer: Any = None,
+    **options: Unpack[ScoreOptions],
 ) -> dict[str, Any]:
     """As `compute_score`, awaited: one event loop keeps many answers under way."""
     try:
         prompt, completion = _contents(solution_str, extra_info, prompt_key)
-        future = shared_client(targets).submit(model, prompts=[prompt], completions=[completion], calibrated=calibrated)
+        future = shared_client(targets).submit(_named(model), prompts=[prompt], completions=[completion], **options)
         scores = await asyncio.wrap_future(future)
     except asyncio.CancelledError as error:
         # verl's manager makes 0.0 of a call that it cancels because it took long.
@@ -81,10 +84,10 @@ def compute_score_batch(
     ground_truths: Sequence[Any],
     extra_infos: Sequence[Mapping[str, Any] | None],
     *,
-    model: str,
+    model: str = "",
     targets: str | None = None,
     prompt_key: str | None = "prompt",
-    calibrated: bool = False,
+    **options: Unpack[ScoreOptions],
 ) -> list[dict[str, Any]]:
     """The scores of many answers in one call, for verl's batch reward manager."""
     try:
@@ -93,14 +96,20 @@ def compute_score_batch(
             for solution, extra_info in zip(solution_strs, extra_infos, strict=True)
         ]
         scores = shared_client(targets).score(
-            model,
+            _named(model),
             prompts=[prompt for prompt, _ in pairs],
             completions=[completion for _, completion in pairs],
-            calibrated=calibrated,
+            **options,
         )
     except Exception as error:
         raise _failed(error) from error
     return _rows(scores)
+
+
+def _named(model: str) -> str:
+    if not model:
+        raise InvalidSettings("which reward model? Set reward_kwargs.model, `helpfulness@stable` say")
+    return model
 
 
 def _contents(solution: str, extra_info: Mapping[str, Any] | None, prompt_key: str | None) -> tuple[Content, Content]:

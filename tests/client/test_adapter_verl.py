@@ -100,6 +100,31 @@ def test_a_failure_passes_through_nets_for_exceptions(server: FakeServer, name: 
     assert isinstance(caught.value.__cause__, errors.ModelNotFound)
 
 
+@pytest.mark.parametrize("name", ["compute_score", "compute_score_async"])
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"truncatoin": "keep_end"}, "TypeError: .*'truncatoin'.*mean 'truncation'"),
+        ({"model": ""}, "InvalidSettings: .*reward_kwargs.model"),
+    ],
+)
+def test_wrong_settings_pass_through_nets_for_exceptions_too(
+    server: FakeServer, name: str, wrong: dict[str, Any], says: str
+) -> None:
+    function = load(name, server, **wrong)
+    with pytest.raises(RewardFailed, match=says):
+        score(function, solution_str="x", **ROW)
+    assert not server.requests
+
+
+@pytest.mark.parametrize("name", ["compute_score", "compute_score_async"])
+def test_how_to_score_may_be_said(server: FakeServer, name: str) -> None:
+    function = load(name, server, calibrated=True, truncation="keep_end", run="exp-17", priority=3)
+    assert score(function, solution_str="xx", **ROW)["score"] == 20.0
+    (request,) = server.requests
+    assert (request.run, request.options.priority, request.options.truncation) == ("exp-17", 3, 2)
+
+
 def test_a_call_that_is_given_up_is_no_zero(server: FakeServer) -> None:
     server.always = wait_until_cancelled
     function = load("compute_score_async", server)
