@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 from ppo_client.client.client import RewardClient
 
-_clients: dict[str | None, RewardClient] = {}
+_clients: dict[str | tuple[str, ...] | None, RewardClient] = {}
 _lock = threading.Lock()
 
 
-def shared_client(targets: str | None = None) -> RewardClient:
-    """The process's client for these servers (commas between several); None: RM_TARGET, read at the first call."""
+def shared_client(targets: str | Sequence[str] | None = None) -> RewardClient:
+    """The process's client for these servers: a list, or a text with commas between them; None: RM_TARGET, read at the
+    first call."""
+    key = targets if targets is None or isinstance(targets, str) else tuple(targets)
     with _lock:
-        if targets not in _clients:
-            _clients[targets] = RewardClient(targets)
-        return _clients[targets]
+        if key not in _clients:
+            _clients[key] = RewardClient(key)
+        return _clients[key]

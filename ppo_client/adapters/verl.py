@@ -3,7 +3,7 @@
     reward.custom_reward_function.path=pkg://ppo_client.adapters.verl
     reward.custom_reward_function.name=compute_score_async          # or compute_score, compute_score_batch
     +reward.custom_reward_function.reward_kwargs.model=helpfulness@stable
-    +reward.custom_reward_function.reward_kwargs.targets=rewards:50051      # else RM_TARGET
+    +reward.custom_reward_function.reward_kwargs.targets=rewards:50051      # or [a:50051,b:50051]; else RM_TARGET
     +reward.custom_reward_function.reward_kwargs.truncation=keep_end        # or another of ScoreOptions
 
 verl hands over the answer and the row's `extra_info`, not the prompt. So `extra_info` must hold it, as text or chat
@@ -37,7 +37,7 @@ def compute_score(
     extra_info: Mapping[str, Any] | None = None,
     *,
     model: str = "",
-    targets: str | None = None,
+    targets: str | Sequence[str] | None = None,
     prompt_key: str | None = "prompt",
     reward_router_address: Any = None,
     reward_model_tokenizer: Any = None,
@@ -59,7 +59,7 @@ async def compute_score_async(
     extra_info: Mapping[str, Any] | None = None,
     *,
     model: str = "",
-    targets: str | None = None,
+    targets: str | Sequence[str] | None = None,
     prompt_key: str | None = "prompt",
     reward_router_address: Any = None,
     reward_model_tokenizer: Any = None,
@@ -85,7 +85,7 @@ def compute_score_batch(
     extra_infos: Sequence[Mapping[str, Any] | None],
     *,
     model: str = "",
-    targets: str | None = None,
+    targets: str | Sequence[str] | None = None,
     prompt_key: str | None = "prompt",
     **options: Unpack[ScoreOptions],
 ) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -123,6 +124,14 @@ def test_how_to_score_may_be_said(server: FakeServer, name: str) -> None:
     assert score(function, solution_str="xx", **ROW)["score"] == 20.0
     (request,) = server.requests
     assert (request.run, request.options.priority, request.options.truncation) == ("exp-17", 3, 2)
+
+
+def test_several_servers_may_be_a_list_as_hydra_s_are(start_server: Callable[..., FakeServer]) -> None:
+    servers = [start_server(), start_server()]
+    function = load("compute_score", servers[0], targets=[server.address for server in servers])
+    for _ in range(2):
+        score(function, solution_str="x", **ROW)
+    assert [len(server.requests) for server in servers] == [1, 1]
 
 
 def test_a_call_that_is_given_up_is_no_zero(server: FakeServer) -> None:
