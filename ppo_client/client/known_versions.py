@@ -11,10 +11,11 @@ from ppo_client.client.errors import VersionChanged
 from ppo_client.client.scores import Scores
 
 OnVersionChange: TypeAlias = Literal["auto", "stop", "follow", "recalibrate"]
-"""``stop``: VersionChanged when a name (bare, or with a label) is answered by another version than before. ``follow``:
-goes on. ``recalibrate``: goes on, and asks for calibrated scores from the start, so that all versions are on the
-model's common scale; those that have no calibration are refused (NotCalibrated). ``auto``: stops for the bare name of a
-run, whose version is the run's own, and follows labels and calls without a run."""
+"""``stop``: VersionChanged when a name (bare, or with a label) is answered by another version than before, or when
+calibrated scores (of a number, too) have another calibration. ``follow``: goes on. ``recalibrate``: goes on, and asks
+for calibrated scores from the start, so that all versions are on the model's common scale; those that have no
+calibration are refused (NotCalibrated). ``auto``: stops for the bare name of a run, whose version is the run's own, and
+follows labels, numbers and calls without a run. What is followed is said in the log."""
 
 _MAX_KNOWN = 10_000
 
@@ -25,6 +26,8 @@ _log = logging.getLogger("ppo_client")
 class _Answered:
     name: str
     digest: str
+    calibration: str | None = None
+    """Digest of what the last calibrated scores of this version went through; None: there were none yet"""
 
 
 class KnownVersions:
@@ -55,8 +58,14 @@ class KnownVersions:
 
     def answered(self, model: str, run: str, scores: Scores) -> None:
         """A call was answered. Raises VersionChanged where another version may not answer."""
-        now = _Answered(f"{scores.model}@{scores.version}", scores.digest)
+        calibration = scores.calibration.digest if scores.calibration is not None else None
+        now = _Answered(f"{scores.model}@{scores.version}", scores.digest, calibration)
         before = self._known.get((model, run))
+        if before is not None and before.digest == now.digest and before.calibration is not None:
+            if calibration is None:
+                now = before  # raw scores, which the same caller may want beside calibrated ones
+            elif before.calibration != calibration:
+                self._calibrated_anew(model, run, before, now)
         if before is not None and before.digest != now.digest:
             if self._stops(model, run):
                 raise VersionChanged(
@@ -66,6 +75,16 @@ class KnownVersions:
                 )
             _log.warning("%s is answered by %s now, before by %s", model, now.name, before.name)
         self._note(model, run, now)
+
+    def _calibrated_anew(self, model: str, run: str, before: _Answered, now: _Answered) -> None:
+        maps = f"{now.calibration:.12} now, before {before.calibration:.12}"
+        what = f"the scores of {now.name} have the calibration {maps}"
+        if self._on_change == "stop" or self._stops(model, run):
+            raise VersionChanged(
+                f"{what}: they are on another scale. To go on with it, register the run with move=True or make the "
+                "client with on_version_change='follow'"
+            )
+        _log.warning("%s", what)
 
     def _stops(self, model: str, run: str) -> bool:
         _, at, place = model.partition("@")

@@ -6,11 +6,12 @@ import pytest
 
 from ppo_client.client.errors import VersionChanged
 from ppo_client.client.known_versions import KnownVersions, OnVersionChange
-from ppo_client.client.scores import Scores
+from ppo_client.client.scores import Calibration, Scores
 
 
-def scores(version: int) -> Scores:
-    return Scores([], "m", version, f"{version}" * 64, [], [])
+def scores(version: int, calibration: str = "") -> Scores:
+    map_of_scores = Calibration(calibration * 64, 2.0, 0.0) if calibration else None
+    return Scores([], "m", version, f"{version}" * 64, [], [], calibration=map_of_scores)
 
 
 @pytest.mark.parametrize(
@@ -71,3 +72,42 @@ def test_a_run_that_ended_asks_anew(model: str) -> None:
     known.answered("m", "r", scores(2))
     with pytest.raises(VersionChanged):
         known.answered("m", "other", scores(2))
+
+
+@pytest.mark.parametrize(
+    ("on_change", "selector", "run", "stops"),
+    [
+        ("stop", "m@1", "", True),
+        ("stop", "m@stable", "r", True),
+        ("auto", "m", "r", True),
+        ("auto", "m@stable", "r", False),
+        ("auto", "m@1", "r", False),
+        ("follow", "m", "r", False),
+        ("recalibrate", "m", "r", False),
+    ],
+)
+def test_another_calibration_moves_the_scores_as_another_version_does(
+    on_change: OnVersionChange, selector: str, run: str, stops: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = KnownVersions(on_change)
+    known.answered(selector, run, scores(1, "a"))
+    known.answered(selector, run, scores(1))  # raw ones have none
+    known.answered(selector, run, scores(1, "a"))
+    assert not caplog.records
+    if stops:
+        for _ in range(2):
+            with pytest.raises(VersionChanged, match=r"m@1 have the calibration b{12} now, before a{12}"):
+                known.answered(selector, run, scores(1, "b"))
+        known.given(selector, run, 1, "1" * 64)
+        known.answered(selector, run, scores(1, "b"))
+    else:
+        known.answered(selector, run, scores(1, "b"))
+        known.answered(selector, run, scores(1, "b"))
+        (record,) = caplog.records
+        assert "m@1 have the calibration bbbbbbbbbbbb now" in record.getMessage()
+
+
+def test_each_version_has_a_calibration_of_its_own() -> None:
+    known = KnownVersions("follow")
+    known.answered("m@stable", "r", scores(1, "a"))
+    known.answered("m@stable", "r", scores(2, "b"))
