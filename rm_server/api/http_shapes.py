@@ -60,10 +60,14 @@ def openrlhf_groups(body: dict[str, Any], check_size: CheckSize) -> list[Group]:
 def openrlhf_response(answer: ScoreAnswer) -> dict[str, Any]:
     """``rewards`` with one number a query; ``scores`` the same, which OpenRLHF may filter by.
 
-    ``extra_logs``, which OpenRLHF logs by name, has a composite's components, one number a query each.
+    ``extra_logs``, all of the answer that OpenRLHF logs beside the rewards, says which version gave them and which
+    texts were cut, and has a composite's components: one number a query each.
     """
     rewards = all_values(answer, "query")
-    logs: dict[str, list[float]] = {}
+    logs: dict[str, list[float]] = {
+        "rm_version": [float(answer.version)] * len(rewards),
+        "rm_truncated": [float(item.truncated) for item in answer.items],
+    }
     for item in answer.items:
         for part in item.components:
             logs.setdefault(f"component/{part.name}", []).append(part.value)

@@ -59,7 +59,7 @@ def test_openrlhf_one_sample_a_post(server: RunningServer) -> None:
         == [pytest.approx(raw_score(server, "helpfulness@2", "Hi there<eos>"), abs=1e-5)]
     )
     assert (answer["model"], answer["version"], answer["truncated"]) == ("helpfulness", 2, [False])
-    assert answer["extra_logs"] == {}
+    assert answer["extra_logs"] == {"rm_version": [2.0], "rm_truncated": [0.0]}  # all that OpenRLHF logs of it
 
 
 def test_openrlhf_s_prompts_reach_a_version_that_reads_two_segments(tmp_path: Path) -> None:

@@ -32,6 +32,12 @@ def test_openrlhf_sends_whole_texts_and_gets_a_number_each() -> None:
     assert (response["model"], response["version"], response["digest"]) == ("m", 1, "d" * 64)
 
 
+def test_openrlhf_logs_the_version_and_what_was_cut() -> None:
+    scored = answer(0.25, 1.5)
+    cut = replace(scored, version=3, items=[scored.items[0], replace(scored.items[1], truncated=True)])
+    assert openrlhf_response(cut)["extra_logs"] == {"rm_version": [3.0, 3.0], "rm_truncated": [0.0, 1.0]}
+
+
 def test_openrlhf_logs_a_composite_s_components() -> None:
     parts = [(0.5, -0.25), (1.5, 0.0)]
     scored = answer(0.25, 1.5)
@@ -39,9 +45,10 @@ def test_openrlhf_logs_a_composite_s_components() -> None:
         replace(item, components=(Component("grammar", grammar, 1.0), Component("length", length, 1.0)))
         for item, (grammar, length) in zip(scored.items, parts, strict=True)
     ]
-    response = openrlhf_response(replace(scored, items=items))
-    assert response["extra_logs"] == {"component/grammar": [0.5, 1.5], "component/length": [-0.25, 0.0]}
-    assert openrlhf_response(answer(0.25))["extra_logs"] == {}
+    logs = openrlhf_response(replace(scored, items=items))["extra_logs"]
+    assert logs["component/grammar"] == [0.5, 1.5]
+    assert logs["component/length"] == [-0.25, 0.0]
+    assert not any(name.startswith("component/") for name in openrlhf_response(answer(0.25))["extra_logs"])
 
 
 def test_openrlhf_sends_empty_lists_to_servers_without_a_share() -> None:
