@@ -23,6 +23,7 @@ from ppo_client.adapters.failure import RewardFailed
 from ppo_client.client.client import RewardClient
 from ppo_client.client.errors import InvalidRequest, InvalidSettings
 from ppo_client.client.score_call import ScoreOptions
+from ppo_client.client.scores import Scores
 
 
 class RewardFunction:
@@ -55,14 +56,19 @@ class RewardFunction:
             scores = self._client.score(self._model, prompts=prompts, completions=completions, **self._options)
         except Exception as error:
             raise RewardFailed(f"{type(error).__name__}: {error}") from error
-        return {
-            "rewards": scores.values,
-            "scores": scores.values,
-            "extra_logs": {
-                "rm_version": [float(scores.version)] * len(scores),
-                "rm_truncated": [float(is_cut) for is_cut in scores.truncated],
-            },
-        }
+        return {"rewards": scores.values, "scores": scores.values, "extra_logs": _logs(scores)}
+
+
+def _logs(scores: Scores) -> dict[str, list[float]]:
+    """What OpenRLHF logs by name, one number a query each: the same as over HTTP."""
+    logs = {
+        "rm_version": [float(scores.version)] * len(scores),
+        "rm_truncated": [float(is_cut) for is_cut in scores.truncated],
+    }
+    for components in scores.components:
+        for part in components:
+            logs.setdefault(f"component/{part.name}", []).append(part.value)
+    return logs
 
 
 def _completion(query: str, prompt: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from rm_api.v1 import scoring_pb2
 
 import ppo_client.adapters.openrlhf as file
 from ppo_client import RewardClient, errors
@@ -16,7 +17,7 @@ from ppo_client.adapters import clients
 from ppo_client.adapters.failure import RewardFailed
 
 from .conftest import QUICK
-from .fake_server import FakeServer, fail
+from .fake_server import FakeServer, change, fail
 
 
 @pytest.fixture
@@ -53,6 +54,17 @@ def test_rollouts_get_the_shape_that_the_reward_servers_answer_with(
         for size in range(3)
     ]
     assert {request.groups[0].prompt.text for request in server.requests} == {""}
+
+
+def test_a_composite_s_components_are_logged(server: FakeServer, reward_func: Callable[..., dict[str, Any]]) -> None:
+    def add_parts(response: scoring_pb2.ScoreResponse) -> None:
+        for number, result in enumerate(response.results):
+            result.score.components.add(name="grammar", value=0.5 + number, weight=2.0)
+            result.score.components.add(name="length", value=-0.25, weight=1.0)
+
+    server.will(change(add_parts))
+    logs = reward_func(["a", "b"], ["", ""], [None, None])["extra_logs"]
+    assert (logs["component/grammar"], logs["component/length"]) == ([0.5, 1.5], [-0.25, -0.25])
 
 
 def test_prompt_and_completion_may_go_apart(
