@@ -4,9 +4,9 @@
     python -m openrlhf.cli.train_ppo_ray ... \
         --reward.remote_url "$(python -c 'import ppo_client.adapters.openrlhf as file; print(file.__file__)')"
 
-RM_CONTENT   `query` (default): the whole decoded text alone, as OpenRLHF's own reward server scores it; the reward
-             model's template is then one that takes a completion without a prompt.
-             `split`: prompt and completion apart, for a template that joins them.
+RM_CONTENT   `query` (default): the whole decoded text as it is, as over HTTP and by OpenRLHF's own reward server, the
+             policy's BOS in front or not; a version that reads prompt and completion apart gets its two parts.
+             `split`: the prompt as plain text, and what follows it as its completion, for a template that joins them.
 
 `scores` are what dynamic filtering looks at: set `--algo.dynamic_filtering_range` on the reward model's scale.
 A file of your own may set more: `reward_func = RewardFunction(RewardClient(...), "helpfulness", calibrated=True)`.
@@ -42,7 +42,7 @@ class RewardFunction:
         self._client = client
         self._model = model
         self._content = content
-        self._options = options
+        self._options = options if content == "split" else {"rendered": True, **options}
 
     def __call__(
         self, queries: Sequence[str], prompts: Sequence[str], labels: Sequence[Any], **_: Any
@@ -52,7 +52,10 @@ class RewardFunction:
             if self._content == "split":
                 completions = [_completion(*pair) for pair in zip(queries, prompts, strict=True)]
             else:
-                prompts, completions = [""] * len(queries), list(queries)
+                completions = list(queries)
+                prompts = [
+                    known if text.startswith(known) else "" for text, known in zip(queries, prompts, strict=True)
+                ]
             scores = self._client.score(self._model, prompts=prompts, completions=completions, **self._options)
         except Exception as error:
             raise RewardFailed(f"{type(error).__name__}: {error}") from error

@@ -30,6 +30,8 @@ class ScoreOptions(TypedDict, total=False):
     ``keep_start``. ``timeout_s``: for the whole call, retries included, instead of the client's. ``priority``: -10 to
     10, larger goes first among the waiting items of one version. ``expected_digest``: VersionChanged unless the
     version has it. ``bypass_cache``: neither reads nor fills the server's result cache (which never changes a score).
+    ``rendered``: each completion is a whole text that somebody has rendered for the model, its prompt in front: the
+    model's BOS comes once, whether the text begins with it or not, and no chat template renders it again.
     """
 
     run: str | None
@@ -39,6 +41,7 @@ class ScoreOptions(TypedDict, total=False):
     priority: int
     expected_digest: str | None
     bypass_cache: bool
+    rendered: bool
 
 
 def check_options(options: Mapping[str, object]) -> None:
@@ -61,6 +64,7 @@ class ScoreCall:
     priority: int = 0
     expected_digest: str | None = None
     bypass_cache: bool = False
+    rendered: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:
@@ -81,6 +85,7 @@ class ScoreCall:
             bypass_cache=self.bypass_cache,
             expected_digest=self.expected_digest or "",
             priority=self.priority,
+            rendered=self.rendered,
         )
 
     def request(self, items: Sequence[Item], request_id: str) -> scoring_pb2.ScoreRequest:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 from rm_api.v1 import scoring_pb2
 
 from rm_server.api.error_map import error_message
-from rm_server.backends.items import ChatMessage, Content
+from rm_server.backends.items import ChatMessage, Content, RenderedText
 from rm_server.errors import InternalError, InvalidRequest, RequestTooLarge
 from rm_server.registry.manifest import Transform, TruncationRule
 from rm_server.registry.records import CalibrationRecord
 from rm_server.scoring.evaluation import Component
 from rm_server.scoring.scorer import ItemAnswer, ScoreAnswer, ScoreCall
+
+Group: TypeAlias = tuple[Content, Sequence[Content]]
 
 MAX_PRIORITY = 10
 
@@ -51,10 +54,7 @@ def score_call(request: scoring_pb2.ScoreRequest, request_id: str) -> ScoreCall:
         )
     return ScoreCall(
         selector=request.model,
-        groups=tuple(
-            (content(group.prompt), tuple(content(completion) for completion in group.completions))
-            for group in request.groups
-        ),
+        groups=tuple(map(_rendered_group if options.rendered else _group, request.groups)),
         run=request.run,
         request_id=request_id,
         calibrated=options.calibrated,
@@ -63,6 +63,23 @@ def score_call(request: scoring_pb2.ScoreRequest, request_id: str) -> ScoreCall:
         expected_digest=options.expected_digest,
         priority=options.priority,
     )
+
+
+def _group(group: scoring_pb2.Group) -> Group:
+    return content(group.prompt), tuple(content(completion) for completion in group.completions)
+
+
+def _rendered_group(group: scoring_pb2.Group) -> Group:
+    prompt, *texts = (_rendered(part) for part in (group.prompt, *group.completions))
+    if any(not text.startswith(prompt) for text in texts):
+        raise InvalidRequest("options.rendered: a completion is a whole text, and one does not begin with its prompt.")
+    return "", tuple(RenderedText(text, prompt) for text in texts)
+
+
+def _rendered(message: scoring_pb2.Content) -> str:
+    if (kind := message.WhichOneof("content")) not in ("text", None):
+        raise InvalidRequest(f"options.rendered is for text, and {kind} came.")
+    return message.text
 
 
 def _check_messages(request: scoring_pb2.ScoreRequest) -> None:

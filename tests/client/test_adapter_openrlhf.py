@@ -53,7 +53,15 @@ def test_rollouts_get_the_shape_that_the_reward_servers_answer_with(
         {"rewards": [size + 1.0], "scores": [size + 1.0], "extra_logs": {"rm_version": [1.0], "rm_truncated": [0.0]}}
         for size in range(3)
     ]
-    assert {request.groups[0].prompt.text for request in server.requests} == {""}
+    assert all(request.options.rendered for request in server.requests)
+    assert {request.groups[0].prompt.text for request in server.requests} == {"p"}
+
+
+def test_a_query_that_lost_the_beginning_of_its_prompt_stands_alone(
+    server: FakeServer, reward_func: Callable[..., dict[str, Any]]
+) -> None:
+    assert reward_func(["long: yes"], ["too long: "], [None])["rewards"] == [9.0]
+    assert server.requests[0].groups[0].prompt.text == ""
 
 
 def test_a_composite_s_components_are_logged(server: FakeServer, reward_func: Callable[..., dict[str, Any]]) -> None:

@@ -17,6 +17,7 @@ from tiny_models import BOS, CHAT_TEMPLATE
 from transformers import AutoTokenizer
 
 from ppo_client import RewardClient
+from ppo_client.adapters.openrlhf import RewardFunction
 from ppo_client.errors import ServerUnreachable
 from rm_server.api.buckets import Limits
 from rm_server.api.roles import Role
@@ -72,6 +73,26 @@ def test_openrlhf_s_prompts_reach_a_version_that_reads_two_segments(tmp_path: Pa
         whole = raw_score(server, "segments", "Hi there")
     assert parts != pytest.approx(whole, abs=1e-4)
     assert answer["rewards"] == pytest.approx([parts, whole, whole], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("family", "template"), [("llama", "{prompt}{completion}"), ("llama", "chat"), ("bert", "pair")]
+)
+def test_openrlhf_s_function_file_gets_what_http_gives(tmp_path: Path, family: str, template: str) -> None:
+    """The policy's BOS in front of the text is the version's own, which its tokenizer adds again."""
+    checkpoint = {"chat_template": "{{ bos_token }}" + CHAT_TEMPLATE, "adds_special_tokens": True}
+    folder = make_version(tmp_path / "v", 5, family=family, checkpoint=checkpoint, template=template)
+    queries, prompts = (
+        ["Hi there", f"{BOS}Hi there<eos>", f"{BOS}Hi", "cut"],
+        ["Hi", f"{BOS}Hi", f"{BOS}Hi", "it was cut"],
+    )
+    labels = [None] * len(queries)
+    with running(tmp_path / "home") as server, RewardClient(server.app.grpc_address) as client:
+        server.deploy("m", folder)
+        body = {"query": queries, "prompts": prompts, "labels": labels}
+        _, over_http, _ = post(server, "/models/m/get_reward", body)
+        by_function = RewardFunction(client, "m@stable")(queries, prompts, labels)
+    assert by_function == {name: over_http[name] for name in by_function}
 
 
 def test_openrlhf_batches_and_empty_lists(server: RunningServer) -> None:

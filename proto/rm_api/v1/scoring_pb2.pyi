@@ -46,18 +46,20 @@ class ScoreRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., run: _Optional[str] = ..., request_id: _Optional[str] = ..., options: _Optional[_Union[ScoreOptions, _Mapping]] = ...) -> None: ...
 
 class ScoreOptions(_message.Message):
-    __slots__ = ("calibrated", "truncation", "bypass_cache", "expected_digest", "priority")
+    __slots__ = ("calibrated", "truncation", "bypass_cache", "expected_digest", "priority", "rendered")
     CALIBRATED_FIELD_NUMBER: _ClassVar[int]
     TRUNCATION_FIELD_NUMBER: _ClassVar[int]
     BYPASS_CACHE_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    RENDERED_FIELD_NUMBER: _ClassVar[int]
     calibrated: bool
     truncation: Truncation
     bypass_cache: bool
     expected_digest: str
     priority: int
-    def __init__(self, calibrated: bool = ..., truncation: _Optional[_Union[Truncation, str]] = ..., bypass_cache: bool = ..., expected_digest: _Optional[str] = ..., priority: _Optional[int] = ...) -> None: ...
+    rendered: bool
+    def __init__(self, calibrated: bool = ..., truncation: _Optional[_Union[Truncation, str]] = ..., bypass_cache: bool = ..., expected_digest: _Optional[str] = ..., priority: _Optional[int] = ..., rendered: bool = ...) -> None: ...
 
 class Group(_message.Message):
     __slots__ = ("prompt", "completions")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from rm_api.v1 import errors_pb2, models_pb2, scoring_pb2
@@ -11,7 +12,7 @@ from score_answers import answer
 
 from rm_server.api.convert import TRANSFORMS, TRUNCATIONS, content, score_call, score_response
 from rm_server.api.describe import STATES
-from rm_server.backends.items import ChatMessage
+from rm_server.backends.items import ChatMessage, RenderedText
 from rm_server.engine.lifecycle import State
 from rm_server.errors import InvalidRequest, ItemTooLong
 from rm_server.registry import manifest
@@ -36,6 +37,36 @@ def test_each_kind_of_content() -> None:
     assert content(scoring_pb2.Content(token_ids={"ids": [1, 2**32 - 1]})) == (1, 2**32 - 1)
     assert content(scoring_pb2.Content()) == ""
     assert content(scoring_pb2.Content(token_ids={})) == ()
+
+
+def rendered(prompt: scoring_pb2.Content, *completions: scoring_pb2.Content) -> scoring_pb2.ScoreRequest:
+    group = scoring_pb2.Group(prompt=prompt, completions=completions)
+    return scoring_pb2.ScoreRequest(model="m", groups=[group], options=scoring_pb2.ScoreOptions(rendered=True))
+
+
+def test_a_rendered_text_stands_alone_and_knows_its_prompt() -> None:
+    text = scoring_pb2.Content(text="Hi there")
+    for prompt, parts in (
+        (scoring_pb2.Content(text="Hi"), ("Hi", " there")),
+        (scoring_pb2.Content(), ("", "Hi there")),
+    ):
+        ((alone, (completion,)),) = score_call(rendered(prompt, text), "r").groups
+        assert (alone, completion) == ("", "Hi there")
+        assert isinstance(completion, RenderedText)
+        assert completion.parts == parts
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "says"),
+    [
+        ({"text": "Ho"}, {"text": "Hi there"}, "does not begin with its prompt"),
+        ({"token_ids": {"ids": [1]}}, {"token_ids": {"ids": [1, 2]}}, "is for text, and token_ids came"),
+        ({}, {"messages": {"messages": [{"role": "user", "content": "Hi"}]}}, "is for text, and messages came"),
+    ],
+)
+def test_what_is_no_rendered_text_is_refused(prompt: Any, completion: Any, says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        score_call(rendered(scoring_pb2.Content(**prompt), scoring_pb2.Content(**completion)), "r")
 
 
 def test_every_option_reaches_the_scorer() -> None:
