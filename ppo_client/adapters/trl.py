@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
+from ppo_client.adapters.empty import Asked
 from ppo_client.client.async_client import AsyncRewardClient
 from ppo_client.client.client import RewardClient
 from ppo_client.client.errors import InvalidRequest
@@ -31,6 +32,7 @@ def remote_reward(
     *,
     name: str | None = None,
     prompt_to_ids: PromptToIds | None = None,
+    empty_score: float | None = None,
     **options: Unpack[ScoreOptions],
 ) -> RemoteReward:
     """A reward function that scores with ``model``, a selector.
@@ -38,13 +40,15 @@ def remote_reward(
     ``client``: a client, or where the servers are; None: RM_TARGET. ``name``: in TRL's logs; None: the selector.
     ``prompt_to_ids``: turns a prompt into ids of the reward model's tokenizer; if given, ids are sent: the prompt's,
     and the completion's as the policy sampled them, which must be ids of the same tokenizer. Otherwise prompts and
-    completions are sent as TRL gives them: text, or chat messages. ``options``: see ScoreOptions.
+    completions are sent as TRL gives them: text, or chat messages. ``empty_score``: the reward of a completion without
+    text (EOS came first), which is not sent then; None: one that the version has no score for ends the training.
+    ``options``: see ScoreOptions.
 
     Beside the rewards, TRL logs ``<name>/version`` and ``<name>/truncated`` (share of the completions).
     """
     if not isinstance(client, RewardClient):
         client = RewardClient(client)
-    return RemoteReward(client, model, name, prompt_to_ids, options)
+    return RemoteReward(client, model, name, prompt_to_ids, empty_score, options)
 
 
 def async_remote_reward(
@@ -53,33 +57,37 @@ def async_remote_reward(
     *,
     name: str | None = None,
     prompt_to_ids: PromptToIds | None = None,
+    empty_score: float | None = None,
     **options: Unpack[ScoreOptions],
 ) -> AsyncRemoteReward:
     """As `remote_reward`, awaited."""
     if not isinstance(client, AsyncRewardClient):
         client = AsyncRewardClient(client)
-    return AsyncRemoteReward(client, model, name, prompt_to_ids, options)
+    return AsyncRemoteReward(client, model, name, prompt_to_ids, empty_score, options)
 
 
 class _Reward:
     """What TRL hands over, made into a call; and what is logged of the answer."""
 
-    def __init__(self, model: str, name: str | None, prompt_to_ids: PromptToIds | None) -> None:
+    def __init__(
+        self, model: str, name: str | None, prompt_to_ids: PromptToIds | None, empty_score: float | None
+    ) -> None:
         self.model = model
         self.__name__ = name or model  # what TRL calls it in its logs
         self._prompt_to_ids = prompt_to_ids
+        self._empty_score = empty_score
         self._version: tuple[int, str] | None = None
 
-    def _contents(
+    def _asked(
         self, prompts: Sequence[Content], completions: Sequence[Content], completion_ids: Sequence[Sequence[int]] | None
-    ) -> tuple[Sequence[Content], Sequence[Content]]:
-        if self._prompt_to_ids is None:
-            return prompts, completions
-        if completion_ids is None:
-            raise InvalidRequest("prompt_to_ids is set and no completion_ids came; does this trainer pass them?")
-        return [self._prompt_to_ids(prompt) for prompt in prompts], completion_ids
+    ) -> Asked:
+        if self._prompt_to_ids is not None:
+            if completion_ids is None:
+                raise InvalidRequest("prompt_to_ids is set and no completion_ids came; does this trainer pass them?")
+            prompts, completions = [self._prompt_to_ids(prompt) for prompt in prompts], completion_ids
+        return Asked.of(prompts, completions, self._empty_score)
 
-    def _rewards(self, scores: Scores, log_metric: Callable[[str, float], None] | None) -> list[float]:
+    def _rewards(self, asked: Asked, scores: Scores, log_metric: Callable[[str, float], None] | None) -> list[float]:
         version = scores.version, scores.digest
         if self._version not in (None, version):
             _log.warning("%s: rewards now come from version %s, digest %.12s", self.model, *version)
@@ -87,7 +95,7 @@ class _Reward:
         if log_metric is not None and scores.values:
             log_metric(f"{self.__name__}/version", float(scores.version))
             log_metric(f"{self.__name__}/truncated", sum(scores.truncated) / len(scores))
-        return scores.values
+        return asked.rewards(scores)
 
 
 class RemoteReward(_Reward):
@@ -99,9 +107,10 @@ class RemoteReward(_Reward):
         model: str,
         name: str | None,
         prompt_to_ids: PromptToIds | None,
+        empty_score: float | None,
         options: ScoreOptions,
     ) -> None:
-        super().__init__(model, name, prompt_to_ids)
+        super().__init__(model, name, prompt_to_ids, empty_score)
         self.client = client
         self._options = options
 
@@ -114,9 +123,12 @@ class RemoteReward(_Reward):
         **_columns: Any,
     ) -> list[float]:
         """One reward for each completion. ``_columns``: the data set's others, which the reward model does not see."""
-        prompts, completions = self._contents(prompts, completions, completion_ids)
-        scores = self.client.score(self.model, prompts=prompts, completions=completions, **self._options)
-        return self._rewards(scores, log_metric)
+        asked = self._asked(prompts, completions, completion_ids)
+        with asked.naming_empty_score():
+            scores = self.client.score(
+                self.model, prompts=asked.prompts, completions=asked.completions, **self._options
+            )
+        return self._rewards(asked, scores, log_metric)
 
 
 class AsyncRemoteReward(_Reward):
@@ -128,9 +140,10 @@ class AsyncRemoteReward(_Reward):
         model: str,
         name: str | None,
         prompt_to_ids: PromptToIds | None,
+        empty_score: float | None,
         options: ScoreOptions,
     ) -> None:
-        super().__init__(model, name, prompt_to_ids)
+        super().__init__(model, name, prompt_to_ids, empty_score)
         self.client = client
         self._options = options
 
@@ -143,6 +156,9 @@ class AsyncRemoteReward(_Reward):
         **_columns: Any,
     ) -> list[float]:
         """As RemoteReward."""
-        prompts, completions = self._contents(prompts, completions, completion_ids)
-        scores = await self.client.score(self.model, prompts=prompts, completions=completions, **self._options)
-        return self._rewards(scores, log_metric)
+        asked = self._asked(prompts, completions, completion_ids)
+        with asked.naming_empty_score():
+            scores = await self.client.score(
+                self.model, prompts=asked.prompts, completions=asked.completions, **self._options
+            )
+        return self._rewards(asked, scores, log_metric)

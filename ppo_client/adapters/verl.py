@@ -8,6 +8,7 @@
 
 verl hands over the answer and the row's `extra_info`, not the prompt. So `extra_info` must hold it, as text or chat
 messages, under `prompt` or the name given as `prompt_key`; `prompt_key=null` scores the answer without a prompt.
+`empty_score` is the score of an answer without text; absent: one that the version has no score for ends the job.
 
 The score comes with `rm_version` and `rm_truncated`, which verl logs. Failures are RewardFailed, wrong
 `reward_kwargs` among them: of a TypeError that Python itself raises verl's rate-limited manager would make 0.0.
@@ -24,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 from ppo_client.adapters.clients import shared_client
+from ppo_client.adapters.empty import Asked
 from ppo_client.adapters.failure import RewardFailed
 from ppo_client.client.errors import InvalidRequest, InvalidSettings
 from ppo_client.client.score_call import ScoreOptions
@@ -39,17 +41,21 @@ def compute_score(
     model: str = "",
     targets: str | Sequence[str] | None = None,
     prompt_key: str | None = "prompt",
+    empty_score: float | None = None,
     reward_router_address: Any = None,
     reward_model_tokenizer: Any = None,
     **options: Unpack[ScoreOptions],
 ) -> dict[str, Any]:
     """The score of one answer. ``reward_router_address``, ``reward_model_tokenizer``: verl's own; not used."""
     try:
-        prompt, completion = _contents(solution_str, extra_info, prompt_key)
-        scores = shared_client(targets).score(_named(model), prompts=[prompt], completions=[completion], **options)
+        asked = _asked([solution_str], [extra_info], prompt_key, empty_score)
+        with asked.naming_empty_score():
+            scores = shared_client(targets).score(
+                _named(model), prompts=asked.prompts, completions=asked.completions, **options
+            )
     except Exception as error:
         raise _failed(error) from error
-    return _rows(scores)[0]
+    return _rows(asked, scores)[0]
 
 
 async def compute_score_async(
@@ -61,21 +67,25 @@ async def compute_score_async(
     model: str = "",
     targets: str | Sequence[str] | None = None,
     prompt_key: str | None = "prompt",
+    empty_score: float | None = None,
     reward_router_address: Any = None,
     reward_model_tokenizer: Any = None,
     **options: Unpack[ScoreOptions],
 ) -> dict[str, Any]:
     """As `compute_score`, awaited: one event loop keeps many answers under way."""
     try:
-        prompt, completion = _contents(solution_str, extra_info, prompt_key)
-        future = shared_client(targets).submit(_named(model), prompts=[prompt], completions=[completion], **options)
-        scores = await asyncio.wrap_future(future)
+        asked = _asked([solution_str], [extra_info], prompt_key, empty_score)
+        future = shared_client(targets).submit(
+            _named(model), prompts=asked.prompts, completions=asked.completions, **options
+        )
+        with asked.naming_empty_score():
+            scores = await asyncio.wrap_future(future)
     except asyncio.CancelledError as error:
         # verl's manager makes 0.0 of a call that it cancels because it took long.
         raise RewardFailed("the call was given up (reward.timeout?) before its score came") from error
     except Exception as error:
         raise _failed(error) from error
-    return _rows(scores)[0]
+    return _rows(asked, scores)[0]
 
 
 def compute_score_batch(
@@ -87,29 +97,35 @@ def compute_score_batch(
     model: str = "",
     targets: str | Sequence[str] | None = None,
     prompt_key: str | None = "prompt",
+    empty_score: float | None = None,
     **options: Unpack[ScoreOptions],
 ) -> list[dict[str, Any]]:
     """The scores of many answers in one call, for verl's batch reward manager."""
     try:
-        pairs = [
-            _contents(solution, extra_info, prompt_key)
-            for solution, extra_info in zip(solution_strs, extra_infos, strict=True)
-        ]
-        scores = shared_client(targets).score(
-            _named(model),
-            prompts=[prompt for prompt, _ in pairs],
-            completions=[completion for _, completion in pairs],
-            **options,
-        )
+        asked = _asked(solution_strs, extra_infos, prompt_key, empty_score)
+        with asked.naming_empty_score():
+            scores = shared_client(targets).score(
+                _named(model), prompts=asked.prompts, completions=asked.completions, **options
+            )
     except Exception as error:
         raise _failed(error) from error
-    return _rows(scores)
+    return _rows(asked, scores)
 
 
 def _named(model: str) -> str:
     if not model:
         raise InvalidSettings("which reward model? Set reward_kwargs.model, `helpfulness@stable` say")
     return model
+
+
+def _asked(
+    solutions: Sequence[str],
+    extra_infos: Sequence[Mapping[str, Any] | None],
+    prompt_key: str | None,
+    empty_score: float | None,
+) -> Asked:
+    pairs = [_contents(*row, prompt_key) for row in zip(solutions, extra_infos, strict=True)]
+    return Asked.of([prompt for prompt, _ in pairs], [completion for _, completion in pairs], empty_score)
 
 
 def _contents(solution: str, extra_info: Mapping[str, Any] | None, prompt_key: str | None) -> tuple[Content, Content]:
@@ -127,10 +143,10 @@ def _contents(solution: str, extra_info: Mapping[str, Any] | None, prompt_key: s
     return prompt, [{"role": "assistant", "content": solution}]
 
 
-def _rows(scores: Scores) -> list[dict[str, Any]]:
+def _rows(asked: Asked, scores: Scores) -> list[dict[str, Any]]:
     return [
         {"score": value, "rm_version": scores.version, "rm_truncated": is_cut}
-        for value, is_cut in zip(scores.values, scores.truncated, strict=True)
+        for value, is_cut in zip(asked.rewards(scores), asked.truncated(scores), strict=True)
     ]
 
 

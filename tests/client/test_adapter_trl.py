@@ -19,7 +19,7 @@ from ppo_client import AsyncRewardClient, RewardClient, errors
 from ppo_client.adapters.trl import AsyncRemoteReward, RemoteReward, async_remote_reward, remote_reward
 
 from .conftest import QUICK
-from .fake_server import DIGESTS, FakeServer, as_version, change, fail
+from .fake_server import DIGESTS, FakeServer, as_version, change, fail, fail_items
 
 MODEL = "length@stable"
 
@@ -92,6 +92,35 @@ def test_a_failure_is_raised_and_never_none(server: FakeServer, make_reward: Cal
     server.will(fail(grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND"))
     with pytest.raises(errors.ModelNotFound):
         call(make_reward(), prompts=["p"], completions=["a"])
+
+
+def test_an_empty_completion_is_worth_what_was_said(server: FakeServer, make_reward: Callable[..., Any]) -> None:
+    reward = make_reward(empty_score=-2)
+    given = {"prompts": ["p", "q", "q"], "completions": ["a", "", "bbb"]}
+    rewards = call(reward, **given)
+    assert rewards == [1.0, -2.0, 3.0]
+    assert all(type(value) is float for value in rewards)
+    assert [group.prompt.text for group in server.requests[0].groups] == ["p", "q"]
+    empty = [{"role": "assistant", "content": ""}]
+    assert call(reward, prompts=[[{"role": "user", "content": "p"}]], completions=[empty]) == [-2.0]
+    assert call(make_reward(empty_score=-2, prompt_to_ids=lambda _: [1]), **given, completion_ids=[[2], [], [3]]) == [
+        2.0,
+        -2.0,
+        3.0,
+    ]
+
+
+def test_what_an_empty_completion_is_worth_is_asked_where_it_has_no_score(
+    server: FakeServer, make_reward: Callable[..., Any]
+) -> None:
+    server.will(fail_items(1, reason="EMPTY_ITEM"))
+    with pytest.raises(errors.ItemsFailed, match=r"EmptyItem: as told.*Set empty_score"):
+        call(make_reward(), prompts=["p", "p"], completions=["a", ""])
+    for reason, completion in (("ITEM_TOO_LONG", ""), ("EMPTY_ITEM", "b")):  # the latter had no prompt, or white space
+        server.will(fail_items(1, reason=reason))
+        with pytest.raises(errors.ItemsFailed) as caught:
+            call(make_reward(), prompts=["p", "p"], completions=["a", completion])
+        assert "empty_score" not in str(caught.value)
 
 
 def test_the_address_is_enough(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:

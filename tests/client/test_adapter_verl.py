@@ -17,7 +17,7 @@ from ppo_client import errors
 from ppo_client.adapters import clients
 from ppo_client.adapters.failure import RewardFailed
 
-from .fake_server import FakeServer, fail, wait_until_cancelled
+from .fake_server import FakeServer, fail, fail_items, wait_until_cancelled
 
 ROW = {"data_source": "stories", "ground_truth": "", "extra_info": {"prompt": "p", "index": 7}}
 
@@ -124,6 +124,26 @@ def test_how_to_score_may_be_said(server: FakeServer, name: str) -> None:
     assert score(function, solution_str="xx", **ROW)["score"] == 20.0
     (request,) = server.requests
     assert (request.run, request.options.priority, request.options.truncation) == ("exp-17", 3, 2)
+
+
+@pytest.mark.parametrize("name", ["compute_score", "compute_score_async"])
+def test_an_empty_answer_is_worth_what_was_said(server: FakeServer, name: str) -> None:
+    function = load(name, server, empty_score=-1)
+    expected = {"score": -1.0, "rm_version": 1, "rm_truncated": False}  # the keys of the others
+    assert score(function, solution_str="", **ROW) == expected
+    server.will(fail_items(0, reason="EMPTY_ITEM"))
+    with pytest.raises(RewardFailed, match="Set empty_score"):
+        score(load(name, server), solution_str="", **ROW)
+
+
+def test_empty_answers_in_a_batch_are_worth_what_was_said(server: FakeServer) -> None:
+    results = load("compute_score_batch", server, empty_score=-1)(
+        data_sources=["stories"] * 3,
+        solution_strs=["x", "", "xxx"],
+        ground_truths=[""] * 3,
+        extra_infos=[{"prompt": "p"}] * 3,
+    )
+    assert [row["score"] for row in results] == [1.0, -1.0, 3.0]
 
 
 def test_several_servers_may_be_a_list_as_hydra_s_are(start_server: Callable[..., FakeServer]) -> None:

@@ -1,0 +1,62 @@
+"""Completions without text (EOS came first), which versions have no score for: their user says what they are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ppo_client.client.errors import EmptyItem, ItemsFailed
+from ppo_client.client.scores import Content, Scores
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the service is asked for: all rows, or those with text where ``empty_score`` is set."""
+
+    rows: Sequence[int]
+    num_rows: int
+    prompts: Sequence[Content]
+    completions: Sequence[Content]
+    empty_score: float | None
+
+    @classmethod
+    def of(cls, prompts: Sequence[Content], completions: Sequence[Content], empty_score: float | None) -> Asked:
+        if empty_score is None or not any(map(_is_empty, completions)):
+            return cls(range(len(completions)), len(completions), prompts, completions, empty_score)
+        rows = [row for row, completion in enumerate(completions) if not _is_empty(completion)]
+        return cls(
+            rows, len(completions), [prompts[row] for row in rows], [completions[row] for row in rows], empty_score
+        )
+
+    @contextmanager
+    def naming_empty_score(self) -> Iterator[None]:
+        """The error of an empty completion says which setting goes on with it."""
+        try:
+            yield
+        except ItemsFailed as failed:
+            empty = [row for row, error in failed.errors.items() if isinstance(error, EmptyItem)]
+            if any(_is_empty(self.completions[row]) for row in empty):
+                failed.message += (
+                    " Set empty_score to what a completion without text is worth, or have a token sampled."
+                )
+            raise
+
+    def rewards(self, scores: Scores) -> list[float]:
+        """One for each row."""
+        found = dict(zip(self.rows, scores.values, strict=True))
+        if self.empty_score is None:
+            return list(found.values())
+        return [found.get(row, float(self.empty_score)) for row in range(self.num_rows)]
+
+    def truncated(self, scores: Scores) -> list[bool]:
+        """One for each row."""
+        found = dict(zip(self.rows, scores.truncated, strict=True))
+        return [found.get(row, False) for row in range(self.num_rows)]
+
+
+def _is_empty(completion: Content) -> bool:
+    """No text, no ids, no messages or those of no words."""
+    if isinstance(completion, str):
+        return not completion
+    return all(isinstance(part, Mapping) and part.get("content") == "" for part in completion)
