@@ -70,11 +70,15 @@ class KnownVersions:
             if self._stops(model, run):
                 raise VersionChanged(
                     f"{model!r} was answered by {now.name} (digest {now.digest:.12}), before by {before.name} "
-                    f"({before.digest:.12}). To go on with the new one, register the run with move=True or make the "
-                    f"client with on_version_change='follow'; to keep the old one, ask for {before.name}"
+                    f"({before.digest:.12}). {_ways_on(before)}"
                 )
             _log.warning("%s is answered by %s now, before by %s", model, now.name, before.name)
         self._note(model, run, now)
+
+    def refused(self, model: str, run: str, refusal: VersionChanged) -> None:
+        """The server would have answered with another version than `expected_digest`: tells what its caller can do."""
+        if (before := self._known.get((model, run))) is not None:
+            refusal.message += f" Before, {before.name} answered. {_ways_on(before)}"
 
     def _calibrated_anew(self, model: str, run: str, before: _Answered, now: _Answered) -> None:
         maps = f"{now.calibration:.12} now, before {before.calibration:.12}"
@@ -99,3 +103,10 @@ class KnownVersions:
         self._known.move_to_end((model, run))
         if len(self._known) > _MAX_KNOWN:
             self._known.popitem(last=False)
+
+
+def _ways_on(before: _Answered) -> str:
+    return (
+        "To go on with the new one, register the run with move=True or make the client with "
+        f"on_version_change='follow'; to keep the old one, ask for {before.name}"
+    )

@@ -27,7 +27,14 @@ from ppo_client.client.catalog import (
 )
 from ppo_client.client.channels import error_of
 from ppo_client.client.content import Item
-from ppo_client.client.errors import DeadlineExceeded, RewardClientError, RunNotFound, ServerUnreachable
+from ppo_client.client.errors import (
+    DeadlineExceeded,
+    RewardClientError,
+    RunNotFound,
+    ServerUnreachable,
+    VersionChanged,
+    VersionChangedDuringCall,
+)
 from ppo_client.client.explanation import Explanation, read_explanation
 from ppo_client.client.known_versions import KnownVersions
 from ppo_client.client.score_call import ScoreCall
@@ -53,8 +60,15 @@ class Operations:
             calibrated=call.calibrated or known.are_recalibrated,
             expected_digest=call.expected_digest or known.expected_digest(call.model, call.run),
         )
-        with _says_the_limit(timeout_s):
-            scores = await self._scorer.score(items, asked, timeout_s)
+        try:
+            with _says_the_limit(timeout_s):
+                scores = await self._scorer.score(items, asked, timeout_s)
+        except VersionChangedDuringCall:
+            raise
+        except VersionChanged as refusal:
+            if not call.expected_digest:
+                known.refused(call.model, call.run, refusal)
+            raise
         known.answered(call.model, call.run, scores)
         return scores
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rm_api.v1 import errors_pb2, experiments_pb2, models_pb2
@@ -212,8 +213,8 @@ def test_a_model_that_there_is_not_has_no_empty_list(
 
 
 def test_a_client_stops_or_follows_when_its_run_is_moved(server: RunningServer) -> None:
-    def score(client: RewardClient, **options: bool) -> int:
-        return client.score("m", prompts=["p"], completions=["abc"], **options).version  # type: ignore[arg-type]
+    def score(client: RewardClient, **options: Any) -> int:
+        return client.score("m", prompts=["p"], completions=["abc"], **options).version
 
     address = server.app.grpc_address
     with (
@@ -229,8 +230,13 @@ def test_a_client_stops_or_follows_when_its_run_is_moved(server: RunningServer) 
         assert [score(client) for client in (stops, follows, moves)] == [1, 1, 1]
         assert moves.register_run("m", move=True).version == 2
         assert [score(client) for client in (follows, moves)] == [2, 2]
-        with pytest.raises(VersionChanged):
+        with pytest.raises(
+            VersionChanged, match=r"m means m@2 .* Before, m@1 answered\. .*='follow'; to keep the old one, ask for m@1"
+        ):
             score(stops)
+        with pytest.raises(VersionChanged, match="was expected") as caught:
+            score(stops, expected_digest="d" * 64)
+        assert "Before" not in str(caught.value), "its caller knows what was expected"
         stops.end_run("m")
         assert score(stops) == 2
 
