@@ -49,14 +49,14 @@ class RewardFunction:
     ) -> dict[str, Any]:
         """Rewards of the queries, in the shape that OpenRLHF's reward servers answer with. Raises RewardFailed."""
         try:
-            if self._content == "split":
-                completions = [_completion(*pair) for pair in zip(queries, prompts, strict=True)]
-            else:
-                completions = list(queries)
-                prompts = [
-                    known if text.startswith(known) else "" for text, known in zip(queries, prompts, strict=True)
-                ]
-            scores = self._client.score(self._model, prompts=prompts, completions=completions, **self._options)
+            apart = _split if self._content == "split" else _known_parts
+            pairs = [apart(query, prompt) for query, prompt in zip(queries, prompts, strict=True)]
+            scores = self._client.score(
+                self._model,
+                prompts=[prompt for prompt, _ in pairs],
+                completions=[completion for _, completion in pairs],
+                **self._options,
+            )
         except Exception as error:
             raise RewardFailed(f"{type(error).__name__}: {error}") from error
         return {"rewards": scores.values, "scores": scores.values, "extra_logs": _logs(scores)}
@@ -74,13 +74,18 @@ def _logs(scores: Scores) -> dict[str, list[float]]:
     return logs
 
 
-def _completion(query: str, prompt: str) -> str:
+def _known_parts(query: str, prompt: str) -> tuple[str, str]:
+    """Prompt and completion; a query that does not begin with its prompt stands alone."""
+    return (prompt, query[len(prompt) :]) if query.startswith(prompt) else ("", query)
+
+
+def _split(query: str, prompt: str) -> tuple[str, str]:
     if not query.startswith(prompt):
         raise InvalidRequest(
             "the query does not begin with its prompt (it was cut to fit, or decodes to something else): "
             f"{query[:80]!r} and {prompt[:80]!r}; score whole queries (RM_CONTENT=query), or give prompts more room"
         )
-    return query[len(prompt) :]
+    return prompt, query[len(prompt) :]
 
 
 def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence[Any], **others: Any) -> dict[str, Any]:

@@ -30,8 +30,11 @@ class Item(NamedTuple):
         return self.completion.ByteSize() + 8
 
 
-def to_items(prompts: Sequence[Content], completions: Sequence[Content]) -> list[Item]:
-    """The items, those with equal prompts beside each other. Raises InvalidRequest, naming the place."""
+def to_items(prompts: Sequence[Content], completions: Sequence[Content], *, are_rendered: bool = False) -> list[Item]:
+    """The items, those with equal prompts beside each other. Raises InvalidRequest, naming the place.
+
+    ``are_rendered``: each pair is one text, which travels whole.
+    """
     prompts, completions = _as_list("prompts", prompts), _as_list("completions", completions)
     if len(prompts) != len(completions):
         raise InvalidRequest(
@@ -47,6 +50,8 @@ def to_items(prompts: Sequence[Content], completions: Sequence[Content]) -> list
         shared, items = previous[1]
         message = _to_message(completion, f"completion {index}")
         _check_one_kind(shared, message, f"item {index}: ")
+        if are_rendered:
+            message = _whole(shared, message, f"item {index}: ")
         if message.WhichOneof("content") is None and shared.WhichOneof("content") == "token_ids":
             message.token_ids.SetInParent()  # no tokens, which is not the same as no content
         items.append(Item(index, shared, message))
@@ -78,6 +83,13 @@ def _check_one_kind(prompt: _WireContent, completion: _WireContent, where: str) 
         raise UnsupportedContent(
             f"{where}the prompt is {kinds[0]} and the completion {kinds[1]}; token ids are for both or for neither"
         )
+
+
+def _whole(prompt: _WireContent, completion: _WireContent, where: str) -> _WireContent:
+    kinds = {prompt.WhichOneof("content"), completion.WhichOneof("content")} - {None, "text"}
+    if kinds:
+        raise UnsupportedContent(f"{where}rendered is for text, and {', '.join(sorted(map(str, kinds)))} came")
+    return scoring_pb2.Content(text=prompt.text + completion.text)
 
 
 def _to_message(content: Any, where: str) -> _WireContent:

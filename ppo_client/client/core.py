@@ -91,7 +91,7 @@ class Core:
             raise InvalidRequest(f"timeout_s must be a number of seconds above 0, got {timeout_s}")
         run = cast("str | None", given.pop("run", None))
         call = ScoreCall(model=model, run=self.settings.run if run is None else run, **cast("dict[str, Any]", given))
-        items = to_items(prompts, completions)
+        items = to_items(prompts, completions, are_rendered=call.rendered)
         return lambda operations: operations.score(items, call, timeout_s)
 
     def explain(

@@ -30,8 +30,8 @@ class ScoreOptions(TypedDict, total=False):
     ``keep_start``. ``timeout_s``: for the whole call, retries included, instead of the client's. ``priority``: -10 to
     10, larger goes first among the waiting items of one version. ``expected_digest``: VersionChanged unless the
     version has it. ``bypass_cache``: neither reads nor fills the server's result cache (which never changes a score).
-    ``rendered``: each completion is a whole text that somebody has rendered for the model, its prompt in front: the
-    model's BOS comes once, whether the text begins with it or not, and no chat template renders it again.
+    ``rendered``: each prompt with its completion is one text that was rendered for the model before, by its chat
+    template say: the model's BOS comes once, whether the text begins with it or not, and nothing renders it again.
     """
 
     run: str | None

@@ -82,6 +82,13 @@ def test_equal_ids_in_different_forms_are_one_prompt_and_text_is_another() -> No
     assert len({id(item.prompt) for item in to_items(["", []], ["a", "b"])}) == 2
 
 
+def test_rendered_texts_travel_whole() -> None:
+    items = to_items(["a", "a", ""], ["b", "c", "d"], are_rendered=True)
+    assert [(item.prompt.text, item.completion.text) for item in items] == [("a", "ab"), ("a", "ac"), ("", "d")]
+    with pytest.raises(UnsupportedContent, match="item 1: rendered is for text, and token_ids came"):
+        to_items(["a", [1]], ["b", [2]], are_rendered=True)
+
+
 def test_no_items_are_fine() -> None:
     assert to_items([], []) == []
 

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 
 from ppo_client import RewardClient
 from ppo_client.adapters.openrlhf import RewardFunction
+from ppo_client.adapters.trl import remote_reward
 from ppo_client.errors import ServerUnreachable
 from rm_server.api.buckets import Limits
 from rm_server.api.roles import Role
@@ -78,7 +79,9 @@ def test_openrlhf_s_prompts_reach_a_version_that_reads_two_segments(tmp_path: Pa
 @pytest.mark.parametrize(
     ("family", "template"), [("llama", "{prompt}{completion}"), ("llama", "chat"), ("bert", "pair")]
 )
-def test_openrlhf_s_function_file_gets_what_http_gives(tmp_path: Path, family: str, template: str) -> None:
+def test_openrlhf_s_function_file_and_trl_s_rendered_texts_get_what_http_gives(
+    tmp_path: Path, family: str, template: str
+) -> None:
     """The policy's BOS in front of the text is the version's own, which its tokenizer adds again."""
     checkpoint = {"chat_template": "{{ bos_token }}" + CHAT_TEMPLATE, "adds_special_tokens": True}
     folder = make_version(tmp_path / "v", 5, family=family, checkpoint=checkpoint, template=template)
@@ -92,7 +95,11 @@ def test_openrlhf_s_function_file_gets_what_http_gives(tmp_path: Path, family: s
         body = {"query": queries, "prompts": prompts, "labels": labels}
         _, over_http, _ = post(server, "/models/m/get_reward", body)
         by_function = RewardFunction(client, "m@stable")(queries, prompts, labels)
+        answers = [query.removeprefix(prompt) for query, prompt in zip(queries, prompts, strict=True)]
+        begun = [prompt if query.startswith(prompt) else "" for query, prompt in zip(queries, prompts, strict=True)]
+        by_trl = remote_reward(client, "m@stable", rendered=True)(begun, answers)
     assert by_function == {name: over_http[name] for name in by_function}
+    assert by_trl == over_http["rewards"]
 
 
 def test_openrlhf_batches_and_empty_lists(server: RunningServer) -> None:
