@@ -59,4 +59,7 @@ def _is_empty(completion: Content) -> bool:
     """No text, no ids, no messages or those of no words."""
     if isinstance(completion, str):
         return not completion
-    return all(isinstance(part, Mapping) and part.get("content") == "" for part in completion)
+    # What is no content at all is for the call to refuse.
+    return isinstance(completion, Sequence) and all(
+        isinstance(part, Mapping) and part.get("content") == "" for part in completion
+    )

@@ -103,6 +103,8 @@ def test_an_empty_completion_is_worth_what_was_said(server: FakeServer, make_rew
     assert [group.prompt.text for group in server.requests[0].groups] == ["p", "q"]
     empty = [{"role": "assistant", "content": ""}]
     assert call(reward, prompts=[[{"role": "user", "content": "p"}]], completions=[empty]) == [-2.0]
+    with pytest.raises(errors.UnsupportedContent, match="completion 0 is None"):
+        call(reward, prompts=["p"], completions=[None])
     assert call(make_reward(empty_score=-2, prompt_to_ids=lambda _: [1]), **given, completion_ids=[[2], [], [3]]) == [
         2.0,
         -2.0,
