@@ -235,7 +235,8 @@ class PPOTrainer:
         A run that goes on with another scale of scores fits its map to that; `before`: the versions until this step.
         """
         run, scores, old, now = self.run, rollout.scores, self.run.state.normalizer, self.run.state.versions
-        num_wanted = min(run.config.reward.normalize_samples, len(scores))
+        # No more than the step has: of a run that drops some in each, the map would be provisional for ever.
+        num_wanted = min(run.config.reward.normalize_samples, int(rollout.kept.sum()))
         if not num_wanted or not (_is_other_scale(found) or old.is_provisional):
             return old(scores)
         if not _is_other_scale(found):

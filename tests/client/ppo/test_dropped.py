@@ -104,3 +104,25 @@ def test_a_step_of_which_nothing_is_left_ends_the_run_with_a_checkpoint(folder: 
         PPOTrainer(config, PickyRewards(refused=(0, 1, 2, 3, 4))).train()
     assert saved_steps(folder / "run") == [0]
     assert PPOTrainer.resume(folder / "run", FakeRewards()).train().step == 2
+
+
+class PickyAndPromoted(PickyRewards):
+    """Another version scores from the second step on, ten times as high."""
+
+    def submit(self, model: str, **texts: Any) -> Any:
+        if self.num_calls >= 2:  # one to normalise, one a step
+            self.version, self.digest = 2, "2" * 64
+            self.score = lambda prompt, completion: 10 * even_share(prompt, completion)
+        return super().submit(model, **texts)
+
+
+def test_a_version_that_is_followed_is_normalised_once_though_each_step_drops_some(folder: Path) -> None:
+    reward = {**DROP, "model": "even@stable", "normalize_samples": 16}
+    rewards = PickyAndPromoted(refused=(1, 2))
+    trainer = PPOTrainer(make_config(folder, reward=reward, train={"num_steps": 5}), rewards)
+    trainer.train()
+    rows = read_jsonl(folder / "run" / "metrics.jsonl")
+    assert all(row["dropped"] for row in rows[1:])
+    fitted = [row["step"] for row in rows for event in row["events"] if event["kind"] == "normalizer_fitted"]
+    assert fitted == [2]
+    assert not trainer.state.normalizer.is_provisional
