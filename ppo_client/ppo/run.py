@@ -58,6 +58,8 @@ class Run:
     """How far the engine that writes is from the policy"""
     marks: list[dict[str, Any]] = field(default_factory=list)
     """What each process has to save, as of the last `mark`"""
+    is_stopped: bool = False
+    """Ended before it was done, for this process or another was told to"""
 
     @property
     def output(self) -> Path:

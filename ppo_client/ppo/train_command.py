@@ -130,6 +130,7 @@ def _run(trainer: PPOTrainer, args: argparse.Namespace) -> int:
     caught: list[int] = []
     with _stopping(trainer, caught):
         state = trainer.train()
+    is_stopped = trainer.run.is_stopped
     if trainer.run.accelerator.is_main_process:
         output = trainer.run.output
         result = {
@@ -137,17 +138,20 @@ def _run(trainer: PPOTrainer, args: argparse.Namespace) -> int:
             "step": state.step,
             "episodes": state.episodes,
             "output": str(output),
-            "stopped": bool(caught),
+            "stopped": is_stopped,
             "reward_version": state.version.version if state.version else None,
         }
         if args.json:
             print(json.dumps(result))
         else:
-            end = f"go on with `ppo-client resume {output}`" if caught else f"the policy is in {output / 'policy'}"
+            end = f"go on with `ppo-client resume {output}`" if is_stopped else f"the policy is in {output / 'policy'}"
             print(f"{state.run}: {state.step} steps, {state.episodes} episodes; {end}", file=sys.stderr)
     # Left to the interpreter's end, gloo's threads may still run then, and abort the process.
     trainer.run.accelerator.end_training()
-    return _STOPPED_BY_SIGNAL + caught[0] if caught else 0
+    if not is_stopped:
+        return 0  # after a signal, too, that came when all was done
+    # With several processes it may be another one that caught it, and which signal that was is not told.
+    return _STOPPED_BY_SIGNAL + (caught[0] if caught else signal.SIGTERM)
 
 
 @contextmanager

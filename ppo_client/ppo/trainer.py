@@ -81,20 +81,21 @@ class PPOTrainer:
             while run.state.step < train.num_steps and not run.state.progress.reason_to_end(run.config.evaluation):
                 self.train_step()
                 is_due = train.checkpoint_every_steps and run.state.step % train.checkpoint_every_steps == 0
-                stops = is_true_anywhere(run.worker.desk.patience.stop.is_wanted)
+                run.is_stopped = is_true_anywhere(run.worker.desk.patience.stop.is_wanted)
 
                 # 7. Evaluate.
-                if not stops:
+                if not run.is_stopped:
                     self._evaluate()
 
                 # 8. Save.
-                if is_due or stops or run.state.step == train.num_steps:
+                if is_due or run.is_stopped or run.state.step == train.num_steps:
                     run.save()
-                if stops:
+                if run.is_stopped:
                     return run.state
             self._end()
             return run.state
         except RunStopped as stopped:
+            run.is_stopped = True
             run.tracker.say(str(stopped))
             return run.state
         finally:

@@ -6,6 +6,7 @@ import argparse
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import Future
@@ -21,7 +22,7 @@ from tokenizers.processors import TemplateProcessing
 from ppo_client import cli
 from ppo_client.client.catalog import Lease
 from ppo_client.client.errors import InvalidFile, InvalidSelector, ModelNotFound, ServerUnreachable, VersionChanged
-from ppo_client.ppo import assembly, sft
+from ppo_client.ppo import assembly, sft, trainer
 from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.config_file import load_config, to_toml
 from ppo_client.ppo.sequences import Prompts
@@ -79,6 +80,27 @@ def test_train_and_resume(config_path: Path, client: Client, capsys: pytest.Capt
     result = json.loads(capsys.readouterr().out)
     assert (result["run"], result["step"], result["reward_version"]) == ("exp-17", 2, 1)
     assert len(read_jsonl(output / "metrics.jsonl")) == 2
+
+
+def test_a_run_that_another_process_was_told_to_stop_is_to_be_resumed(
+    config_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trainer, "is_true_anywhere", lambda flag: True)
+    assert cli.main(["train", str(config_path)]) == 128 + signal.SIGTERM
+    assert "1 steps, 8 episodes; go on with `ppo-client resume" in capsys.readouterr().err
+    assert not (config_path.parent / "run" / "policy").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(assembly, "connect", lambda reward, run: client)
+    assert cli.main(["resume", str(config_path.parent / "run"), "--json"]) == 0
+    assert not json.loads(capsys.readouterr().out)["stopped"]
+
+
+def test_a_signal_that_comes_when_all_is_done_stops_nothing(
+    config_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(client, "end_run", lambda model: os.kill(os.getpid(), signal.SIGTERM))
+    assert cli.main(["train", str(config_path)]) == 0
+    assert "2 steps, 16 episodes; the policy is in" in capsys.readouterr().err
 
 
 def test_show_config_prints_what_would_be_used(config_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
