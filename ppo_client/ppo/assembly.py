@@ -106,8 +106,9 @@ def assemble(
     )
     registration = None
     if client is not None and is_main:
-        names = [part.model for part in parts if "@" not in part.model]
-        registration = Registration(client, names, config.reward.lease_s, patience, tracker.say)
+        selectors = [*(part.model for part in parts), *filter(None, [config.evaluation.model])]
+        names = dict.fromkeys(selector for selector in selectors if "@" not in selector)
+        registration = Registration(client, list(names), config.reward.lease_s, patience, tracker.say)
     run = Run(
         config=config,
         accelerator=accelerator,

@@ -1,4 +1,6 @@
-"""A run's leases: the versions that the service keeps for it while it lives, by the bare names of its models."""
+"""A run's leases: the versions that the service keeps for it while it lives, by the bare names of the models that it
+learns from and is judged by.
+"""
 
 from __future__ import annotations
 

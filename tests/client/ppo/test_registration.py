@@ -100,6 +100,17 @@ def test_each_of_several_models_has_its_own(folder: Path, service: Service) -> N
     assert [(part["model"], part["weight"]) for part in sample["rewards"]] == [("a", 0.5), ("b", 1.0), ("c", -1.0)]
 
 
+@pytest.mark.parametrize(("judge", "held"), [("judge", ["even", "judge"]), ("judge@2", ["even"]), ("even", ["even"])])
+def test_the_second_opinion_is_held_and_given_back_as_the_reward_is(
+    folder: Path, service: Service, judge: str, held: list[str]
+) -> None:
+    evaluation = {"prompts": str(folder / "prompts.jsonl"), "count": 2, "model": judge}
+    config = make_config(folder, evaluation=evaluation, train={"num_steps": 1})
+    PPOTrainer(config).train()
+    assert [call[1] for call in service.calls if call[0] == "register"] == held
+    assert [call[1] for call in service.calls if call[0] == "end"] == held
+
+
 def patient(limit_s: float, stop: Stop | None = None) -> Patience:
     return Patience(
         limit_s,
