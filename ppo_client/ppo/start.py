@@ -35,6 +35,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "rollout.vllm_memory_share",
         "reward.targets",
         "reward.model",
+        "reward.models",
         "reward.lease_s",
         "reward.on_version_change",
         "reward.timeout_s",
@@ -86,6 +87,11 @@ def resume_run(output: Path, rewards: RewardSource | None = None, overrides: Seq
             f"{', '.join(fixed)} cannot change in a run under way. Start a new run, with policy.model set to "
             f"a checkpoint's policy directory; on resume these may change: {', '.join(sorted(CHANGEABLE_ON_RESUME))}"
         )
+    if _weighed(config) != _weighed(before):
+        raise ConfigError(
+            "the number of reward.models, their order, weight and calibrated cannot change in a run under way; the "
+            "selector of each may"
+        )
     if config.train.num_steps != before.train.num_steps and config.ppo.schedule != "constant":
         raise ConfigError(
             f"train.num_steps cannot change from {before.train.num_steps} to {config.train.num_steps}: the "
@@ -113,6 +119,11 @@ def resume_run(output: Path, rewards: RewardSource | None = None, overrides: Seq
     _write_config(run)  # so that the next resume knows what this one was told
     run.tracker.say(f"resuming {state.run} after step {state.step}, from {place}")
     return run
+
+
+def _weighed(config: PPOConfig) -> list[tuple[float, bool]]:
+    """What of `reward.models` decides what a score is, whichever versions give it."""
+    return [(part.weight, part.calibrated) for part in config.reward.models]
 
 
 def _write_config(run: Run) -> None:

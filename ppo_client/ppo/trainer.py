@@ -223,6 +223,7 @@ class PPOTrainer:
                 run.state.versions,
                 [record.given.versions for record in rollout.records if record.given.versions],
                 selectors=[part.model for part in run.worker.desk.parts],
+                setting="reward.models" if config.reward.models else "reward.model",
                 on_version_change=config.reward.on_version_change,
             )
             if not versions:

@@ -74,11 +74,12 @@ def changes_of_all(
     seen: Sequence[Sequence[RewardVersion]],
     *,
     selectors: Sequence[str],
+    setting: str,
     on_version_change: str,
 ) -> tuple[tuple[RewardVersion, ...], list[VersionChange]]:
     """As `changes`, for each of the run's models; rows of `seen` have one version for each selector.
 
-    Both `known` and the versions to expect are empty before the first score.
+    `setting`: which names the selectors. Both `known` and the versions to expect are empty before the first score.
     """
     expected: list[RewardVersion] = []
     found: list[VersionChange] = []
@@ -87,6 +88,7 @@ def changes_of_all(
             known[index] if known else None,
             [row[index] for row in seen],
             selector=selector,
+            setting=setting,
             may_follow=follows(selector, on_version_change),
         )
         found += changed
@@ -96,7 +98,7 @@ def changes_of_all(
 
 
 def changes(
-    known: RewardVersion | None, seen: Iterable[RewardVersion], *, selector: str, may_follow: bool
+    known: RewardVersion | None, seen: Iterable[RewardVersion], *, selector: str, setting: str, may_follow: bool
 ) -> tuple[RewardVersion | None, list[VersionChange]]:
     """The version to expect from now on, and the changes on the way there. Raises VersionChanged.
 
@@ -112,18 +114,19 @@ def changes(
                     "versions are immutable, so one of the servers holds another artifact; compare their catalogs"
                 )
             if not may_follow:
-                raise VersionChanged(_refusal(selector, known, version))
+                raise VersionChanged(_refusal(selector, setting, known, version))
             found.append(VersionChange(known, version))
         known = version
     return known, found
 
 
-def _refusal(selector: str, known: RewardVersion, version: RewardVersion) -> str:
+def _refusal(selector: str, setting: str, known: RewardVersion, version: RewardVersion) -> str:
     follow = "resume with --set reward.on_version_change=follow"
     if version.digest == known.digest:
         return f"{VersionChange(known, version)}, which moves the run's rewards. To go on with it, {follow}"
+    keep = f"{known}" if setting == "reward.model" else f"[…], with {known} in the place of {selector!r}"
     return (
         f"{selector!r} is now {version} (digest {version.digest:.12}), and the run learns from {known} "
         f"({known.digest:.12}). To go on with the new one, {follow}; to go on with the old one, with "
-        f"--set reward.model={known}"
+        f"--set {setting}={keep}"
     )

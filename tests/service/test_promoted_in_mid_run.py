@@ -16,7 +16,7 @@ from tiny_policies import make_config, read_jsonl, save_id_prompts, save_policy,
 from ppo_client import cli
 from ppo_client.ppo import PPOTrainer
 from ppo_client.ppo.checkpoint import latest_checkpoint
-from ppo_client.ppo.errors import VersionChanged
+from ppo_client.ppo.errors import ConfigError, VersionChanged
 from rm_server.registry.home import open_home
 from rm_server.registry.records import CalibrationRecord
 
@@ -88,6 +88,19 @@ def test_stop_ends_the_run_before_anything_is_learnt_from_the_other_version(
     assert [row["reward_version"] for row in rows_of(run)] == [1, 1, 1, 1]
     assert not any("events" in row for row in rows_of(run))
     assert MARK not in report_of(run)
+
+
+def test_one_of_several_models_can_be_kept_as_it_was(tmp_path: Path, server: RunningServer) -> None:
+    reward = {"model": "", "models": [{"model": "even@stable"}, {"model": "even@2", "weight": -0.5}]}
+    with pytest.raises(VersionChanged, match=r"--set reward\.models=\[…\], with even@1 in the place of 'even@stable'"):
+        Promoting(config_of(tmp_path, server, "run", on_version_change="stop", **reward), server).train()
+    kept = 'reward.models=[{model = "even@1", weight = %s}, {model = "even@2", weight = -0.5}]'
+    with pytest.raises(ConfigError, match="the selector of each may"):
+        PPOTrainer.resume(tmp_path / "run", overrides=[kept % 2.0])
+    PPOTrainer.resume(tmp_path / "run", overrides=[kept % 1.0]).train()
+    rows = rows_of(tmp_path / "run")
+    assert [row["reward_version"] for row in rows] == [1, 1, 1, 1]
+    assert not any("events" in row for row in rows)
 
 
 def test_follow_goes_on_with_the_other_versions_raw_scores_and_marks_the_step(

@@ -27,12 +27,12 @@ def test_who_follows(selector: str, setting: str, expected: bool) -> None:
 
 
 def test_the_first_version_is_no_change() -> None:
-    assert changes(None, [V1, V1], selector="m", may_follow=False) == (V1, [])
-    assert changes(V1, [V1], selector="m", may_follow=False) == (V1, [])
+    assert changes(None, [V1, V1], selector="m", setting="reward.model", may_follow=False) == (V1, [])
+    assert changes(V1, [V1], selector="m", setting="reward.model", may_follow=False) == (V1, [])
 
 
 def test_every_change_is_told_even_within_a_step() -> None:
-    expected, found = changes(V1, [V1, V2, V2, V1], selector="m@stable", may_follow=True)
+    expected, found = changes(V1, [V1, V2, V2, V1], selector="m@stable", setting="reward.model", may_follow=True)
     assert expected == V1
     assert found == [VersionChange(V1, V2), VersionChange(V2, V1)]
     assert str(found[0]) == "the reward now comes from m@2, before from m@1"
@@ -40,11 +40,13 @@ def test_every_change_is_told_even_within_a_step() -> None:
 
 def test_stopping_says_how_to_go_on() -> None:
     with pytest.raises(VersionChanged) as caught:
-        changes(V1, [V2], selector="m", may_follow=False)
+        changes(V1, [V2], selector="m", setting="reward.model", may_follow=False)
     assert "on_version_change=follow" in str(caught.value)
-    assert "reward.model=m@1" in str(caught.value)
+    assert "--set reward.model=m@1" in str(caught.value)
+    with pytest.raises(VersionChanged, match=r"--set reward\.models=\[…\], with m@1 in the place of 'm@stable'"):
+        changes(V1, [V2], selector="m@stable", setting="reward.models", may_follow=False)
 
 
 def test_other_content_under_the_same_number_is_never_followed() -> None:
     with pytest.raises(VersionChanged, match="versions are immutable"):
-        changes(V1, [V1_REBUILT], selector="m@stable", may_follow=True)
+        changes(V1, [V1_REBUILT], selector="m@stable", setting="reward.model", may_follow=True)
