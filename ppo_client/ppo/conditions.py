@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from ppo_client.ppo.config import RewardModelConfig
@@ -68,6 +69,21 @@ def differences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     found += _unlike("scored by", [(row["name"], ", ".join(row["versions"])) for row in rows])
     found += _unlike("judged by", [(row["name"], ", ".join(row["judges"])) for row in rows])
     return found
+
+
+def made_alike(evaluations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those of a run that can be set beside its last one."""
+    return [row for row in evaluations if _way(row) == _way(evaluations[-1])]
+
+
+def changes_over(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In what a run's evaluations, in the order of their steps, are not like for like: by those that began it."""
+    began = [*evaluations[:1], *(row for before, row in pairwise(evaluations) if _way(row) != _way(before))]
+    return differences([{**row, "name": f"step {row['step']}"} for row in began]) if len(began) > 1 else []
+
+
+def _way(row: Mapping[str, Any]) -> list[Any]:
+    return [row.get("conditions"), row["versions"], row["judges"]]
 
 
 def _unlike(label: str, values: Sequence[tuple[str, Any]]) -> list[str]:

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ppo_client.ppo.conditions import differences
+from ppo_client.ppo.conditions import changes_over, differences
 from ppo_client.ppo.errors import DataError
 from ppo_client.ppo.evaluation_facts import EvaluationFacts
 from ppo_client.ppo.rows import read_rows
@@ -69,6 +69,7 @@ def write_report(run: Path, page: Path, compared: Sequence[Path] = ()) -> None:
         facts=facts,
         curves=[_curve(rows, name, label, facts.switch_steps) for name, label in _CURVES],
         evaluation_curves=_evaluation_curves(evaluations, facts.switch_steps),
+        evaluation_changes=changes_over(evaluations),
         signs=[*signs(samples), *evaluation_signs(evaluations)],
         texts=_before_and_after(samples, evaluations),
         compared=beside,
@@ -232,7 +233,11 @@ def _run(args: argparse.Namespace) -> int:
         compared = comparison([args.run_directory, *args.compare]) if evaluations or args.compare else []
         for row in compared:
             row.pop("texts", None)
-        beside = {"compared": compared, "differences": differences(compared)}
+        beside = {
+            "evaluation_changes": changes_over(evaluations),
+            "compared": compared,
+            "differences": differences(compared),
+        }
         print(json.dumps({**run_facts(rows).to_dict(), "signs": found, **beside}, indent=2))
         return 0
     page = args.output or args.run_directory / "report.html"

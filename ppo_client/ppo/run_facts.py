@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from ppo_client.ppo.conditions import made_alike
 from ppo_client.ppo.text_facts import correlation, distinct_share, repeated_share
 
 Row = Mapping[str, Any]
@@ -117,10 +118,10 @@ def signs(samples: Sequence[Row]) -> list[Sign]:
 
 
 def evaluation_signs(evaluations: Sequence[Row]) -> list[Sign]:
-    """`evaluations`: of evaluations.jsonl; the first and the last are compared; none of them, no signs."""
+    """`evaluations`: of evaluations.jsonl; the last is held against the first made as it was; of none, no signs."""
     if not evaluations:
         return []
-    first, last = evaluations[0], evaluations[-1]
+    first, last = made_alike(evaluations)[0], evaluations[-1]
 
     def rise(row: Row, name: str) -> float:
         found: float = row[f"{name}_mean"] - row[f"reference_{name}_mean"]

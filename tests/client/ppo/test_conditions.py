@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ppo_client.ppo.conditions import Conditions, differences, digest_of, scale_of
+from ppo_client.ppo.conditions import Conditions, changes_over, differences, digest_of, made_alike, scale_of
 from ppo_client.ppo.config import RewardModelConfig
 from ppo_client.ppo.prompts import Prompt
 
@@ -46,6 +46,14 @@ def test_a_row_that_says_nothing_is_named() -> None:
     old = row("old")
     del old["conditions"]
     assert differences([row("a"), old]) == ["old does not say under what conditions it was made"]
+
+
+def test_what_changed_over_a_run_is_named_by_the_steps_in_which_it_did() -> None:
+    judges = ("m@2", "m@2", "m@3", "m@3", "m@2")
+    rows = [row("") | {"step": step, "judges": [judge]} for step, judge in enumerate(judges, 1)]
+    assert changes_over(rows) == ["judged by: m@2 (step 1), m@3 (step 3), m@2 (step 5)"]
+    assert changes_over(rows[:2]) == changes_over(rows[:1]) == changes_over([]) == []
+    assert [one["step"] for one in made_alike(rows)] == [1, 2, 5]
 
 
 def test_prompts_are_what_either_model_is_told() -> None:

@@ -85,6 +85,28 @@ def test_a_page_about_a_run_that_was_evaluated(folder: Path, capsys: pytest.Capt
     assert signs["held-out: repeated word triples within a text (share)"]["last"] == last["repeated_3"]
 
 
+def test_evaluations_by_another_version_are_not_of_one_piece_with_those_before(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    evaluation = {"prompts": str(folder / "prompts.jsonl"), "every_steps": 1, "count": 6, "model": "odd@2"}
+    config = make_config(folder, reward={"model": "even@1"}, evaluation=evaluation, train={"num_steps": 3})
+    PPOTrainer(config, Opinions()).train()
+    run = folder / "run"
+    rows = read_jsonl(run / "evaluations.jsonl")
+    rows[0] |= {"judges": ["odd@1"], "judge_mean": 1000.0}
+    (run / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert cli.main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "<li>judged by: odd@1 (step 1), odd@2 (step 2)</li>" in page
+    capsys.readouterr()
+    assert cli.main(["report", str(run), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["evaluation_changes"] == ["judged by: odd@1 (step 1), odd@2 (step 2)"]
+    (sign,) = (sign for sign in told["signs"] if sign["name"] == "held-out: second opinion above the reference's")
+    assert sign["first"] == pytest.approx(rows[1]["judge_mean"] - rows[1]["reference_judge_mean"])
+
+
 @pytest.mark.parametrize("text", [None, ""])
 def test_a_run_without_steps(tmp_path: Path, text: str | None, capsys: pytest.CaptureFixture[str]) -> None:
     if text is not None:
