@@ -25,6 +25,7 @@ from ppo_client.ppo.reading import read_in_parts
 from ppo_client.ppo.reward_source import Given, RewardDesk
 from ppo_client.ppo.seeds import Purpose, uniforms
 from ppo_client.ppo.sequences import Prompts, Sequences
+from ppo_client.ppo.versions import RewardVersion
 
 
 class Reference(Protocol):
@@ -168,8 +169,8 @@ class Evaluator:
                 policy=ours,
                 reference=theirs,
                 kl=batch.kl[index],
-                versions=_names(scores[index], scores[other]),
-                judges=_names(judgements[index], judgements[other]),
+                versions=_versions(scores[index], scores[other]),
+                judges=_versions(judgements[index], judgements[other]),
             )
 
 
@@ -180,5 +181,5 @@ def _written(text: _Text, score: Given, judged: Given) -> Written | None:
     return Written(text.completion, text.num_tokens, text.has_eos, score.value, judged.value)
 
 
-def _names(*given: Given) -> tuple[str, ...]:
-    return tuple(sorted({str(version) for one in given for version in one.versions}))
+def _versions(*given: Given) -> tuple[tuple[RewardVersion, ...], ...]:
+    return tuple(one.versions for one in given if one.versions)

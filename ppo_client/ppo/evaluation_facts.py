@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, pstdev
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from ppo_client.ppo.conditions import Conditions
 from ppo_client.ppo.config import EvaluationConfig
 from ppo_client.ppo.text_facts import WinRate, correlation, distinct_share, repeated_share
+from ppo_client.ppo.versions import RewardVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,9 @@ class Pair:
     reference: Written
     kl: float
     """Of the policy from the reference: log-ratio of the policy's response, nats"""
-    versions: tuple[str, ...]
-    """What gave the scores: `model@version`"""
-    judges: tuple[str, ...]
+    versions: tuple[tuple[RewardVersion, ...], ...]
+    """What gave each response its score, by model; a response without text is in neither of these"""
+    judges: tuple[tuple[RewardVersion, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +108,13 @@ def evaluation_facts(pairs: Sequence[Pair]) -> EvaluationFacts:
         repeated_3=repeated_share(texts, 3),
         score_length_correlation=correlation([one.num_tokens for one in ours], scores),
         score_judge_correlation=correlation(scores, [one.judged for one in ours]),
-        versions=sorted({version for pair in pairs for version in pair.versions}),
-        judges=sorted({judge for pair in pairs for judge in pair.judges}),
+        versions=_names(pair.versions for pair in pairs),
+        judges=_names(pair.judges for pair in pairs),
     )
+
+
+def _names(given: Iterable[Iterable[Iterable[RewardVersion]]]) -> list[str]:
+    return sorted({str(version) for of_pair in given for of_response in of_pair for version in of_response})
 
 
 def measure_of(facts: EvaluationFacts, conditions: Conditions, config: EvaluationConfig) -> str:

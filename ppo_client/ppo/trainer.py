@@ -219,17 +219,26 @@ class PPOTrainer:
             if dropped is not None and dropped.num_dropped == num_episodes:
                 raise FailedItems(f"{dropped}; there is nothing to learn from")
             check_finite(rollout.log_probs, rollout.reference_log_probs, rollout.sequences.response_ids)
-            versions, changes = changes_of_all(
-                run.state.versions,
-                [record.given.versions for record in rollout.records if record.given.versions],
-                selectors=[part.model for part in run.worker.desk.parts],
-                setting="reward.models" if config.reward.models else "reward.model",
-                on_version_change=config.reward.on_version_change,
+            versions, changes = self._versions_after(
+                [record.given.versions for record in rollout.records if record.given.versions]
             )
             if not versions:
                 raise EmptyResponse(f"all {num_episodes} responses are empty, so there is no score to learn from")
         run.state = replace(run.state, versions=versions)
         return rollout, [*changes, *([dropped] if dropped else [])], ahead
+
+    def _versions_after(
+        self, seen: Sequence[Sequence[RewardVersion]]
+    ) -> tuple[tuple[RewardVersion, ...], list[VersionChange]]:
+        """What the run learns from once these have scored, and the changes. Raises VersionChanged."""
+        reward = self.run.config.reward
+        return changes_of_all(
+            self.run.state.versions,
+            seen,
+            selectors=[part.model for part in self.run.worker.desk.parts],
+            setting="reward.models" if reward.models else "reward.model",
+            on_version_change=reward.on_version_change,
+        )
 
     def _normalized(self, rollout: Rollout, found: Sequence[Event], before: Sequence[RewardVersion]) -> Tensor:
         """The step's scores (B,), each by the map that was fitted to what gave it.
@@ -304,6 +313,8 @@ class PPOTrainer:
             pairs = sorted(gather_object(local), key=lambda pair: pair.row)
             if not pairs:
                 raise FailedItems("each of the evaluation's prompts has a response without a score")
+            # What the next step would be refused by is not to say either which policy is the best.
+            self._versions_after([versions for pair in pairs for versions in pair.versions])
         facts, conditions = evaluation_facts(pairs), run.evaluator.conditions()
         value, measure = getattr(facts, config.evaluation.best_by), measure_of(facts, conditions, config.evaluation)
         run.state = replace(run.state, progress=progress.after(run.state.step, facts.kl, value, measure))

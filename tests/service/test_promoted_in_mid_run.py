@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from tiny_policies import make_config, read_jsonl, save_id_prompts, save_policy,
 
 from ppo_client import cli
 from ppo_client.ppo import PPOTrainer
-from ppo_client.ppo.checkpoint import latest_checkpoint
+from ppo_client.ppo.checkpoint import RunState, latest_checkpoint
+from ppo_client.ppo.config import EvaluationConfig
 from ppo_client.ppo.errors import ConfigError, VersionChanged
 from rm_server.registry.home import open_home
 from rm_server.registry.records import CalibrationRecord
@@ -88,6 +90,24 @@ def test_stop_ends_the_run_before_anything_is_learnt_from_the_other_version(
     assert [row["reward_version"] for row in rows_of(run)] == [1, 1, 1, 1]
     assert not any("events" in row for row in rows_of(run))
     assert MARK not in report_of(run)
+
+
+def test_stop_ends_the_run_before_it_is_evaluated_by_the_other_version(tmp_path: Path, server: RunningServer) -> None:
+    class PromotingAfterwards(PPOTrainer):
+        def train_step(self) -> None:
+            super().train_step()
+            if self.state.step == 2:
+                server.models.SetLabel(models_pb2.SetLabelRequest(model="even", label="stable", version=2))
+
+    config = config_of(tmp_path, server, "run", on_version_change="stop")
+    evaluation = EvaluationConfig(prompts=config.data.prompts, every_steps=1, count=4)
+    with pytest.raises(VersionChanged, match="'even@stable' is now even@2"):
+        PromotingAfterwards(replace(config, evaluation=evaluation)).train()
+    run = tmp_path / "run"
+    assert RunState.from_json((run / "best" / "state.json").read_text()).step == 1
+    PPOTrainer.resume(run, overrides=["reward.model=even@1"]).train()
+    rows = read_jsonl(run / "evaluations.jsonl")
+    assert [(row["step"], row["versions"]) for row in rows] == [(step, ["even@1"]) for step in (1, 2, 3, 4)]
 
 
 def test_one_of_several_models_can_be_kept_as_it_was(tmp_path: Path, server: RunningServer) -> None:
