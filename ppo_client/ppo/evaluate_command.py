@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from argparse import SUPPRESS
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ppo_client.ppo.connect import AWAY_ERRORS
 from ppo_client.ppo.errors import ConfigError, FailedItems
 from ppo_client.ppo.evaluation_facts import EvaluationFacts, evaluation_facts, text_rows
 from ppo_client.ppo.prompts import load_prompts
+from ppo_client.ppo.report import read_evaluations
 from ppo_client.ppo.reward_source import RewardDesk, parts_of
 from ppo_client.ppo.waiting import Patience
 
@@ -68,7 +69,8 @@ def add_parser(subparsers: Any) -> None:
         "--like",
         type=Path,
         metavar="RUN",
-        help="as this run evaluates: its reference, prompts, lengths, models and seed; other options win over it",
+        help="as this run evaluates: its reference, prompts, lengths, seed, and the versions that scored its last "
+        "evaluation; other options win over it",
     )
     given = parser.add_argument_group(
         "what --like gives, too", "--reference, --prompts and --reward are needed without it", argument_default=SUPPRESS
@@ -121,8 +123,11 @@ def _like(run: Path) -> dict[str, Any]:
     config = load_config(PPOConfig, run / "config.toml")
     if not config.evaluation.prompts:
         raise ConfigError(f"--like: {run} has no evaluations (evaluation.prompts) that could be repeated")
-    parts = parts_of(config.reward)
-    reward = {"reward": parts[0].model, "calibrated": parts[0].calibrated} if len(parts) == 1 else {}
+    parts, evaluations = parts_of(config.reward), read_evaluations(run)
+    last: Mapping[str, Any] = evaluations[-1] if evaluations else {"versions": [], "judges": []}
+    reward = {}
+    if len(parts) == 1:
+        reward = {"reward": _as_then(parts[0].model, last["versions"]), "calibrated": parts[0].calibrated}
     return reward | {
         "reference": config.policy.reference or config.policy.model,
         "prompts": config.evaluation.prompts,
@@ -131,7 +136,7 @@ def _like(run: Path) -> dict[str, Any]:
         "count": config.evaluation.count,
         "max_prompt_tokens": config.data.max_prompt_tokens,
         "overlong": config.data.overlong,
-        "second": config.evaluation.model or None,
+        "second": _as_then(config.evaluation.model, last["judges"]) or None,
         "input": config.reward.input,
         "prompt_template": config.reward.prompt_template,
         "truncation": config.reward.truncation or None,
@@ -142,6 +147,15 @@ def _like(run: Path) -> dict[str, Any]:
         "temperature": config.rollout.temperature,
         "seed": config.train.seed,
     }
+
+
+def _as_then(selector: str, names: Sequence[str]) -> str:
+    """The version that a label or a bare name meant in an evaluation, by what scored it: to others, and by now, it may
+    mean another one.
+    """
+    model, _, place = selector.partition("@")
+    found = [name for name in names if name.partition("@")[0] == model]
+    return found[0] if len(found) == 1 and not place.isdigit() else selector
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -157,3 +158,23 @@ def test_recalibrate_goes_on_as_if_the_version_had_not_changed(tmp_path: Path, s
     assert "Another version answered first in step 3" in page
     assert "all scores are on the model's common scale" in page.replace("&#39;", "'")
     assert page.count(MARK) == page.count("<svg")
+
+
+@pytest.mark.parametrize("selector", ["even", "even@stable"])
+def test_evaluate_repeats_a_run_whose_version_is_not_the_stable_one_any_more(
+    tmp_path: Path, server: RunningServer, selector: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(tmp_path, server, "run", model=selector)
+    evaluation = EvaluationConfig(prompts=config.data.prompts, every_steps=2, count=4, model=selector)
+    PPOTrainer(replace(config, evaluation=evaluation)).train()
+    server.models.SetLabel(models_pb2.SetLabelRequest(model="even", label="stable", version=2))
+    run = tmp_path / "run"
+    last = read_jsonl(run / "evaluations.jsonl")[-1]
+    options = ["--policy", str(run / "policy"), "--like", str(run), "--server", server.app.grpc_address, "--json"]
+    capsys.readouterr()
+    assert cli.main(["evaluate", *options]) == 0
+    again = json.loads(capsys.readouterr().out)
+    for name in ("versions", "judges", "score_mean", "judge_mean"):
+        assert again[name] == last[name], name
+    assert cli.main(["evaluate", *options, "--reward", selector]) == 0
+    assert json.loads(capsys.readouterr().out)["versions"] == ["even@2"]
