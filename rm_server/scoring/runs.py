@@ -206,7 +206,7 @@ class Runs:
         if kept is not None and kept.digest != route.digest:
             raise VersionChanged(
                 f"The run {run!r} was given {version_name(route.key)} with digest {kept.digest}; it has {route.digest} "
-                "now. Register the run with `move` to get what the bare name means now."
+                f"now. {_way_on(selector.model)}"
             )
         check(route)
         self._check_ready(route, run)
@@ -265,8 +265,7 @@ class Runs:
             )
         why = f" Its last load failed: {status.error.message}" if status.error is not None else ""
         raise VersionNotLoaded(
-            f"The run {run!r} was given {version_name(key)}, which is not loaded. Load it, or register the run with "
-            f"`move` to get what the bare name means now.{why}"
+            f"The run {run!r} was given {version_name(key)}, which is not loaded. Load it. {_way_on(key[0])}{why}"
         )
 
     @contextmanager
@@ -302,3 +301,10 @@ def check_run(run: str) -> None:
         raise InvalidRequest(
             f"{run[:200]!r} cannot name a run: 1 to 128 letters, digits, '.', '_', '-', ':' and '/' were expected."
         )
+
+
+def _way_on(model: str) -> str:
+    return (
+        "To go on with what the bare name means now, register the run with `move`, or ask for a label, "
+        f"`{model}@stable` say, instead of the bare name."
+    )
