@@ -39,10 +39,18 @@ test: setup ## Tests (under 15 minutes on 2 cores)
 coverage: setup ## The same, and which lines they reach, which takes half as long again
 	$(PYTEST) --cov --cov-report=term:skip-covered --cov-fail-under=85
 
+# $(1): the environment; $(2): which of the versions that pyproject.toml allows.
+define test_with
+	@test -x $(1)/bin/uv || { $(PYTHON) -m venv $(1); $(1)/bin/python -m pip install --quiet --disable-pip-version-check uv; }
+	$(1)/bin/uv pip install --quiet --upgrade --python $(1)/bin/python --resolution $(2) -e '.[dev]'
+	$(ON_CPU) $(1)/bin/python -m pytest -n 2 --dist worksteal
+endef
+
 test-oldest: ## The tests with the oldest packages that pyproject.toml allows, in .venv-oldest (gigabytes; torch is for CUDA)
-	@test -x .venv-oldest/bin/uv || { $(PYTHON) -m venv .venv-oldest; .venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check uv; }
-	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct -e '.[dev]'
-	$(ON_CPU) .venv-oldest/bin/python -m pytest -n 2 --dist worksteal
+	$(call test_with,.venv-oldest,lowest-direct)
+
+test-newest: ## The same with the newest ones, which users get, in .venv-newest (gigabytes, too)
+	$(call test_with,.venv-newest,highest)
 
 demo: setup ## The whole idea on real human judgements (8 to 20 minutes on 2 cores)
 	$(BIN)/python examples/demo
@@ -78,4 +86,4 @@ clean: ## Removes environments, caches and results
 		examples/javascript/package-lock.json .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup check test coverage test-oldest demo demo-clean acceptance bench bench-peers bench-gpu storm bench-ppo proto clean
+.PHONY: help setup check test coverage test-oldest test-newest demo demo-clean acceptance bench bench-peers bench-gpu storm bench-ppo proto clean
