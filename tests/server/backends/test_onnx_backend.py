@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from rm_server.backends.interface import ComputeSettings
@@ -217,6 +218,15 @@ def test_a_gpu_that_is_not_there_is_said_and_never_replaced(tmp_path: Path, monk
     for device in ("mps", "cuda:first"):
         with pytest.raises(UnsupportedArtifact, match="computed on cpu, cuda or cuda:N"):
             load(folder, device=device)
+
+
+@pytest.mark.skipif(
+    (torch.version.cuda or "").split(".")[0] != onnxruntime.cuda_version.split(".")[0],
+    reason=f"torch {torch.__version__} does not bring along the CUDA libraries of ONNX Runtime",
+)
+def test_the_cuda_libraries_of_the_provider_are_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    onnxruntime.preload_dlls()  # which needs no GPU, and prints what it does not find
+    assert capsys.readouterr().out == ""
 
 
 def test_a_provider_that_falls_back_to_the_cpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
