@@ -7,13 +7,13 @@ _SAID = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FA
 
 
 def free_memory_of(device: str) -> int | None:
-    """Bytes that a GPU still has for this process, torch's reserve included; None: it is no GPU that is there."""
+    """Bytes that a GPU still has for this process, torch's reserve included; None: it is no GPU that can be used."""
     if device.split(":")[0] != "cuda":
         return None
     import torch
 
-    if (torch.device(device).index or 0) >= torch.cuda.device_count():  # The load says that it is not there.
-        return None
+    if not torch.cuda.is_available() or (torch.device(device).index or 0) >= torch.cuda.device_count():
+        return None  # The load says that it is not there, or of no use.
     free, _ = torch.cuda.mem_get_info(device)
     return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 

@@ -212,6 +212,13 @@ def _device(name: str) -> torch.device:
             f"The device {name!r} is asked for, and torch {torch.__version__} sees {torch.cuda.device_count() or 'no'} "
             "CUDA device(s)."
         )
+    if device.type == "cuda":
+        try:
+            torch.cuda.init()
+        except RuntimeError as error:  # The driver was asked for their number, and may be too old for torch's CUDA.
+            raise UnsupportedArtifact(
+                f"The device {name!r} is asked for, and torch {torch.__version__} cannot use it: {first_line(error)}"
+            ) from error
     return device
 
 

@@ -38,10 +38,14 @@ def test_a_cpu_is_not_asked_for_free_memory() -> None:
     assert free_memory_of("cpu") is None
 
 
-@pytest.mark.parametrize(("device", "num_gpus"), [("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)])
-def test_a_gpu_that_is_not_there_is_not_asked_either(
-    monkeypatch: pytest.MonkeyPatch, device: str, num_gpus: int
+@pytest.mark.parametrize(
+    ("device", "num_gpus", "is_available"),
+    [("cuda", 0, False), ("cuda:0", 0, False), ("cuda:1", 1, True), ("cuda:0", 1, False)],
+)
+def test_a_gpu_that_is_not_there_or_has_no_driver_for_torch_is_not_asked_either(
+    monkeypatch: pytest.MonkeyPatch, device: str, num_gpus: int, is_available: bool
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_available)
     monkeypatch.setattr(torch.cuda, "mem_get_info", pytest.fail)
     assert free_memory_of(device) is None

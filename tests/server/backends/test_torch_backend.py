@@ -383,6 +383,20 @@ def test_a_gpu_beyond_those_that_are_there_is_refused(
     assert not caplog.records, "before anything is said of loading it there"
 
 
+def test_a_gpu_whose_driver_is_too_old_is_refused_in_torchs_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "bert")
+
+    def fail() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 12080).")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "init", fail)
+    with pytest.raises(UnsupportedArtifact, match=r"torch .* cannot use it: The NVIDIA driver .* is too old"):
+        load(folder, device="cuda:0")
+
+
 def test_a_model_that_fails_on_ordinary_tokens_is_refused_in_its_own_words(tmp_path: Path) -> None:
     tiny = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
     folder = tiny_models.make_checkpoint(tmp_path, "gpt2", model_type="t5", **tiny)
@@ -447,27 +461,26 @@ def test_a_window_longer_than_the_check_must_be_asked_for(tmp_path: Path, monkey
     assert load(folder, manifest).forward.name == "padded"
 
 
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+
+
+@pytest.mark.usefixtures("two_gpus")
 @pytest.mark.parametrize(
     ("device", "precision", "warns"), [("cuda:1", "fp32", 1), ("cuda", "bf16", 0), ("cpu", "fp32", 0)]
 )
 def test_fp32_on_a_gpu_is_warned_of(
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-    device: str,
-    precision: Precision,
-    warns: int,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, device: str, precision: Precision, warns: int
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     check_settings(tmp_path, ComputeSettings(device=device, precision=precision))
     assert caplog.text.count("one by one. bf16 and fp16 have such kernels") == warns
 
 
+@pytest.mark.usefixtures("two_gpus")
 @pytest.mark.parametrize(("device", "keeps"), [("cuda:1", False), ("cpu", True)])
-def test_on_a_gpu_attention_is_not_planned_for_each_length(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, keeps: bool
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+def test_on_a_gpu_attention_is_not_planned_for_each_length(tmp_path: Path, device: str, keeps: bool) -> None:
     torch.backends.cuda.enable_cudnn_sdp(True)
     check_settings(tmp_path, ComputeSettings(device=device, precision="bf16"))
     assert torch.backends.cuda.cudnn_sdp_enabled() is keeps
