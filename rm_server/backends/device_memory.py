@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-# Of torch's CPU allocator, of the driver where it is not torch that allocates (contexts, kernels), of cuBLAS and cuDNN.
-_SAID = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+# Of torch's CPU allocator, of the driver where it is not torch that allocates (contexts, kernels) or where torch's
+# expandable segments grow, of cuBLAS and cuDNN.
+_SAID = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "_STATUS_ALLOC_FAILED",
+)
 
 
 def free_memory_of(device: str) -> int | None:
