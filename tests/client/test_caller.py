@@ -155,6 +155,11 @@ async def test_no_hedge_while_the_first_server_is_quick(start_server: StartServe
 async def test_a_slow_server_is_overtaken_by_a_second_one_and_its_call_cancelled(start_server: StartServer) -> None:
     first, second = start_server(version=1), start_server(version=2)
     first.will(wait_until_cancelled)
+
+    def answer_when_both_are_asked(server: FakeServer, request: Any, context: grpc.ServicerContext) -> None:
+        wait_until(lambda: bool(first.seen))  # a call that is overtaken sooner may never be sent
+
+    second.will(answer_when_both_are_asked)
     async with caller_of(first, second, hedge_after_s=0.01) as caller:
         assert (await ask(caller, is_hedged=True)).version == 2
         assert await asyncio.to_thread(first.cancelled.wait, 20)
