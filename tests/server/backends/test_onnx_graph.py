@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -34,6 +38,20 @@ EXPORTED = [
     if family not in REFUSED and (family in SOME or os.environ.get("RM_ALL_FAMILIES"))
 ]
 
+Exported: TypeAlias = Callable[[str], tuple[Path, Batch, np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A family's folder, which is not to be changed, and what `export` gives: an export takes seconds."""
+
+    @cache
+    def of(family: str) -> tuple[Path, Batch, np.ndarray]:
+        folder = tmp_path_factory.mktemp(family)
+        return folder, *export(folder, family)
+
+    return of
+
 
 def export(folder: Path, family: str) -> tuple[Batch, np.ndarray]:
     """Writes the family's graph; items of many lengths, and the model's own scores of them, one at a time."""
@@ -54,11 +72,11 @@ def export(folder: Path, family: str) -> tuple[Batch, np.ndarray]:
 
 
 @pytest.mark.parametrize("family", EXPORTED)
-def test_scores_are_transformers_own(tmp_path: Path, family: str) -> None:
-    batch, expected = export(tmp_path, family)
+def test_scores_are_transformers_own(exported: Exported, family: str) -> None:
+    folder, batch, expected = exported(family)
     assert expected.std() > 0.01, "scores that are all alike would agree with anything"
     for deterministic in (False, True):
-        backend = load_backend(tmp_path, MANIFEST, ComputeSettings(threads=1, deterministic=deterministic))
+        backend = load_backend(folder, MANIFEST, ComputeSettings(threads=1, deterministic=deterministic))
         backend.max_padded_tokens *= 8  # so that items of very different lengths meet
         np.testing.assert_allclose(backend.score(batch), expected, atol=1e-5)
 
@@ -69,23 +87,22 @@ def test_a_length_dependent_architecture_is_refused_by_name(tmp_path: Path, fami
         export(tmp_path, family)
 
 
-def test_an_item_may_hold_the_pad_id(tmp_path: Path) -> None:
-    export(tmp_path, "gpt2")
-    backend = load_backend(tmp_path, MANIFEST, ComputeSettings(threads=1))
+def test_an_item_may_hold_the_pad_id(exported: Exported) -> None:
+    folder, *_ = exported("gpt2")
+    backend = load_backend(folder, MANIFEST, ComputeSettings(threads=1))
     ends = [np.array([7, 9, 8, end], np.int32) for end in (PAD_ID, 11)]
     scores = backend.score(Batch.of([EncodedItem(ids, len(ids)) for ids in (*ends, ends[0][:3])]))
     assert len({round(score, 4) for score in scores.tolist()}) == 3
 
 
-def test_int8_touches_the_backbone_and_not_the_head(tmp_path: Path) -> None:
-    batch, expected = export(tmp_path, "gpt2")
-    (tmp_path / "int8").mkdir()
-    (tmp_path / "int8" / "config.json").write_bytes((tmp_path / "config.json").read_bytes())
-    quantized = tmp_path / "int8" / "model.onnx"
-    assert quantize_graph(tmp_path / "model.onnx", quantized) == 2 * 4  # layers, products in each
+def test_int8_touches_the_backbone_and_not_the_head(tmp_path: Path, exported: Exported) -> None:
+    folder, batch, expected = exported("gpt2")
+    shutil.copy(folder / "config.json", tmp_path)
+    quantized = tmp_path / "model.onnx"
+    assert quantize_graph(folder / "model.onnx", quantized) == 2 * 4  # layers, products in each
     head = [node for node in onnx.load(quantized).graph.node if any("score.weight" in name for name in node.input)]
     assert [node.op_type for node in head] == ["MatMul"]
-    backend = load_backend(tmp_path / "int8", replace(MANIFEST, precision="int8"), ComputeSettings(threads=1))
+    backend = load_backend(tmp_path, replace(MANIFEST, precision="int8"), ComputeSettings(threads=1))
     assert backend.precision == "int8"
     scores = backend.score(batch)
     assert 0 < np.abs(scores - expected).max() < 0.3 * expected.std()
@@ -97,26 +114,25 @@ def test_int8_touches_the_backbone_and_not_the_head(tmp_path: Path) -> None:
     assert again.tolist() == scores[shuffled].tolist()
 
 
-def test_a_stripped_graph_names_no_folder_and_is_the_same_file_again(tmp_path: Path) -> None:
+def test_a_stripped_graph_names_no_folder_and_is_the_same_file_again(tmp_path: Path, exported: Exported) -> None:
+    export(tmp_path, "bert")
     contents = []
-    for name in ("one", "two"):
-        folder = tmp_path / name
-        folder.mkdir()
-        export(folder, "bert")
-        path = folder / "model.onnx"
-        assert b"site-packages" in path.read_bytes()
-        strip(path, path)
-        contents.append(path.read_bytes())
+    for folder in (tmp_path, exported("bert")[0]):
+        assert b"site-packages" in (folder / "model.onnx").read_bytes()
+        stripped = tmp_path / "stripped.onnx"
+        strip(folder / "model.onnx", stripped)
+        contents.append(stripped.read_bytes())
         assert b"site-packages" not in contents[-1]
-        assert not read_onnx_file(path).external
+        assert not read_onnx_file(stripped).external
     assert contents[0] == contents[1]
 
 
-def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_weights_lie_beside_the_file(tmp_path: Path, exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rm_server.backends.onnx_graph.MAX_FILE_BYTES", 1000)
-    batch, expected = export(tmp_path, "bert")
+    folder, batch, expected = exported("bert")
+    shutil.copy(folder / "config.json", tmp_path)
     path = tmp_path / "model.onnx"
-    strip(path, path)
+    strip(folder / "model.onnx", path)
     assert read_onnx_file(path).external == {"model.onnx.data"}
     backend = load_backend(tmp_path, MANIFEST, ComputeSettings(threads=1))
     np.testing.assert_allclose(backend.score(batch), expected, atol=1e-5)
