@@ -243,7 +243,7 @@ class TlsSettings:
 class AuthSettings:
     """Who may call. ``tokens``: the file of tokens with roles and limits; it is read again when it changes.
 
-    ``metrics_need_token``: so does ``/metrics``, which is open otherwise, as the probes are.
+    ``metrics_need_token``: so does ``/metrics``, and one for all models; it is open otherwise, as the probes are.
     """
 
     tokens: Path | None = None

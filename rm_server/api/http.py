@@ -93,13 +93,13 @@ class HttpService:
 
     async def _scrape(self, request: web.Request) -> web.Response:
         rule = METRICS_WITH_TOKEN if self._metrics_need_token else _rule(request)
-        self._permit(request, rule)
-        self._metrics.ready(self._readiness.is_ready)
-        self._metrics.versions_missing(Counter(part.state for part in self._readiness.missing()))
-        self._metrics.forget_long_unloaded()
-        text, content_type = await asyncio.get_running_loop().run_in_executor(
-            self._scrapes, self._metrics.exposition, request.headers.get("accept", "")
-        )
+        with self._permit(request, rule).admit(None):
+            self._metrics.ready(self._readiness.is_ready)
+            self._metrics.versions_missing(Counter(part.state for part in self._readiness.missing()))
+            self._metrics.forget_long_unloaded()
+            text, content_type = await asyncio.get_running_loop().run_in_executor(
+                self._scrapes, self._metrics.exposition, request.headers.get("accept", "")
+            )
         return web.Response(body=text, headers={"content-type": content_type})
 
     # --- scoring ---

@@ -145,7 +145,7 @@ TABLE: dict[str, Rule] = {
 }
 """By gRPC's full method name, or HTTP's method and path."""
 
-METRICS_WITH_TOKEN = Rule(Role.SCORE)
+METRICS_WITH_TOKEN = Rule(Role.SCORE, is_whole_server=True)
 """In place of the table's rule for ``GET /metrics``, where ``auth.metrics_need_token`` is set."""
 
 UNKNOWN = Rule(Role.ADMIN, is_whole_server=True)

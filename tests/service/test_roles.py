@@ -377,6 +377,25 @@ def test_every_path_and_every_caller(server: RunningServer, path: str) -> None:
         assert (status not in (401, 403)) == is_permitted, (path, caller, status)
 
 
+def test_metrics_name_all_models_and_want_a_token_for_all(tmp_path: Path) -> None:
+    for entry in ENTRIES:
+        add_token(tmp_path / "tokens.toml", entry)
+    auth = AuthSettings(tokens=tmp_path / "tokens.toml", metrics_need_token=True)
+    with running(tmp_path / "home", auth=auth) as server:
+
+        def status(caller: str) -> int:
+            connection = http.client.HTTPConnection(server.app.http_address, timeout=30)
+            connection.request("GET", "/metrics", headers=dict(headers(caller)))
+            status = connection.getresponse().status
+            connection.close()
+            return status
+
+        callers = ("none", "expired", "score", "some-models", "my-scores")
+        assert {caller: status(caller) for caller in callers} == dict(
+            zip(callers, (401, 401, 200, 403, 403), strict=True)
+        )
+
+
 def test_history_names_the_token(server: RunningServer, tmp_path: Path) -> None:
     folder = make_rules_version(tmp_path / "v", {"type": "length", "max": 3, "weight": 0.5})
     request = models_pb2.RegisterVersionRequest(model="ruled", path=str(folder))
