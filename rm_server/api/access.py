@@ -48,8 +48,10 @@ class Permit:
     def check_model(self, model: str) -> None:
         """Raises PermissionDenied where the token is not for a model that the request reaches by another one."""
 
-    def check_alive(self) -> None:
-        """Raises Unauthenticated once the token has expired or is in the file no more. For answers that go on."""
+    def check(self, request: Any) -> None:
+        """Raises PermissionDenied and Unauthenticated where `admit` would by now. For answers that go on: the token may
+        have expired, be in the file no more, or for other models.
+        """
 
 
 class Caller:
@@ -101,8 +103,8 @@ class CallerPermit(Permit):
     def check_model(self, model: str) -> None:
         self._access.check_model(self._caller, model)
 
-    def check_alive(self) -> None:
-        self._access.living_entry(self._caller)
+    def check(self, request: Any) -> None:
+        self._access.check(self._caller, self._rule, request)
 
 
 class Access:
@@ -213,15 +215,9 @@ class Access:
     def admit(self, caller: Caller, rule: Rule, request: Any) -> AbstractContextManager[None]:
         """Counts a request against the caller's limits and surrounds its work.
 
-        Raises PermissionDenied, RateLimited and Unauthenticated; models that there are and those that there are not
-        are refused alike.
+        Raises RateLimited, and what `check` raises.
         """
-        entry = self.living_entry(caller)
-        self._check_role(entry, rule.role_for(request))
-        if entry.models:
-            model = rule.model_of(request)
-            if rule.is_whole_server or (model is not None and not entry.can_touch(model)):
-                raise self._refused(_not_its_model(entry, model))
+        self.check(caller, rule, request)
         if caller.is_free:
             return _NOTHING
         num_items = rule.items(request) if rule.items is not None else 0
@@ -232,6 +228,17 @@ class Access:
                 RateLimited(f"This token's {limit} is {allowed:g}; that is reached.", retry_after_s=retry_after_s)
             )
         return caller
+
+    def check(self, caller: Caller, rule: Rule, request: Any) -> None:
+        """Raises PermissionDenied and Unauthenticated; models that there are and those that there are not are refused
+        alike.
+        """
+        entry = self.living_entry(caller)
+        self._check_role(entry, rule.role_for(request))
+        if entry.models:
+            model = rule.model_of(request)
+            if rule.is_whole_server or (model is not None and not entry.can_touch(model)):
+                raise self._refused(_not_its_model(entry, model))
 
     def check_model(self, caller: Caller, model: str) -> None:
         """Raises PermissionDenied where the caller's token is not for the model; Unauthenticated."""

@@ -93,7 +93,7 @@ class Edge:
                 message = _parsed(parse(raw))
                 with call.permit.admit(message):
                     async with self._calls.stream():
-                        await implementation(message, call, _send(call, context))
+                        await implementation(message, call, _send(call, message, context))
 
             await self._answer(method, rule, context, work, is_read)
 
@@ -161,11 +161,11 @@ def _parsed(request: Message | Unparsed) -> Message:
     return request
 
 
-def _send(call: Call, context: Any) -> Send:
-    """Of an answer that may go on for hours: it ends when its token does."""
+def _send(call: Call, request: Message, context: Any) -> Send:
+    """Of an answer that may go on for hours: it ends when its token may ask for it no more."""
 
     async def send(message: Message) -> None:
-        call.permit.check_alive()
+        call.permit.check(request)
         await context.write(message)
 
     return send

@@ -396,6 +396,29 @@ def test_metrics_name_all_models_and_want_a_token_for_all(tmp_path: Path) -> Non
         )
 
 
+def test_a_watch_ends_when_its_token_is_for_other_models(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.toml"
+    folder = make_rules_version(tmp_path / "v", {"type": "length", "max": 3})
+
+    def use(models: tuple[str, ...]) -> None:
+        tokens.unlink(missing_ok=True)
+        add_token(tokens, TokenEntry("admin", Role.ADMIN, sha256=hash_of("admin")))
+        add_token(tokens, TokenEntry("watcher", Role.SCORE, sha256=hash_of("watcher"), models=models))
+
+    use(("one", "other"))
+    with running(tmp_path / "home", auth=AuthSettings(tokens=tokens)) as server:
+        request = models_pb2.RegisterVersionRequest(model="one", path=str(folder))
+        server.models.RegisterVersion(request, metadata=headers("admin"))
+        watched = models_pb2.WatchModelsRequest(model="one")
+        changes = server.models.WatchModels(watched, metadata=headers("watcher"), timeout=30)
+        assert next(changes).model.name == "one"
+        use(("other",))
+        server.loop.call_soon_threadsafe(server.app.reload)
+        label = models_pb2.SetLabelRequest(model="one", label="stable", version=1, load=True)
+        server.models.SetLabel(label, metadata=headers("admin"))
+        assert error_of(lambda: list(changes))[0] is grpc.StatusCode.PERMISSION_DENIED
+
+
 def test_history_names_the_token(server: RunningServer, tmp_path: Path) -> None:
     folder = make_rules_version(tmp_path / "v", {"type": "length", "max": 3, "weight": 0.5})
     request = models_pb2.RegisterVersionRequest(model="ruled", path=str(folder))

@@ -49,7 +49,7 @@ def test_without_tokens_everybody_is_the_server_s_user() -> None:
     permit = access().permit(DEPLOY, None)
     assert permit.actor == operating_system_user()
     with permit.admit(HttpScoring("m", 1)), permit.admit(HttpScoring("any", 1_000_000)):
-        permit.check_alive()
+        permit.check(HttpScoring("m", 1))
 
 
 def test_a_file_without_entries_lets_nobody_in() -> None:
@@ -90,10 +90,10 @@ def test_a_token_expires_while_a_stream_goes_on() -> None:
     permit = guarded.permit(SCORE, bearer("a"))
     with permit.admit(HttpScoring("m", 1)):
         clock.now = EXPIRY.timestamp() - 0.001
-        permit.check_alive()
+        permit.check(HttpScoring("m", 1))
         clock.now = EXPIRY.timestamp()
         with pytest.raises(Unauthenticated):
-            permit.check_alive()
+            permit.check(HttpScoring("m", 1))
     with pytest.raises(Unauthenticated):
         permit.admit(HttpScoring("m", 1))
     with pytest.raises(Unauthenticated, match="wants a token it knows"):
@@ -106,11 +106,13 @@ def test_a_change_reaches_calls_under_way() -> None:
     guarded.use((entry("a", Role.SCORE), entry("b", models=("mine",))))
     with pytest.raises(PermissionDenied, match="role score; the call needs deploy"):
         deploying.admit(object())
-    with pytest.raises(PermissionDenied, match="for mine; the call concerns the model 'theirs'"):
-        scoring.admit(HttpScoring("theirs@1", 1))
+    scoring.check(HttpScoring("mine", 1))
+    for hold in (scoring.admit, scoring.check):
+        with pytest.raises(PermissionDenied, match="for mine; the call concerns the model 'theirs'"):
+            hold(HttpScoring("theirs@1", 1))
     guarded.use((entry("a"),))
     with pytest.raises(Unauthenticated):
-        scoring.check_alive()
+        scoring.check(HttpScoring("m", 1))
     with pytest.raises(Unauthenticated):
         guarded.permit(SCORE, bearer("b"))
 
@@ -120,7 +122,7 @@ def test_another_token_under_the_same_name_is_another_credential() -> None:
     before = guarded.permit(SCORE, bearer("a"))
     guarded.use((TokenEntry("a", Role.SCORE, sha256=hash_of("rotated")),))
     with pytest.raises(Unauthenticated):
-        before.check_alive()
+        before.check(HttpScoring("m", 1))
     assert guarded.permit(SCORE, bearer("rotated")).actor == "a"
 
 
@@ -129,7 +131,7 @@ def test_the_same_token_under_another_name_is_another_caller() -> None:
     before = guarded.permit(SCORE, bearer("a"))
     guarded.use((TokenEntry("b", Role.SCORE, sha256=hash_of("a")),))
     with pytest.raises(Unauthenticated):
-        before.check_alive()
+        before.check(HttpScoring("m", 1))
     assert guarded.permit(SCORE, bearer("a")).actor == "b"
 
 
