@@ -133,7 +133,8 @@ class RewardClient:
     ) -> Trained:
         """Keeps what came of the run: a win rate, a judge's score, any metric of an evaluation.
 
-        `rm-server experiment report` compares the arms of a split by it. The same run, metric and step again replaces.
+        `rm-server experiment report` compares the arms of a split by it. The same run, metric and step again replaces
+        the value.
         ``step`` 0: of the run as a whole. ``num_samples``: how many judgements ``value`` is the mean of; 0: not known.
         Raises RunNotFound for a run that the service does not know.
         """

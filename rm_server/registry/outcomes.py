@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
-from sqlalchemy import and_, delete, func, insert, select
+from sqlalchemy import and_, func, insert, select, update
 
 from rm_server.errors import InvalidRequest
 from rm_server.registry import queries
@@ -76,14 +76,18 @@ def check_outcome(metric: str, value: float, step: int, num_samples: int) -> Non
 
 
 def put_outcome(catalog: Catalog, outcome: Outcome) -> None:
-    """Keeps it, in place of one of the same run, metric and step. Raises InvalidRequest, ModelNotFound."""
+    """Keeps it; of one of the same run, metric and step it replaces the value, and not what the run had then: a run
+    that moved since still counts for the arm that it had when it reported first.
+
+    Raises InvalidRequest, ModelNotFound.
+    """
     check_outcome(outcome.metric, outcome.value, outcome.step, outcome.num_samples)
     of_run = and_(outcomes.c.run == outcome.run, outcomes.c.model == outcome.model)
     with catalog.database.writing() as connection:
         queries.require_model(connection, outcome.model)
-        connection.execute(
-            delete(outcomes).where(of_run, outcomes.c.metric == outcome.metric, outcomes.c.step == outcome.step)
-        )
+        again = update(outcomes).where(of_run, outcomes.c.metric == outcome.metric, outcomes.c.step == outcome.step)
+        if connection.execute(again.values(value=outcome.value, num_samples=outcome.num_samples)).rowcount:
+            return
         num_kept = connection.scalar(select(func.count()).select_from(outcomes).where(of_run)) or 0
         if num_kept >= MAX_OUTCOMES_OF_RUN:
             raise InvalidRequest(

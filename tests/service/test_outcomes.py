@@ -177,6 +177,25 @@ def test_a_run_that_moves_counts_for_the_arm_that_it_had_first(server: RunningSe
     assert content["moved_runs"] == [{"run": "exp-0", "counts_for": first.arm, "versions": [1, 2]}]
 
 
+def test_a_run_that_moved_and_reports_the_same_again_counts_for_the_arm_that_it_had_first(
+    server: RunningServer, client: RewardClient
+) -> None:
+    first = client.register_run("m")
+    client.report_outcome("m", "win_rate", 0.5)
+    other = 3 - first.version
+    arms = [experiments_pb2.Arm(name="ab"[other - 1], version=other, weight=1)]
+    split = experiments_pb2.Split(model="m", arms=arms)
+    server.experiments.SetSplit(experiments_pb2.SetSplitRequest(split=split))
+    moved = client.register_run("m", move=True)
+    client.score("m", prompts=["Hi"], completions=["Hello"])
+    assert client.run_status("m").version == other
+    # What the run has now is answered; where it counts is what it had.
+    assert client.report_outcome("m", "win_rate", 0.7, num_samples=9) == Trained(other, moved.arm)
+    content = report(server)
+    assert content["metrics"][0]["values"] == {first.arm: {"exp-0": 0.7}}
+    assert points(content, "exp-0") == [("win_rate", 0, 0.7)]
+
+
 def test_outcomes_stay_across_restarts_and_when_a_version_is_deleted(
     tmp_path: Path, server: RunningServer, client: RewardClient
 ) -> None:
