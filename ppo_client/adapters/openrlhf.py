@@ -1,6 +1,6 @@
 """OpenRLHF's reward function file: give its path as `--reward.remote_url` (0.11).
 
-    export RM_TARGET=rewards:50051 RM_MODEL=helpfulness@stable      # and RM_TOKEN, RM_RUN, RM_TLS_CA if needed
+    export RM_TARGET=rewards:50051 RM_MODEL=helpfulness@stable      # and RM_TOKEN, RM_RUN, RM_TLS_… if needed
     python -m openrlhf.cli.train_ppo_ray ... \
         --reward.remote_url "$(python -c 'import ppo_client.adapters.openrlhf as file; print(file.__file__)')"
 

@@ -25,8 +25,9 @@ class RewardClient:
 
     ``targets``: ``host:port``, several of them, or ``dns:///name:port`` for all addresses of a name; calls go round
     robin over those that answer. ``run``: the training run's id. ``token``: sent as bearer token. ``tls``: True, a CA
-    file's path, or a Tls. What is None comes from RM_TARGET, RM_RUN, RM_TOKEN and RM_TLS_CA. ``timeout_s``: for a whole
-    call, its retries included. ``tuning``: see ClientSettings. Raises InvalidSettings.
+    file's path, or a Tls. What is None comes from RM_TARGET, RM_RUN, RM_TOKEN, and RM_TLS_CA, RM_TLS_CERT and
+    RM_TLS_KEY. ``timeout_s``: for a whole call, its retries included. ``tuning``: see ClientSettings. Raises
+    InvalidSettings.
     """
 
     def __init__(

@@ -64,7 +64,8 @@ _Code = grpc.StatusCode
 _BY_STATUS: dict[grpc.StatusCode, tuple[type[RewardClientError], str]] = {
     _Code.UNAVAILABLE: (
         errors.ServerUnreachable,
-        "is the server running, are host and port right, does it speak TLS as this client does?",
+        "is the server running, are host and port right, does it speak TLS as this client does (RM_TLS_CA), or want a "
+        "certificate of its callers (RM_TLS_CERT, RM_TLS_KEY)?",
     ),
     _Code.CANCELLED: (errors.Cancelled, "the server or a proxy gave the call up"),
     _Code.DEADLINE_EXCEEDED: (errors.DeadlineExceeded, "give a longer timeout_s, or smaller calls"),

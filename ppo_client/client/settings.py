@@ -1,9 +1,11 @@
 """How a client is set up: arguments first, then the environment, then defaults; checked before anything is sent.
 
-RM_TARGET   where the servers are, as `targets`: one, or several with commas between them
-RM_TOKEN    the bearer token
-RM_RUN      the training run's id
-RM_TLS_CA   path of the PEM file with the certificate authority to trust; turns TLS on
+RM_TARGET     where the servers are, as `targets`: one, or several with commas between them
+RM_TOKEN      the bearer token
+RM_RUN        the training run's id
+RM_TLS_CA     path of the PEM file with the certificate authority to trust; turns TLS on
+RM_TLS_CERT   and RM_TLS_KEY: paths of the PEM files that the client shows of itself, where servers ask for a
+              certificate; turn TLS on
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from ppo_client.client.retry import RetryPolicy
 _RESOLVERS = ("dns", "unix", "unix-abstract", "ipv4", "ipv6", "passthrough", "xds")
 """Names of gRPC that may stand before an address."""
 
+_TLS_VARIABLES = ("RM_TLS_CA", "RM_TLS_CERT", "RM_TLS_KEY")
+
 
 @dataclass(frozen=True, slots=True)
 class Tls:
@@ -38,7 +42,9 @@ class Tls:
 
     def __post_init__(self) -> None:
         if (self.cert is None) != (self.key is None):
-            raise InvalidSettings("tls: cert and key belong together; only one of them is set")
+            raise InvalidSettings(
+                "tls: cert and key (RM_TLS_CERT, RM_TLS_KEY) belong together; only one of them is set"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +154,11 @@ def read_token(token: str | None, environment: Mapping[str, str]) -> str | None:
 
 
 def read_tls(tls: bool | str | Path | Tls | None, environment: Mapping[str, str]) -> Tls | None:
-    """TLS or not: True for public authorities, a CA file's path, a Tls; None: as RM_TLS_CA says; False: no TLS."""
+    """TLS or not: True for public authorities, a CA file's path, a Tls; False: no TLS; None: as RM_TLS_CA, RM_TLS_CERT
+    and RM_TLS_KEY say."""
     if tls is None:
-        tls = environment.get("RM_TLS_CA") or False
+        ca, cert, key = (Path(path) if (path := environment.get(name)) else None for name in _TLS_VARIABLES)
+        return Tls(ca, cert, key) if ca or cert or key else None
     if isinstance(tls, bool):
         return Tls() if tls else None
     return tls if isinstance(tls, Tls) else Tls(ca=Path(tls))

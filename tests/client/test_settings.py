@@ -24,6 +24,26 @@ def test_what_is_not_given_comes_from_the_environment() -> None:
     assert (settings.token, settings.run, settings.tls) == ("secret", "exp-1", Tls(ca=Path("/ca.pem")))
 
 
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"RM_TLS_CA": "", "RM_TLS_CERT": "", "RM_TLS_KEY": ""}, None),
+        ({"RM_TLS_CERT": "/c.pem", "RM_TLS_KEY": "/k.pem"}, Tls(cert=Path("/c.pem"), key=Path("/k.pem"))),
+        (
+            {"RM_TLS_CA": "/ca.pem", "RM_TLS_CERT": "/c.pem", "RM_TLS_KEY": "/k.pem"},
+            Tls(Path("/ca.pem"), Path("/c.pem"), Path("/k.pem")),
+        ),
+    ],
+)
+def test_what_is_trusted_and_shown_comes_from_the_environment(
+    environment: dict[str, str], expected: Tls | None
+) -> None:
+    assert read("a:1", environment).tls == expected
+    assert read("a:1", environment, tls=False).tls is None
+    assert read("a:1", environment, tls="own.pem").tls == Tls(ca=Path("own.pem"))
+
+
 def test_arguments_win() -> None:
     settings = read(["c:3"], ENVIRONMENT, run="", token="", tls=False)
     assert (settings.targets, settings.token, settings.run, settings.tls) == (("c:3",), "", "", None)
@@ -118,6 +138,9 @@ def test_tls(tls: Any, expected: Tls | None) -> None:
 def test_a_certificate_without_its_key_is_refused() -> None:
     with pytest.raises(InvalidSettings, match="belong together"):
         Tls(cert=Path("/cert.pem"))
+    for name in ("RM_TLS_CERT", "RM_TLS_KEY"):
+        with pytest.raises(InvalidSettings, match=r"\(RM_TLS_CERT, RM_TLS_KEY\) belong together"):
+            read("a:1", {"RM_TLS_CA": "/ca.pem", name: "/one.pem"})
 
 
 @pytest.mark.parametrize(

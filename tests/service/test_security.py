@@ -21,7 +21,7 @@ from rm_api.v1 import errors_pb2, models_pb2, models_pb2_grpc
 from running_server import LOCAL_ONLY, RunningServer, error_of, running
 
 from ppo_client import RewardClient, Tls
-from ppo_client.errors import InvalidSettings, ModelNotFound
+from ppo_client.errors import InvalidSettings, ModelNotFound, ServerUnreachable
 from rm_server import cli
 from rm_server.api.roles import Role
 from rm_server.api.tokens import TokenEntry, hash_of
@@ -200,6 +200,23 @@ def test_client_certificates_are_asked_for(tmp_path: Path, keys: Keys) -> None:
         assert get(server, keys, "/healthz", with_certificate=True) == 200
         with pytest.raises((urllib.error.URLError, ConnectionError, ssl.SSLError)):
             get(server, keys, "/healthz")
+
+
+def test_a_client_shows_the_certificate_that_its_environment_names(
+    tmp_path: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = TlsSettings(cert=keys.server, key=keys.server_key, client_ca=keys.ca)
+    tokens = tmp_path / "tokens.toml"
+    add_token(tokens, TokenEntry("trainer", Role.SCORE, certificate="client"))
+    with running(tmp_path / "home", tls=tls, auth=AuthSettings(tokens=tokens)) as server:
+        monkeypatch.setenv("RM_TARGET", server.app.grpc_address)
+        monkeypatch.setenv("RM_TLS_CA", str(keys.ca))
+        with RewardClient(timeout_s=2) as client, pytest.raises(ServerUnreachable, match="RM_TLS_CERT"):
+            client.list_models()
+        monkeypatch.setenv("RM_TLS_CERT", str(keys.client))
+        monkeypatch.setenv("RM_TLS_KEY", str(keys.client_key))
+        with RewardClient() as client:
+            assert client.list_models() == []
 
 
 def test_a_token_file_is_read_and_an_empty_one_refused(tmp_path: Path) -> None:
