@@ -73,6 +73,10 @@ class Certificates:
                 context.verify_mode = ssl.CERT_REQUIRED
                 # gRPC's address takes an authority that does not say what its key is for; Python 3.13 would not.
                 context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+                # No session is resumed: whoever came back with one would be let in though its authority is gone.
+                # Those of TLS 1.2 cannot be turned off here.
+                context.minimum_version = ssl.TLSVersion.TLSv1_3
+                context.num_tickets = 0
         except OSError as error:
             raise ConfigError(f"The certificates of [tls] cannot be used: {error}.") from error
         return context

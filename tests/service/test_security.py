@@ -248,6 +248,40 @@ def test_certificates_that_cannot_be_used_are_named(tmp_path: Path, keys: Keys, 
 # --- while the server serves ---
 
 
+def answer(
+    server: RunningServer, context: ssl.SSLContext, session: ssl.SSLSession | None = None
+) -> tuple[bytes, ssl.SSLSession | None]:
+    """What HTTP answers to a connection that goes on with the session, and the session to come back with.
+
+    Nothing where it is refused: in TLS 1.3 a client learns of that after its own handshake.
+    """
+    host, _, port = server.app.http_address.rpartition(":")
+    plain = socket.create_connection((host, int(port)), timeout=30)
+    try:
+        with context.wrap_socket(plain, server_hostname=host, session=session) as secure:
+            secure.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            received = b"".join(iter(lambda: secure.recv(4096), b""))
+            return received.partition(b"\r\n")[0], secure.session
+    except (ssl.SSLError, ConnectionError):
+        return b"", None
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_session_does_not_outlive_its_authority(tmp_path: Path, keys: Keys, version: ssl.TLSVersion) -> None:
+    trusted = tmp_path / "ca.pem"
+    shutil.copy(keys.ca, trusted)
+    tls = TlsSettings(cert=keys.server, key=keys.server_key, client_ca=trusted)
+    context = ssl.create_default_context(cafile=keys.ca)
+    context.load_cert_chain(keys.client, keys.client_key)
+    context.maximum_version = version
+    with running(tmp_path / "home", tls=tls) as server:
+        before, session = answer(server, context)
+        assert before == (b"HTTP/1.1 200 OK" if version is ssl.TLSVersion.TLSv1_3 else b"")
+        shutil.copy(keys.other_ca, trusted)
+        reload(server)
+        assert answer(server, context, session)[0] == b""
+
+
 def greeted_with(address: str, keys: Keys, *, alpn: str) -> str:
     """The common name in the certificate that the server shows to a new connection of a client with ours."""
     context = trusting(keys)
