@@ -103,7 +103,7 @@ class App:
 
     async def _start(self, stack: AsyncExitStack) -> None:
         settings, metrics = self.settings, self.metrics
-        access = Access(metrics, _token(settings))
+        access = Access(metrics, settings.token)
         certificates = Certificates(settings.tls)
         self._watched = _watched(settings, access, certificates, metrics)
         home = Home(settings.home, settings.catalog_url, settings.artifacts)
@@ -274,17 +274,15 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-def _token(settings: ServeSettings) -> str:
-    if settings.token_file is None:
-        return settings.token
+def _token_in(file: Path) -> str:
     try:
-        token = settings.token_file.read_text(encoding="utf-8").strip()
+        token = file.read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise ConfigError(f"token_file: {settings.token_file} cannot be read: {error.strerror}.") from error
+        raise ConfigError(f"token_file: {file} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError:
-        raise ConfigError(f"token_file: {settings.token_file} is no text, so it has no token.") from None
+        raise ConfigError(f"token_file: {file} is no text, so it has no token.") from None
     if not token:
-        raise ConfigError(f"token_file: {settings.token_file} is empty.")
+        raise ConfigError(f"token_file: {file} is empty.")
     return token
 
 
@@ -305,6 +303,13 @@ def _watched(
 ) -> list[WatchedFiles]:
     """What is read again when it changes; the tokens are read for the first time here."""
     watched = []
+    if (token_file := settings.token_file) is not None:
+
+        def load_token() -> None:
+            access.use_token(_token_in(token_file))
+
+        watched.append(WatchedFiles("token", (token_file,), load_token, metrics))
+        load_token()
     if (path := settings.auth.tokens) is not None:
 
         def load_tokens() -> None:

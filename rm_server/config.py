@@ -292,7 +292,8 @@ class ServeSettings:
     SQLAlchemy; empty: a file in the home. ``artifacts``: a folder, or a store that several servers share, as a URL of
     fsspec; empty: a folder in the home. ``listen``, ``http``: addresses as HOST:PORT; port 0: the system
     chooses; empty ``http``: none. ``allow_insecure``: may listen beyond loopback without TLS and tokens.
-    ``token``, ``token_file``: one token that may do everything, beside those of ``auth.tokens``.
+    ``token``, ``token_file``: one token that may do everything, beside those of ``auth.tokens``. The file is read again
+    when it changes.
     ``default_model``: the selector behind the bare HTTP paths. ``drain_s``: calls under way have so long to finish
     after SIGTERM.
     """

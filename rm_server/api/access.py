@@ -110,7 +110,7 @@ class CallerPermit(Permit):
 class Access:
     """Knows the callers. Without any tokens everybody may do everything: the server listens on loopback then.
 
-    ``token``: the one token of ``token`` or ``token_file``; empty: none. ``time_s`` is UTC's, for expiry;
+    ``token``: the one token, if it is known already; empty: none, or see `use_token`. ``time_s`` is UTC's, for expiry;
     ``clock`` never runs backwards, for limits.
     """
 
@@ -125,14 +125,15 @@ class Access:
         self._metrics = metrics
         self._time_s = time_s
         self._clock = clock
-        self._single = (TokenEntry(SINGLE_TOKEN_NAME, Role.ADMIN, sha256=hash_of(token)),) if token else ()
+        self._single: tuple[TokenEntry, ...] = ()
+        self._entries: Sequence[TokenEntry] = ()
         self._callers: dict[bytes | str, Caller] = {}
         self._has_certificates = False
         # What a public method's caller is called, and, where there are no tokens, every caller.
         self._public = Permit("")
         self._open: Permit | None = Permit(operating_system_user())
-        if self._single:
-            self.use(())
+        if token:
+            self.use_token(token)
 
     def use(self, entries: Sequence[TokenEntry]) -> None:
         """From now on these entries, and the one token, decide; no entries: nobody but the one token may call.
@@ -140,8 +141,16 @@ class Access:
         A credential that stays keeps what it uses, by its name; calls under way with one that goes are told so.
         Raises ConfigError, and changes nothing, where an entry is the one token's twin.
         """
+        self._take_over(self._single, entries)
+
+    def use_token(self, token: str) -> None:
+        """From now on this is the one token, of ``token`` or ``token_file``, beside the entries. Raises ConfigError as
+        `use` does."""
+        self._take_over((TokenEntry(SINGLE_TOKEN_NAME, Role.ADMIN, sha256=hash_of(token)),), self._entries)
+
+    def _take_over(self, the_one: tuple[TokenEntry, ...], entries: Sequence[TokenEntry]) -> None:
         for entry in entries:
-            for single in self._single:
+            for single in the_one:
                 if entry.name == single.name or entry.credential == single.credential:
                     raise ConfigError(
                         f"auth.tokens: the entry {entry.name} has the name or the token of `token` or `token_file`, "
@@ -150,7 +159,7 @@ class Access:
         now = self._clock()
         usages = {caller.entry.name: caller.usage for caller in self._callers.values() if caller.entry is not None}
         callers: dict[bytes | str, Caller] = {}
-        for entry in (*self._single, *entries):
+        for entry in (*the_one, *entries):
             usage = usages.get(entry.name)
             if usage is None:
                 usage = Usage(entry.limits, now)
@@ -165,7 +174,7 @@ class Access:
             callers[entry.credential] = caller
         for gone in self._callers.values():
             gone.revoke()
-        self._callers = callers
+        self._single, self._entries, self._callers = the_one, entries, callers
         self._has_certificates = any(isinstance(credential, str) for credential in callers)
         self._open = None
 

@@ -343,6 +343,32 @@ def until(condition: Callable[[], bool]) -> None:
         assert time.monotonic() < deadline
 
 
+def test_the_one_token_s_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
+    file, tokens = tmp_path / "token", tmp_path / "tokens.toml"
+    file.write_text("old\n")
+    add_token(tokens, TokenEntry("other", Role.SCORE, sha256=hash_of("other")))
+    with running(tmp_path / "home", token_file=file, auth=AuthSettings(tokens=tokens)) as server:
+
+        def is_known(token: str) -> bool:
+            try:
+                server.models.GetServerStatus(STATUS, metadata=authorization(token), timeout=30)
+            except grpc.RpcError:
+                return False
+            return True
+
+        def known() -> list[str]:
+            return [token for token in ("old", "new", "other") if is_known(token)]
+
+        assert known() == ["old", "other"]
+        file.write_text("new\n")
+        until(lambda: known() == ["new", "other"])
+        for refused in ("", "other"):  # an entry has that one
+            file.write_text(refused)
+            reload(server)
+            assert server.metric("rm_files_refused", files="token") == 1
+            assert known() == ["new", "other"]
+
+
 def test_a_server_does_not_start_with_a_broken_tokens_file(tmp_path: Path) -> None:
     file = tmp_path / "tokens.toml"
     with pytest.raises(ConfigError, match="cannot be read"):
