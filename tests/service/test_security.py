@@ -271,7 +271,7 @@ def test_a_session_does_not_outlive_its_authority(tmp_path: Path, keys: Keys, ve
     trusted = tmp_path / "ca.pem"
     shutil.copy(keys.ca, trusted)
     tls = TlsSettings(cert=keys.server, key=keys.server_key, client_ca=trusted)
-    context = ssl.create_default_context(cafile=keys.ca)
+    context = trusting(keys)
     context.load_cert_chain(keys.client, keys.client_key)
     context.maximum_version = version
     with running(tmp_path / "home", tls=tls) as server:
