@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from ppo_client.client.content import is_empty
 from ppo_client.client.errors import EmptyItem, ItemsFailed
 from ppo_client.client.scores import Content, Scores
 
@@ -22,9 +23,9 @@ class Asked:
 
     @classmethod
     def of(cls, prompts: Sequence[Content], completions: Sequence[Content], empty_score: float | None) -> Asked:
-        if empty_score is None or not any(map(_is_empty, completions)):
+        if empty_score is None or not any(map(is_empty, completions)):
             return cls(range(len(completions)), len(completions), prompts, completions, empty_score)
-        rows = [row for row, completion in enumerate(completions) if not _is_empty(completion)]
+        rows = [row for row, completion in enumerate(completions) if not is_empty(completion)]
         return cls(
             rows, len(completions), [prompts[row] for row in rows], [completions[row] for row in rows], empty_score
         )
@@ -36,7 +37,7 @@ class Asked:
             yield
         except ItemsFailed as failed:
             empty = [row for row, error in failed.errors.items() if isinstance(error, EmptyItem)]
-            if any(_is_empty(self.completions[row]) for row in empty):
+            if any(is_empty(self.completions[row]) for row in empty):
                 failed.message += (
                     " Set empty_score to what a completion without text is worth, or have a token sampled."
                 )
@@ -53,13 +54,3 @@ class Asked:
         """One for each row."""
         found = dict(zip(self.rows, scores.truncated, strict=True))
         return [found.get(row, False) for row in range(self.num_rows)]
-
-
-def _is_empty(completion: Content) -> bool:
-    """No text, no ids, no messages or those of no words."""
-    if isinstance(completion, str):
-        return not completion
-    # What is no content at all is for the call to refuse.
-    return isinstance(completion, Sequence) and all(
-        isinstance(part, Mapping) and part.get("content") == "" for part in completion
-    )

@@ -30,6 +30,15 @@ class Item(NamedTuple):
         return self.completion.ByteSize() + 8
 
 
+def is_empty(completion: Content) -> bool:
+    """No text, no ids, no messages or those of no words. What is no content at all is not empty: a call refuses it."""
+    if isinstance(completion, str):
+        return not completion
+    return isinstance(completion, Sequence) and all(
+        isinstance(part, Mapping) and part.get("content") == "" for part in completion
+    )
+
+
 def to_items(prompts: Sequence[Content], completions: Sequence[Content], *, are_rendered: bool = False) -> list[Item]:
     """The items, those with equal prompts beside each other. Raises InvalidRequest, naming the place.
 

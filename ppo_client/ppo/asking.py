@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from ppo_client.client.content import is_empty
 from ppo_client.client.scores import Content
-from ppo_client.ppo.completions import completion_contents, is_empty, response_ids, response_texts
+from ppo_client.ppo.completions import completion_contents, response_ids, response_texts
 from ppo_client.ppo.errors import EmptyResponse
 from ppo_client.ppo.policy import Samples
 from ppo_client.ppo.prompts import Prompt

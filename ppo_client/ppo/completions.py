@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ppo_client.client.scores import Content
@@ -47,12 +47,6 @@ def response_texts(samples: Samples, tokenizer: Any | None, *, continues_prompt:
 def completion_contents(prompts: Sequence[Prompt], ids: list[list[int]], texts: list[str]) -> list[Content]:
     """What is sent: of the same kind as the prompt, as the service asks for."""
     return [_content(prompt.content, row, text) for prompt, row, text in zip(prompts, ids, texts, strict=True)]
-
-
-def is_empty(completion: Content) -> bool:
-    """Whether there is nothing to score."""
-    first = completion[0] if completion else ""
-    return not (first["content"] if isinstance(first, Mapping) else completion)
 
 
 def _content(prompt: Content, ids: list[int], text: str) -> Content:
