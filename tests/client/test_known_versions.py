@@ -14,21 +14,24 @@ def scores(version: int, calibration: str = "") -> Scores:
     return Scores([], "m", version, f"{version}" * 64, [], [], calibration=map_of_scores)
 
 
-@pytest.mark.parametrize(
-    ("on_change", "selector", "run", "stops"),
-    [
-        ("stop", "m", "r", True),
-        ("stop", "m", "", True),
-        ("stop", "m@stable", "r", True),
-        ("follow", "m", "r", False),
-        ("follow", "m@stable", "", False),
-        ("recalibrate", "m", "r", False),
-        # A run's bare name is the run's own version; a label moves, and nobody's call belongs to no run.
-        ("auto", "m", "r", True),
-        ("auto", "m", "", False),
-        ("auto", "m@stable", "r", False),
-    ],
-)
+NAMES = [
+    ("stop", "m", "r", True),
+    ("stop", "m", "", True),
+    ("stop", "m@stable", "r", True),
+    ("follow", "m", "r", False),
+    ("follow", "m@stable", "", False),
+    ("recalibrate", "m", "r", False),
+    # A run's bare name is the run's own version; a label moves, and nobody's call belongs to no run.
+    ("auto", "m", "r", True),
+    ("auto", "m", "", False),
+    ("auto", "m@stable", "r", False),
+]
+"""Setting, selector, run, and whether a name that is answered by another version stops."""
+
+TABLE = ("on_change", "selector", "run", "stops")
+
+
+@pytest.mark.parametrize(TABLE, NAMES)
 def test_stops_or_follows(on_change: OnVersionChange, selector: str, run: str, stops: bool) -> None:
     known = KnownVersions(on_change)
     assert known.expected_digest(selector, run) is None
@@ -74,18 +77,7 @@ def test_a_run_that_ended_asks_anew(model: str) -> None:
         known.answered("m", "other", scores(2))
 
 
-@pytest.mark.parametrize(
-    ("on_change", "selector", "run", "stops"),
-    [
-        ("stop", "m@1", "", True),
-        ("stop", "m@stable", "r", True),
-        ("auto", "m", "r", True),
-        ("auto", "m@stable", "r", False),
-        ("auto", "m@1", "r", False),
-        ("follow", "m", "r", False),
-        ("recalibrate", "m", "r", False),
-    ],
-)
+@pytest.mark.parametrize(TABLE, [*NAMES, ("stop", "m@1", "", True), ("auto", "m@1", "r", False)])
 def test_another_calibration_moves_the_scores_as_another_version_does(
     on_change: OnVersionChange, selector: str, run: str, stops: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
