@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
@@ -23,12 +22,13 @@ from ppo_client.ppo.evaluation_facts import evaluation_facts, measure_of, text_r
 from ppo_client.ppo.generation import log_prob_gap
 from ppo_client.ppo.kl import check_finite, kl_per_token, next_coefficient
 from ppo_client.ppo.metrics import Event, metrics_row, sample_rows
-from ppo_client.ppo.normalize import NormalizerFitted, ScoreNormalizer
+from ppo_client.ppo.normalize import NormalizerFitted
 from ppo_client.ppo.progress import is_due
 from ppo_client.ppo.prompts import Prompt
 from ppo_client.ppo.reward_source import RewardSource
 from ppo_client.ppo.rewards import reward_facts, shaped_scores, token_rewards
 from ppo_client.ppo.rollout import Rollout, Started
+from ppo_client.ppo.scale import first_normalizer, on_one_scale
 from ppo_client.ppo.seeds import Purpose, prompt_rows, uniforms
 from ppo_client.ppo.setting_changes import adjustable_settings, setting_changes
 from ppo_client.ppo.sharding import autocast, copy_weights
@@ -113,9 +113,12 @@ class PPOTrainer:
 
         # 2. Rewards: minus the KL penalty at each token, plus the score at the last.
         kl = kl_per_token(rollout.log_probs, rollout.reference_log_probs, config.kl.estimator)
-        normalized = self._normalized(rollout, found, before.versions)
-        if run.state.normalizer != before.normalizer:
-            events.append(NormalizerFitted(run.state.normalizer))
+        normalized, normalizer = on_one_scale(
+            rollout, before, run.state.versions, found, config.reward.normalize_samples
+        )
+        if normalizer != before.normalizer:
+            run.state = replace(run.state, normalizer=normalizer)
+            events.append(NormalizerFitted(normalizer))
         scores = shaped_scores(normalized, rollout.has_eos, config.reward)
         rewards = token_rewards(scores, kl, mask, kl_coefficient)
         kept = rollout.kept
@@ -240,28 +243,6 @@ class PPOTrainer:
             on_version_change=reward.on_version_change,
         )
 
-    def _normalized(self, rollout: Rollout, found: Sequence[Event], before: Sequence[RewardVersion]) -> Tensor:
-        """The step's scores (B,), each by the map that was fitted to what gave it.
-
-        A run that goes on with another scale of scores fits its map to that; `before`: the versions until this step.
-        """
-        run, scores, old, now = self.run, rollout.scores, self.run.state.normalizer, self.run.state.versions
-        # No more than the step has: of a run that drops some in each, the map would be provisional for ever.
-        num_wanted = min(run.config.reward.normalize_samples, int(rollout.kept.sum()))
-        if not num_wanted or not (_is_other_scale(found) or old.is_provisional):
-            return old(scores)
-        if not _is_other_scale(found):
-            run.state = replace(run.state, normalizer=old.fit_again(scores[rollout.kept], num_wanted))
-            return run.state.normalizer(scores)
-        normalized = old(scores)
-        for versions, rows in _rows_by_versions(rollout, now).items():
-            if versions != before:
-                new = old.fit_again(scores[rows & rollout.kept], num_wanted)
-                normalized = torch.where(rows, new(scores), normalized)
-                if versions == now:  # others came in between, and the step's end has done with them
-                    run.state = replace(run.state, normalizer=new)
-        return normalized
-
     def _check_generation(self, rollout: Rollout) -> None:
         """Where another engine wrote: that it has the policy's weights, each time; how near it comes, once."""
         sampled, run = rollout.sampled_log_probs, self.run
@@ -368,28 +349,11 @@ class PPOTrainer:
         """Fixes gain and bias by responses of the policy as it starts."""
         run, num_wanted = self.run, self.run.config.reward.normalize_samples
         rollout, found, _ = self._roll_out(Purpose.NORMALIZATION, 0, num_wanted)
-        if _is_other_scale(found):  # those that training will not see are of another scale
-            rows = _rows_by_versions(rollout, run.state.versions)[run.state.versions] & rollout.kept
-            normalizer = run.state.normalizer.fit_again(rollout.scores[rows], num_wanted)
-        else:
-            rows = rollout.kept
-            normalizer = ScoreNormalizer.fit(rollout.scores[rows])
+        normalizer, num_fitted = first_normalizer(rollout, run.state, found, num_wanted)
         run.state = replace(run.state, normalizer=normalizer)
         for event in found:
             run.tracker.say(str(event))
-        run.tracker.say(f"scores are normalised: {normalizer}, by {int(rows.sum())} responses")
-
-
-def _is_other_scale(found: Sequence[Event]) -> bool:
-    """Whether scores came that cannot be compared with those before them."""
-    return any(isinstance(event, VersionChange) and not event.is_calibrated for event in found)
-
-
-def _rows_by_versions(rollout: Rollout, now: tuple[RewardVersion, ...]) -> dict[tuple[RewardVersion, ...], Tensor]:
-    """Which rows, bool (B,), which versions scored; those that none did are with `now`'s."""
-    given = [record.given.versions or now for record in rollout.records]
-    device = rollout.scores.device
-    return {versions: torch.tensor([one == versions for one in given], device=device) for versions in set(given)}
+        run.tracker.say(f"scores are normalised: {normalizer}, by {num_fitted} responses")
 
 
 def _way_on(output: Path, step: int, num_made: int) -> str:
