@@ -193,8 +193,7 @@ def test_work_that_piles_up(prometheus: Prometheus, tmp_path: Path) -> None:
         patient = threading.Thread(target=call, args=("I have time", 60))
         patient.start()
         try:
-            # Several times, for a counter that begins has no rate before it counts again. Some of those whose time is
-            # up are counted as cancelled: their caller was quicker than the server's clock.
+            # Several times, for a counter that begins has no rate before it counts again.
             for timeout_s in (6, 2, 2, 2):
                 hasty = [threading.Thread(target=call, args=(f"late {n}", timeout_s)) for n in range(6)]
                 for thread in hasty:

@@ -18,6 +18,7 @@ from running_server import Gate, RunningServer, error_of, running, score_request
 from rm_server.config import EngineSettings, TransportSettings
 
 CAPACITY = 10
+NUM_LATE = 8
 
 
 @pytest.fixture
@@ -54,8 +55,12 @@ def queued(server: RunningServer) -> int:
 
 def test_a_deadline_that_passes_in_the_queue_drops_the_work(server: RunningServer, gate: Gate) -> None:
     first = occupy(server, gate)
-    late = server.scoring.Score.future(score_request("helpfulness@1", "late"), timeout=0.3)
-    assert late.exception(timeout=60).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    calls = [
+        server.scoring.Score.future(score_request("helpfulness@1", f"late {number}"), timeout=1)
+        for number in range(NUM_LATE)
+    ]
+    for call in calls:
+        assert call.exception(timeout=60).code() is grpc.StatusCode.DEADLINE_EXCEEDED
     until(lambda: queued(server) == 0)
     gate.open()
     assert first.result(timeout=60).results[0].HasField("score")
@@ -65,15 +70,16 @@ def test_a_deadline_that_passes_in_the_queue_drops_the_work(server: RunningServe
         server.metric("rm_dropped_items_total", model="helpfulness", version="1", reason=reason)
         for reason in ("deadline_exceeded", "cancelled")
     )
-    assert dropped == 1
+    assert dropped == NUM_LATE
+    # To the server most of them hang up: their clocks are quicker than its own, by as long as a request is on its way.
     of_it = {"model": "helpfulness", "version": "1", "reason": "deadline_exceeded"}
-    assert server.metric("rm_requests_total", method="Score", **of_it) == 1
-    assert server.metric("rm_items_total", **of_it) == 1
+    assert server.metric("rm_requests_total", method="Score", **of_it) > NUM_LATE / 2
+    assert server.metric("rm_items_total", **of_it) > NUM_LATE / 2
 
 
 def test_a_cancelled_call_is_not_computed(server: RunningServer, gate: Gate) -> None:
     first = occupy(server, gate)
-    gone = server.scoring.Score.future(score_request("helpfulness@1", "gone 1", "gone 2"))
+    gone = server.scoring.Score.future(score_request("helpfulness@1", "gone 1", "gone 2"), timeout=60)
     until(lambda: queued(server) == 2)
     gone.cancel()
     until(lambda: queued(server) == 0)
