@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = ROOT / ".venv-peers" / "s3"
-PACKAGES = ("s3fs", "boto3", "moto[s3,server]")
+# Any other boto3 than the one that aiobotocore names keeps pip looking for an hour.
+PACKAGES = ("s3fs", "aiobotocore[boto3]", "moto[s3,server]")
 TESTS = Path(__file__).parent / "peers" / "artifacts_s3.py"
 
 
