@@ -260,13 +260,15 @@ class VersionManager:
             await self._following.refresh_holders()  # a run may just have ended on another server
             self._check_not_needed(key)
             labels = self._following.labels_naming(key)
-            if is_loaded and labels and not force:
+            # What is paged out serves, too: the next call by the label brings it back.
+            serves = is_loaded or key in self._deployment.paged_out
+            if serves and labels and not force:
                 raise VersionInUse(
                     f"{version_name(key)} is named by the label {', '.join(labels)}. Move that first, or force "
                     "the unload: then calls by the label fail."
                 )
             was_wanted, precision = key in self._following.in_catalog.wanted, self._following.wanted_precision(key)
-            why = f"forced, although named by the label {', '.join(labels)}" if is_loaded and labels else ""
+            why = f"forced, although named by the label {', '.join(labels)}" if serves and labels else ""
             await asyncio.to_thread(self._catalog.set_wanted, *key, False, actor, comment, why=why)
             # A run may have been given it meanwhile, here or on another server; a split may have got it.
             await self.refresh()

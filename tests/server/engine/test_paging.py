@@ -266,6 +266,22 @@ async def test_unloading_and_damage_end_the_way_back(tmp_path: Path) -> None:
         assert not world.versions.pager.is_away(two)
 
 
+async def test_what_a_label_names_is_not_unloaded_while_it_is_paged_out(tmp_path: Path) -> None:
+    async with small_world(tmp_path) as world:
+        one, *_ = await loaded(world, 1)
+        await world.versions.set_label("m", "stable", 1, **BY)
+        await loaded(world, 2, 3)
+        assert world.state(one) == "PAGED_OUT"
+        with pytest.raises(VersionInUse, match="m@1 is named by the label stable"):
+            await world.versions.unload(one, False, **BY)
+        assert await score(world, one, 7) == 7
+        await loaded(world, 4, 5)
+        assert world.state(one) == "PAGED_OUT"
+        await world.versions.unload(one, True, **BY)
+        assert world.state(one) == "REGISTERED"
+        assert world.catalog.history("m")[0].detail == "forced, although named by the label stable"
+
+
 async def test_what_another_process_no_longer_wants_is_forgotten(tmp_path: Path) -> None:
     async with small_world(tmp_path) as world:
         one, *_ = await loaded(world, 1, 2, 3)
