@@ -205,12 +205,13 @@ class Following:
     def begin_steps(self) -> None:
         """Begins all that may begin now. What is paged out and wanted no longer is not kept in mind.
 
+        Nor is what shadows by now: no request would bring that back, so that it is loaded as if it had never been here.
         What FAILED for a reason that has passed is tried again where it is wanted.
         """
         for key in self.deployment.may_work_now & self.wanted:
             if not self.deployment.is_busy(key):
                 self.deployment.forget(key)
-        for key in self.deployment.paged_out - self.wanted:
+        for key in self.deployment.paged_out - (self.wanted - self.in_catalog.shadows.keys()):
             if not self.deployment.is_busy(key):
                 self.deployment.forget(key)
         for step in self._next_steps():

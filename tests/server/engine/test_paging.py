@@ -282,6 +282,15 @@ async def test_what_a_label_names_is_not_unloaded_while_it_is_paged_out(tmp_path
         assert world.catalog.history("m")[0].detail == "forced, although named by the label stable"
 
 
+async def test_what_shadows_by_another_server_s_word_comes_back_by_itself(tmp_path: Path) -> None:
+    async with small_world(tmp_path) as world:
+        one, two, three = await loaded(world, 1, 2, 3)
+        assert world.state(one) == "PAGED_OUT"
+        shadows.set_shadow(world.elsewhere, *one, 0.5, "somebody")
+        await fake.until(lambda: world.state(one) == "READY")
+        assert sorted(world.state(key) for key in (two, three)) == ["PAGED_OUT", "READY"]
+
+
 async def test_what_another_process_no_longer_wants_is_forgotten(tmp_path: Path) -> None:
     async with small_world(tmp_path) as world:
         one, *_ = await loaded(world, 1, 2, 3)
