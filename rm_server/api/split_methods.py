@@ -29,6 +29,7 @@ class SplitMethods:
 
     async def SetSplit(self, request: experiments_pb2.SetSplitRequest, call: Call) -> experiments_pb2.SetSplitResponse:
         """Divides the model's runs."""
+        await self._versions.refresh()  # another process may have registered an arm's version a moment ago
         split = await self._versions.set_split(
             _split(request.split), load=request.load, actor=call.actor, comment=request.comment
         )
@@ -38,6 +39,7 @@ class SplitMethods:
         self, request: experiments_pb2.ListSplitsRequest, call: Call
     ) -> experiments_pb2.ListSplitsResponse:
         """The splits with the weights of this moment, and the pins."""
+        await self._versions.refresh()
         snapshot = self._versions.snapshot
         self._require_known(request.model)
         num_runs = await self._num_runs()
@@ -66,6 +68,7 @@ class SplitMethods:
         pin = request.pin
         check_run(pin.run)
         call.run = pin.run
+        await self._versions.refresh()
         await self._versions.set_pin(pin.run, (pin.model, pin.version), call.actor, request.comment)
         return experiments_pb2.SetPinResponse()
 

@@ -15,6 +15,7 @@ from running_server import RunningServer, error_of, make_rules_version, running
 from ppo_client import RewardClient
 from ppo_client.client.errors import NotCalibrated, RunNotFound, VersionChanged
 from rm_server.cli import main
+from rm_server.config import CatalogSettings
 
 RUNS = [f"run-{number}" for number in range(40)]
 
@@ -82,6 +83,23 @@ def test_a_split_of_two_servers_on_one_home_is_one_split(tmp_path: Path, server:
         there = {run: other.score("m", "a", run=run).arm for run in RUNS}
         assert {run: there[run] for run in here} == here
         assert {run: server.score("m", "a", run=run).arm for run in RUNS} == there
+
+
+def test_splits_and_pins_are_of_what_another_server_registered_and_set_a_moment_ago(
+    tmp_path: Path, server: RunningServer, folders: list[Path]
+) -> None:
+    with running(tmp_path / "home", catalog=CatalogSettings(poll_s=60)) as other:
+        server.deploy("n", *folders[:2])
+        pin = experiments_pb2.Pin(run="r", model="n", version=1)
+        _, error = error_of(lambda: other.experiments.SetPin(experiments_pb2.SetPinRequest(pin=pin)))
+        assert "n@1 is not loaded" in error.message  # here; that there is such a version is known
+        server.experiments.SetPin(experiments_pb2.SetPinRequest(pin=pin))
+        server.deploy("o", *folders[:2])
+        message = experiments_pb2.Split(model="o", arms=[experiments_pb2.Arm(name="a", version=2, weight=1.0)])
+        other.experiments.SetSplit(experiments_pb2.SetSplitRequest(split=message, load=True))
+        for one in (other, server):
+            known = one.experiments.ListSplits(experiments_pb2.ListSplitsRequest())
+            assert ([each.model for each in known.splits], list(known.pins)) == (["o"], [pin])
 
 
 def test_a_pin_comes_before_the_split_when_the_run_asks_next(server: RunningServer) -> None:
