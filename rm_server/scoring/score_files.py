@@ -123,10 +123,11 @@ def read_scores(
     schema = _schema()
     names = [name for name in schema.names if has_texts or name not in ("prompt", "completion")]
     for path in log_files(folder):
-        # What was closed before has nothing later: of a year of files only those of the last hours are opened.
-        if since is not None and path.stat().st_mtime < since.timestamp() - CLOCKS_APART_S:
-            continue
-        yield read_table(path, columns=names, filters=condition, schema=schema)
+        with suppress(FileNotFoundError):  # a server that keeps no more (`keep_mb`) removed it meanwhile
+            # What was closed before has nothing later: of a year of files only those of the last hours are opened.
+            if since is not None and path.stat().st_mtime < since.timestamp() - CLOCKS_APART_S:
+                continue
+            yield read_table(path, columns=names, filters=condition, schema=schema)
 
 
 def _schema() -> Any:

@@ -224,6 +224,20 @@ async def test_files_that_were_closed_long_before_are_not_opened(tmp_path: Path)
     assert len(rows(tmp_path, since=datetime.fromtimestamp(1.5e9, UTC))) == 3
 
 
+@pytest.mark.parametrize("since", [None, datetime.fromtimestamp(1e9, UTC)])
+async def test_files_that_a_server_removes_while_they_are_read_are_passed_over(
+    tmp_path: Path, since: datetime | None
+) -> None:
+    log, _ = make(tmp_path)
+    for _ in range(3):
+        take(log)
+        await log.flush()
+    tables = read_scores(tmp_path, since=since)
+    assert next(tables).num_rows == 3
+    log_files(tmp_path)[1].unlink()
+    assert [table.num_rows for table in tables] == [3]
+
+
 def test_what_is_old_or_abandoned_is_removed(tmp_path: Path) -> None:
     for number in range(4):
         (tmp_path / f"scores-2026010{number}.parquet").write_bytes(b"x" * 400_000)
