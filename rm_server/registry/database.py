@@ -14,7 +14,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, select, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, func, make_url, select, text
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, NotSupportedError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -24,6 +24,12 @@ from rm_server.registry.tables import state
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_S = 10.0
+"""Who wants to write waits so long for who writes."""
+STUCK_AFTER_S = 60.0
+"""Who stands still in the middle of writing, a server that was stopped for example, is rolled back by PostgreSQL."""
+SILENCE_S = 5
+"""A PostgreSQL that a broken network hides is given up after that, where its URL says nothing else (`connect_timeout`,
+`tcp_user_timeout`, …); TCP by itself would wait for a quarter of an hour."""
 _RETRY_AFTER_S = 1.0
 # Any number, as long as every release uses the same: it names PostgreSQL's lock for "somebody migrates the catalog".
 _ADVISORY_LOCK = 0x726D5F6170690001
@@ -67,6 +73,11 @@ class Database:
         Commits at the end, rolls back on an exception. A kill at any moment leaves all of it or nothing.
         """
         with self._translated_errors(), self._writing_connection() as connection:
+            if not self._is_sqlite:
+                # For this transaction alone, and not as options of the connection: PgBouncer refuses those.
+                limits_s = {"lock_timeout": BUSY_TIMEOUT_S, "idle_in_transaction_session_timeout": STUCK_AFTER_S}
+                limits = [func.set_config(name, f"{limit * 1000:.0f}ms", True) for name, limit in limits_s.items()]
+                connection.execute(select(*limits))
             connection.execute(select(state.c.revision).with_for_update()).one()
             yield connection
 
@@ -169,8 +180,11 @@ def _parsed(url: str) -> URL:
 
 def _server_engine(url: URL) -> Engine:
     """Connections are tried before they are used: the database may have been restarted."""
+    patience = dict.fromkeys(("connect_timeout", "keepalives_idle", "keepalives_interval"), SILENCE_S)
+    patience["tcp_user_timeout"] = SILENCE_S * 1000  # ms
+    own = {name: value for name, value in patience.items() if name not in url.query}
     try:
-        return create_engine(url, pool_pre_ping=True)
+        return create_engine(url, pool_pre_ping=True, connect_args=own)
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"The catalog {url} needs the package {error.name}: install rm-service[postgres], and name the driver "

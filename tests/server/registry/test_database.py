@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -161,6 +162,36 @@ def test_a_writer_that_waits_too_long_is_told_to_come_back(url: str, monkeypatch
     with holder.writing(), pytest.raises(CatalogUnavailable, match="database is locked") as caught:
         Database(url)
     assert caught.value.retry_after_s == 1.0
+
+
+def test_a_writer_of_postgresql_waits_no_longer(postgresql_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    holder, other = Database(postgresql_url), Database(postgresql_url)
+    monkeypatch.setattr(database_module, "BUSY_TIMEOUT_S", 0.01)
+    with holder.writing(), pytest.raises(CatalogUnavailable, match="lock timeout") as caught, other.writing():
+        pass
+    assert caught.value.retry_after_s == 1.0
+    with other.writing():  # and nothing of that is left
+        pass
+
+
+def test_who_was_stopped_in_the_middle_of_writing_holds_nobody_up_for_ever(postgresql_url: str) -> None:
+    holder, other = Database(postgresql_url), Database(postgresql_url)
+    with pytest.raises(CatalogUnavailable, match="idle-in-transaction"), holder.writing() as stopped:  # noqa: PT012
+        assert stopped.scalar(text("SHOW idle_in_transaction_session_timeout")) == "1min"
+        stopped.execute(text("SET LOCAL idle_in_transaction_session_timeout = '1ms'"))  # so that the test need not wait
+        with other.writing() as connection:
+            connection.execute(insert(models).values(name="m", next_version=1))
+        stopped.execute(select(models))
+    with holder.writing() as connection:
+        assert connection.execute(select(models.c.name)).scalars().all() == ["m"]
+
+
+def test_a_postgresql_that_says_nothing_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_module, "SILENCE_S", 2)  # psycopg knows no less
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(CatalogUnavailable, match="timeout expired"):
+            Database(f"postgresql+psycopg://rm:secret@{address}/rm")
 
 
 def test_a_file_that_is_no_database_is_said(url: str, tmp_path: Path) -> None:
