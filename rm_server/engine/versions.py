@@ -99,6 +99,10 @@ class VersionManager:
         """Where a version is on this server."""
         return self._deployment.state_of(key)
 
+    def is_coming(self, key: VersionKey) -> bool:
+        """Whether a version that is not loaded on this server should be, and no load of it has failed."""
+        return self.state_of(key).state in ("REGISTERED", "LOADING") and key in self.wanted
+
     def subscribe(self) -> Subscription:
         """The changes from now on."""
         return self._following.changes.subscribe()

@@ -26,9 +26,10 @@ from rm_server.scoring.run_status import RunStatus
 from rm_server.scoring.selector import Selector, parse
 
 SHORTEST_LEASE_S = 10.0
+LOADING_RETRY_S = 0.5
+"""Who asks for a version that is being loaded here comes back after that, or goes to another server at once."""
 
 _RUN = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
-_RETRY_AFTER_S = 0.5
 
 
 class Runs:
@@ -255,13 +256,12 @@ class Runs:
     def _check_ready(self, route: Route, run: str) -> None:
         key = route.key
         status = self._versions.state_of(key)
-        state = status.state
-        if state == "READY" or self._versions.pager.is_away(key):  # a call brings it back, and waits for that
+        if status.state == "READY" or self._versions.pager.is_away(key):  # a call brings it back, and waits for that
             return
-        if state in ("REGISTERED", "LOADING") and key in self._versions.wanted:
+        if self._versions.is_coming(key):
             raise Draining(
                 f"{version_name(key)}, which the run {run!r} has, is being loaded on this server; come back soon.",
-                retry_after_s=_RETRY_AFTER_S,
+                retry_after_s=LOADING_RETRY_S,
             )
         why = f" Its last load failed: {status.error.message}" if status.error is not None else ""
         raise VersionNotLoaded(

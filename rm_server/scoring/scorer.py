@@ -18,6 +18,7 @@ from rm_server.engine.loaded import Hold, LoadedVersion
 from rm_server.engine.versions import VersionManager
 from rm_server.engine.work import ItemScore
 from rm_server.errors import (
+    Draining,
     NonFiniteScore,
     NotCalibrated,
     RequestTooLarge,
@@ -30,7 +31,7 @@ from rm_server.registry.records import CalibrationRecord, VersionKey, version_na
 from rm_server.scoring.composites import Composites
 from rm_server.scoring.evaluation import Component, Evaluated, How, evaluate
 from rm_server.scoring.routing import Route
-from rm_server.scoring.runs import Runs
+from rm_server.scoring.runs import LOADING_RETRY_S, Runs
 from rm_server.scoring.selector import Selector, parse
 
 
@@ -202,10 +203,17 @@ class Scorer:
             await self._versions.pager.bring_back(route.key, deadline)
 
     def use(self, key: VersionKey) -> Hold:
-        """As `Engine.use`; where the version could not be loaded here, VersionNotLoaded says why."""
+        """As `Engine.use`; where the version could not be loaded here, VersionNotLoaded says why.
+
+        Raises Draining, too, while it is being loaded because another server was told to: callers that go round the
+        servers come here before it is there.
+        """
         try:
             return self._engine.use(key)
         except VersionNotLoaded as error:
+            if self._versions.is_coming(key):
+                message = f"{version_name(key)} is being loaded on this server; come back soon."
+                raise Draining(message, retry_after_s=LOADING_RETRY_S) from None
             if (failure := self._versions.state_of(key).error) is None:
                 raise
             raise VersionNotLoaded(f"{error.message} Its last load failed: {failure.message}") from None

@@ -216,6 +216,25 @@ async def test_a_call_is_told_why_its_version_could_not_be_loaded(tmp_path: Path
         assert "failed" not in told.value.message, "nobody tried"
 
 
+async def test_a_call_for_a_version_that_another_server_loaded_is_told_to_come_back_while_it_is_loaded_here(
+    tmp_path: Path,
+) -> None:
+    async with running_world(tmp_path) as world:
+        service, key = Service(world), await world.register(0.5, waits=True)
+        with pytest.raises(VersionNotLoaded, match="load it first"):
+            await service.score("m@1", ((), [(2,)]))
+        world.elsewhere.set_wanted(*key, True, "somebody")
+        world.elsewhere.set_label("m", "stable", 1, "somebody")
+        await until(lambda: world.state(key) == "LOADING")
+        for selector in ("m", "m@1", "m@stable"):
+            with pytest.raises(Draining, match="m@1 is being loaded on this server; come back soon") as told:
+                await service.score(selector, ((), [(2,)]))
+            assert told.value.retry_after_s
+        fake.open_gate(world.files(key))
+        await until(lambda: world.state(key) == "READY")
+        assert values(await service.score("m@stable", ((), [(2,)]))) == [1.0]
+
+
 async def test_a_call_with_too_many_items_fails(tmp_path: Path) -> None:
     async with running_service(tmp_path) as service:
         assert len((await service.score("m", ((), [(2,)] * 50))).items) == 50
