@@ -67,9 +67,12 @@ def to_items(prompts: Sequence[Content], completions: Sequence[Content], *, are_
     return [item for _, items in known.values() for item in items]
 
 
-def check_pair(prompt: Content, completion: Content) -> None:
+def check_pair(prompt: Content, completion: Content, *, is_rendered: bool = False) -> None:
     """Raises InvalidRequest where they cannot be sent."""
-    _check_one_kind(_to_message(prompt, "the prompt"), _to_message(completion, "the completion"), "")
+    messages = _to_message(prompt, "the prompt"), _to_message(completion, "the completion")
+    _check_one_kind(*messages, "")
+    if is_rendered:
+        _whole(*messages, "")
 
 
 def _as_list(name: str, values: Any) -> Sequence[Content]:

@@ -44,6 +44,12 @@ def add_parser(subparsers: Any) -> None:
         "--truncation", choices=("refuse", "keep_end", "keep_start"), help="default: the version's rule"
     )
     parser.add_argument(
+        "--rendered",
+        action="store_true",
+        help="prompt and completion are one text that a chat template has rendered before: the model's BOS comes once, "
+        "whether the text begins with it or not",
+    )
+    parser.add_argument(
         "--keep-going", action="store_true", help="a row that has no score gets an error, and exit is 1"
     )
     parser.add_argument("--batch-size", type=int, default=256, help="rows of one call (default: %(default)s)")
@@ -65,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         score_field=args.score_field,
         calibrated=args.calibrated,
         truncation=args.truncation,
+        rendered=args.rendered,
         keep_going=args.keep_going,
         batch_size=args.batch_size,
     )

@@ -44,7 +44,8 @@ class ScoreJob:
     """What is to be done. Rows have the prompt in ``prompt_field`` (empty: there is none) and the completion in
     ``completion_field``; the score goes into ``score_field``, and what belongs to it into fields that begin so.
 
-    ``keep_going``: a row that cannot be scored gets an error in place of its score, instead of ending the run.
+    ``rendered``: as in ScoreOptions. ``keep_going``: a row that cannot be scored gets an error in place of its score,
+    instead of ending the run.
     """
 
     source: Path
@@ -55,6 +56,7 @@ class ScoreJob:
     score_field: str = "score"
     calibrated: bool = False
     truncation: TruncationRule | None = None
+    rendered: bool = False
     keep_going: bool = False
     batch_size: int = 256
 
@@ -66,7 +68,7 @@ class ScoreJob:
 
     def identity(self) -> dict[str, Any]:
         """What must be the same when a run goes on."""
-        names = ("model", "prompt_field", "completion_field", "score_field", "calibrated", "truncation")
+        names = ("model", "prompt_field", "completion_field", "score_field", "calibrated", "truncation", "rendered")
         return {name: getattr(self, name) for name in names} | {"input_sha256": file_digest(self.source)}
 
 
@@ -172,7 +174,7 @@ def _outcomes(client: RewardClient, job: ScoreJob, journal: Journal) -> Iterator
 
 def _submit(client: RewardClient, job: ScoreJob, pin: _Pin | None, batch: _Batch) -> Future[Scores]:
     rows = [batch.rows[index] for index in batch.sent]
-    options: ScoreOptions = {"calibrated": job.calibrated, "truncation": job.truncation}
+    options: ScoreOptions = {"calibrated": job.calibrated, "truncation": job.truncation, "rendered": job.rendered}
     if pin is not None:
         options["expected_digest"] = pin.digest
     return client.submit(
@@ -256,7 +258,8 @@ def _refusal(job: ScoreJob, row: Row) -> InvalidRequest | None:
         if row[name] is None:
             return UnsupportedContent(f"{name!r} is null; text, chat messages or token ids are expected")
     try:
-        check_pair(row[job.prompt_field] if job.prompt_field else "", row[job.completion_field])
+        prompt = row[job.prompt_field] if job.prompt_field else ""
+        check_pair(prompt, row[job.completion_field], is_rendered=job.rendered)
     except InvalidRequest as error:
         return error
     return None
@@ -354,7 +357,8 @@ class Journal:
         self._file.truncate(len(whole))
         if pin is None:
             return
-        if changed := [name for name, value in self._identity.items() if header.get(name) != value]:
+        # What it does not name was no option yet when it was begun.
+        if changed := [name for name, value in self._identity.items() if header.get(name, False) != value]:
             raise InvalidFile(
                 f"{self.path} is of a run with another {' and '.join(changed)}; finish that one, or remove the file to "
                 "start anew"

@@ -123,9 +123,33 @@ def test_another_job_does_not_go_on_with_this_ones_journal(
         score_file(client, job)
     with pytest.raises(errors.InvalidFile, match="another model and calibrated"):
         score_file(client, but(job, model="other", calibrated=True))
+    with pytest.raises(errors.InvalidFile, match="another rendered"):
+        score_file(client, but(job, rendered=True))
     write_rows(job.source, ROWS[:-1])
     with pytest.raises(errors.InvalidFile, match="another input_sha256"):
         score_file(client, job)
+
+
+def test_a_journal_of_before_there_was_an_option_is_gone_on_with(
+    server: FakeServer, client: RewardClient, job: ScoreJob
+) -> None:
+    server.will(usual)
+    server.always = fail(grpc.StatusCode.INTERNAL, "INTERNAL")
+    with pytest.raises(errors.ServerDefect):
+        score_file(client, job)
+    journal = job.output.with_name("out.jsonl.partial")
+    journal.write_text(journal.read_text().replace('"rendered": false, ', ""))
+    server.always = None
+    assert score_file(client, job).resumed == 5
+
+
+def test_texts_that_were_rendered_before_are_sent_as_such(
+    server: FakeServer, client: RewardClient, job: ScoreJob
+) -> None:
+    score_file(client, but(job, rendered=True))
+    assert all(request.options.rendered for request in server.requests)
+    sent = [text.text for request in server.requests for group in request.groups for text in group.completions]
+    assert sorted(sent) == sorted(f"{row['prompt']}{row['completion']}" for row in ROWS)
 
 
 def test_a_row_without_a_score_ends_the_run(server: FakeServer, client: RewardClient, job: ScoreJob) -> None:
@@ -248,6 +272,7 @@ def test_an_empty_file(client: RewardClient, job: ScoreJob) -> None:
         ({}, {"completion": 7}, "line 24: the completion is int"),
         ({}, {"completion": "\ud83e"}, "line 24: the completion is no valid Unicode"),
         ({}, {"completion": [1, 2]}, "line 24: the prompt is text and the completion token_ids"),
+        ({"rendered": True}, {"prompt": [1], "completion": [2]}, "line 24: rendered is for text, and token_ids came"),
     ],
 )
 def test_rows_that_cannot_be_scored_are_named_before_any_is(
@@ -328,6 +353,11 @@ def test_the_command_prints_what_it_did(server: FakeServer, job: ScoreJob, capsy
     said = capsys.readouterr()
     assert said.out.startswith(f"23 rows scored by length@1 (digest {DIGESTS[1][:12]}), 0 failed: ")
     assert "23 of 23 rows (100%)" in said.err
+
+
+def test_the_command_says_what_is_rendered(server: FakeServer, job: ScoreJob) -> None:
+    assert command(str(job.source), str(job.output), "--model", "length", "--server", server.address, "--rendered") == 0
+    assert all(request.options.rendered for request in server.requests)
 
 
 def test_the_command_fails_if_a_row_has(
