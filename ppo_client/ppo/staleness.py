@@ -40,6 +40,18 @@ def to_tensors(chunks: Sequence[Samples]) -> list[dict[str, Any]]:
     ]
 
 
+def shared_out(chunks: Sequence[Mapping[str, Any]], rows: range) -> list[dict[str, Any]]:
+    """Of what `to_tensors` made in all processes, in order of rank, the rows `rows` of the step's batch."""
+    found, first = [], 0
+    for chunk in chunks:
+        size = len(chunk["has_eos"])
+        own = slice(max(rows.start - first, 0), max(rows.stop - first, 0))
+        if own.start < min(own.stop, size):
+            found.append({name: None if tensor is None else tensor[own] for name, tensor in chunk.items()})
+        first += size
+    return found
+
+
 def from_tensors(chunks: Sequence[Mapping[str, Any]], device: torch.device) -> list[Samples]:
     """What `to_tensors` made; values are computed anew when they are needed."""
     found = []

@@ -14,7 +14,7 @@ from ppo_client.ppo.assembly import assemble
 from ppo_client.ppo.checkpoint import RunState
 from ppo_client.ppo.config import EvaluationConfig, PPOConfig
 from ppo_client.ppo.config_file import changed_keys, load_config, to_toml
-from ppo_client.ppo.distributed import is_true_anywhere
+from ppo_client.ppo.distributed import is_true_anywhere, own_rows
 from ppo_client.ppo.errors import CheckpointError, ConfigError
 from ppo_client.ppo.inputs import with_absolute_paths
 from ppo_client.ppo.kl import coefficient_set
@@ -23,6 +23,7 @@ from ppo_client.ppo.reward_source import RewardSource
 from ppo_client.ppo.run import Run
 from ppo_client.ppo.setting_changes import ADJUSTABLE, adjustable_settings, setting_changes
 from ppo_client.ppo.sharding import load_optimizer_state, make_accelerator
+from ppo_client.ppo.staleness import shared_out
 
 # The others decide what is learnt: with them changed it would be another run. ADJUSTABLE do, too, and the log says so.
 CHANGEABLE_ON_RESUME = frozenset(
@@ -114,8 +115,9 @@ def resume_run(output: Path, rewards: RewardSource | None = None, overrides: Seq
     marks = disk.load_tensors(place / "processes.pt")
     if accelerator.process_index < len(marks):
         disk.set_random_state(marks[accelerator.process_index]["random"])
-    if len(marks) == accelerator.num_processes:  # else the responses are shared out in another way: written anew
-        run.restored = marks[accelerator.process_index]["started"]
+    # There may be more processes now, or fewer.
+    own = own_rows(config.ppo.batch_size, accelerator.process_index, accelerator.num_processes)
+    run.restored = shared_out([chunk for mark in marks for chunk in mark["started"]], own)
     _write_config(run)  # so that the next resume knows what this one was told
     run.tracker.say(f"resuming {state.run} after step {state.step}, from {place}")
     return run

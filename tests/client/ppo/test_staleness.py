@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from safetensors.torch import load_file
 from tiny_policies import KINDS, FakeRewards, make_config, read_jsonl, save_id_prompts, save_policy, without_times
 
 from ppo_client.ppo import PPOTrainer
-from ppo_client.ppo.checkpoint import latest_checkpoint
+from ppo_client.ppo.checkpoint import latest_checkpoint, load_tensors
+from ppo_client.ppo.distributed import own_rows
 from ppo_client.ppo.losses import policy_loss
-from ppo_client.ppo.staleness import importance_weights
+from ppo_client.ppo.staleness import importance_weights, shared_out
 from ppo_client.ppo.update import Batch, Updater, UpdateStatistics
 
 STALE: dict[str, Any] = {"rollout": {"max_staleness": 1, "micro_batch_size": 4}}
@@ -107,6 +109,38 @@ def test_resumed_it_is_the_same_bit_by_bit(folder: Path, kind: str) -> None:
     for place in sorted((latest_checkpoint(folder / "whole") / "policy").glob("*.safetensors")):
         found = load_file(latest_checkpoint(resumed) / "policy" / place.name)
         assert all(torch.equal(value, found[name]) for name, value in load_file(place).items())
+
+
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_what_several_processes_wrote_is_gone_on_with_in_one(folder: Path, num_processes: int) -> None:
+    for name in ("whole", "resumed"):
+        train = {"num_steps": 4, "checkpoint_every_steps": 2, "output": str(folder / name)}
+        PPOTrainer(make_config(folder, **STALE, train=train), FakeRewards()).train()
+    resumed = folder / "resumed"
+    shutil.rmtree(resumed / "checkpoints" / "step-000004")
+    marks = resumed / "checkpoints" / "step-000002" / "processes.pt"
+    (mark,) = load_tensors(marks)
+    own = [own_rows(8, rank, num_processes) for rank in range(num_processes)]
+    torch.save([{**mark, "started": shared_out(mark["started"], rows)} for rows in own], marks)
+    PPOTrainer.resume(resumed, FakeRewards()).train()
+    one, other = (read_jsonl(folder / name / "metrics.jsonl") for name in ("whole", "resumed"))
+    assert [row["step"] for row in other if row.get("staleness")] == [2, 3, 4]
+    for row, same in zip(one, other, strict=True):
+        assert same["score_mean"] == pytest.approx(row["score_mean"], rel=1e-5), "the same responses"
+        assert same["policy_loss"] == pytest.approx(row["policy_loss"], abs=1e-5)
+
+
+def test_what_was_written_is_shared_out_in_the_order_of_the_batch() -> None:
+    def chunk(*rows: int) -> dict[str, Any]:
+        return {"has_eos": torch.tensor(rows), "entropies": None}
+
+    chunks = [chunk(0, 1, 2), chunk(3), chunk(4, 5)]
+    for sizes in ((6,), (3, 3), (2, 2, 2), (1,) * 6):
+        bounds = [sum(sizes[:rank]) for rank in range(len(sizes) + 1)]
+        shares = [shared_out(chunks, range(*pair)) for pair in pairwise(bounds)]
+        rows = [[row for part in share for row in part["has_eos"].tolist()] for share in shares]
+        assert rows == [list(range(*pair)) for pair in pairwise(bounds)]
+    assert shared_out([], range(0, 6)) == [], "nothing was written ahead"
 
 
 def test_it_learns(tmp_path: Path) -> None:
