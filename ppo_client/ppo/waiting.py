@@ -71,7 +71,9 @@ class Patience:
                 if left_s <= 0:
                     raise RewardServiceAway(f"no {what} for {self.limit_s:g} s (reward.patience_s): {error}") from error
                 self.report(f"the reward service is away ({error}); asking again, for {left_s:.0f} s at most")
-                self._pause(min(pause_s, left_s))
+                # No sooner than a server that refused (it is full, or a token is at its limit) has said.
+                hint_s = getattr(error, "retry_after_s", None) or 0.0
+                self._pause(min(max(pause_s, hint_s), left_s))
                 if self.stop.is_wanted:
                     raise RunStopped(f"stopped while the reward service was away ({error})") from error
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from tiny_policies import make_scores
 
-from ppo_client.client.errors import ItemsFailed, ItemTooLong, QueueFull, RewardClientError
+from ppo_client.client.errors import ItemsFailed, ItemTooLong, QueueFull, RateLimited, RewardClientError
 from ppo_client.client.scores import Calibration, Content, Scores
 from ppo_client.ppo.config import RewardConfig, RewardModelConfig
+from ppo_client.ppo.connect import AWAY_ERRORS
 from ppo_client.ppo.errors import FailedItems, InvalidScores, RewardServiceAway, RunStopped
 from ppo_client.ppo.reward_source import RewardDesk, checked, parts_of
 from ppo_client.ppo.waiting import Patience, Stop
@@ -98,6 +99,14 @@ def test_it_is_asked_again_while_the_service_is_away() -> None:
     assert len(source.futures) == 4
     assert len(told) == 3
     assert "down" in told[0]
+
+
+def test_it_is_asked_again_no_sooner_than_a_server_has_said() -> None:
+    clock = Clock()
+    source = Flaky(RateLimited("at its limit", retry_after_s=20.0), QueueFull("full", retry_after_s=0.1))
+    desk = make_desk(source, clock, 60.0)
+    replace(desk, patience=replace(desk.patience, away_errors=AWAY_ERRORS)).ask(["p"], ["c"]).result()
+    assert clock.now_s == pytest.approx(20.0 + 1.0)
 
 
 def test_patience_ends() -> None:
