@@ -65,7 +65,7 @@ class ExperimentService(SplitMethods):
 
     async def ListRuns(self, request: experiments_pb2.ListRunsRequest, call: Call) -> experiments_pb2.ListRunsResponse:
         """What is known of the runs."""
-        self._require_known(request.model)
+        self._versions.snapshot.require_known(request.model)
         statuses = await self._runs.statuses(request.model or None, request.run or None)
         return await asyncio.to_thread(_runs_response, statuses)
 

@@ -159,12 +159,9 @@ class ModelService:
             await self._versions.refresh()
 
     def _names(self, model: str) -> tuple[str, ...]:
-        names = self._versions.snapshot.models()
-        if not model:
-            return names
-        if model not in names:
-            raise self._versions.snapshot.unknown(model)
-        return (model,)
+        snapshot = self._versions.snapshot
+        snapshot.require_known(model)
+        return (model,) if model else snapshot.models()
 
     async def _key(self, selector: str) -> VersionKey:
         await self._look_again()

@@ -50,8 +50,7 @@ class ShadowService:
         """All, or a model's."""
         await self._versions.refresh()
         snapshot = self._versions.snapshot
-        if request.model and not snapshot.versions_of(request.model):
-            raise snapshot.unknown(request.model)
+        snapshot.require_known(request.model)
         shadows = [shadow for shadow in snapshot.shadows.values() if request.model in ("", shadow.model)]
         return experiments_pb2.ListShadowsResponse(shadows=[_message(shadow) for shadow in shadows])
 

@@ -41,7 +41,7 @@ class SplitMethods:
         """The splits with the weights of this moment, and the pins."""
         await self._versions.refresh()
         snapshot = self._versions.snapshot
-        self._require_known(request.model)
+        snapshot.require_known(request.model)
         num_runs = await self._num_runs()
         return experiments_pb2.ListSplitsResponse(
             splits=[
@@ -80,12 +80,6 @@ class SplitMethods:
         call.run = request.run
         await self._versions.remove_pin(request.run, request.model, call.actor, request.comment)
         return experiments_pb2.RemovePinResponse()
-
-    def _require_known(self, model: str) -> None:
-        """Empty: all models are meant."""
-        snapshot = self._versions.snapshot
-        if model and not snapshot.versions_of(model):
-            raise snapshot.unknown(model)
 
     async def _num_runs(self) -> Mapping[tuple[str, str], int]:
         return await asyncio.to_thread(count_runs, self._catalog)

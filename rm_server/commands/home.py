@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rm_server.commands.common import CommandError
 from rm_server.registry.shadows import remove_shadow, set_shadow
 from rm_server.scoring.promotion import check_reason, decide, refusal, spoken
 from rm_server.scoring.promotion_evidence import read_evidence
@@ -27,7 +26,7 @@ class HomeAdmin:
     def models(self, model: str = "") -> list[Row]:
         """All models, or one, with their versions."""
         snapshot = self._catalog.snapshot()
-        require_known(snapshot, model)
+        snapshot.require_known(model)
         return [_model(snapshot, name) for name in snapshot.models() if model in ("", name)]
 
     def delete(self, model: str, version: int, *, comment: str = "") -> None:
@@ -84,7 +83,7 @@ class HomeAdmin:
     def shadows(self, model: str = "") -> list[Row]:
         """The shadows of a model, or all."""
         snapshot = self._catalog.snapshot()
-        require_known(snapshot, model)
+        snapshot.require_known(model)
         return [_shadow(shadow) for shadow in snapshot.shadows.values() if model in ("", shadow.model)]
 
     def remove_shadow(self, model: str, version: int, *, comment: str = "") -> None:
@@ -102,12 +101,6 @@ class HomeAdmin:
     def _unwant(self, model: str, version: int | None, comment: str) -> None:
         if version is not None and version not in self._catalog.snapshot().labels_of(model).values():
             self._catalog.set_wanted(model, version, False, self._actor, comment)
-
-
-def require_known(snapshot: Snapshot, model: str) -> None:
-    """Raises CommandError where a model is named that there is not."""
-    if model and not snapshot.versions_of(model):
-        raise CommandError(snapshot.unknown(model).message)
 
 
 def _model(snapshot: Snapshot, name: str) -> Row:

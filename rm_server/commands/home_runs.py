@@ -6,7 +6,6 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from rm_server.commands.home import require_known
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.records import Arm, Split
 from rm_server.registry.runs import end_runs, list_runs
@@ -26,7 +25,7 @@ class HomeRuns:
 
     def runs(self, model: str = "") -> list[Row]:
         """The training runs that the catalog knows, last seen first; running servers write every few seconds."""
-        require_known(self._catalog.snapshot(), model)
+        self._catalog.snapshot().require_known(model)
         now = time.time()
         return [_run(status) for status in run_statuses(*list_runs(self._catalog, model or None, None), now)]
 
@@ -37,7 +36,7 @@ class HomeRuns:
     def splits(self, model: str = "") -> Row:
         """``splits`` with the shares of this moment, and ``pins``."""
         snapshot = self._catalog.snapshot()
-        require_known(snapshot, model)
+        snapshot.require_known(model)
         pins = [
             {"model": of, "run": run, "version": version}
             for (of, run), version in sorted(snapshot.pins.items())

@@ -194,6 +194,11 @@ class Snapshot:
         """What to raise for a model that has no versions."""
         return ModelNotFound(f"The catalog has no model {model!r}; it has {', '.join(self.models()) or 'none'}.")
 
+    def require_known(self, model: str) -> None:
+        """Raises ModelNotFound for a model that has no versions. Empty: all models are meant."""
+        if model and not self.versions_of(model):
+            raise self.unknown(model)
+
     def versions_of(self, model: str) -> tuple[int, ...]:
         """The numbers of a model's versions, ascending."""
         return self._numbers.get(model, ())

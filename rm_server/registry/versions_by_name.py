@@ -21,9 +21,7 @@ def find_version(snapshot: Snapshot, name: str, check_model: CheckModel = any_mo
     if not model or not which:
         raise InvalidSelector(f"{name!r} names no version; write model@version or model@label.")
     check_model(model)  # first: what else is said tells what there is
-    numbers = snapshot.versions_of(model)
-    if not numbers:
-        raise snapshot.unknown(model)
+    snapshot.require_known(model)
     if which.isdecimal():
         number = int(which)
     else:
@@ -31,6 +29,7 @@ def find_version(snapshot: Snapshot, name: str, check_model: CheckModel = any_mo
         if which not in labels:
             raise LabelNotFound(f"{model!r} has no label {which!r}; it has {', '.join(labels) or 'none'}.")
         number = labels[which]
+    numbers = snapshot.versions_of(model)
     if number not in numbers:
         raise VersionNotFound(f"{model!r} has no version {number}; it has {', '.join(map(str, numbers))}.")
     return snapshot.versions[model, number]
