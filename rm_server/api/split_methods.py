@@ -14,9 +14,9 @@ from rm_server.api.describe import timestamp
 from rm_server.engine.versions import VersionManager
 from rm_server.errors import InvalidRequest
 from rm_server.registry.catalog import Catalog
+from rm_server.registry.names import check_run
 from rm_server.registry.records import Arm, RampPoint, Split
 from rm_server.registry.splits import count_runs
-from rm_server.scoring.runs import check_run
 from rm_server.scoring.split import shares
 
 

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rm_server.registry.catalog import Catalog
+from rm_server.registry.names import check_run
 from rm_server.registry.outcomes import Outcome, put_outcome
 from rm_server.registry.runs import find_run, list_runs
 from rm_server.scoring.experiment_evidence import Evidence, read_evidence
 from rm_server.scoring.run_status import run_statuses, version_and_arm
-from rm_server.scoring.runs import check_run
 
 Row = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""What a model, a label and a digest may be called."""
+"""What a model, a label, a run and a digest may be called."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ MAX_NAME_LENGTH = 200
 
 _MODEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]|/(?=[A-Za-z0-9]))*")
 _LABEL = re.compile(r"(?=.*[^0-9])[A-Za-z0-9._-]+")
+_RUN = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -31,6 +32,14 @@ def check_label(label: str) -> str:
         f"{label!r} cannot be a label: letters, digits, '.', '_' and '-' are allowed, not digits alone "
         f"(those are version numbers), and the length is 1 to {MAX_NAME_LENGTH}."
     )
+
+
+def check_run(run: str) -> None:
+    """Raises InvalidRequest where this cannot be the id of a run."""
+    if not _RUN.fullmatch(run):
+        raise InvalidRequest(
+            f"{run[:200]!r} cannot name a run: 1 to 128 letters, digits, '.', '_', '-', ':' and '/' were expected."
+        )
 
 
 def is_digest(text: str) -> bool:

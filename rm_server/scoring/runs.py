@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from rm_server.engine.versions import VersionManager
 from rm_server.errors import CatalogUnavailable, Draining, InvalidRequest, RunNotFound, VersionChanged, VersionNotLoaded
 from rm_server.metrics import Metrics
 from rm_server.registry.catalog import Catalog
+from rm_server.registry.names import check_run
 from rm_server.registry.records import VersionKey, version_name
 from rm_server.registry.run_records import Lease
 from rm_server.registry.runs import Look, assign_run, changed_runs, end_runs, find_run
@@ -28,8 +28,6 @@ from rm_server.scoring.selector import Selector, parse
 SHORTEST_LEASE_S = 10.0
 LOADING_RETRY_S = 0.5
 """Who asks for a version that is being loaded here comes back after that, or goes to another server at once."""
-
-_RUN = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 
 
 class Runs:
@@ -292,14 +290,6 @@ class Runs:
         return (
             f"leases on it: {', '.join(runs[:5])}{more}. End the runs (`rm-server end-run`), or wait until they have "
             "given no sign of life for as long as their leases are."
-        )
-
-
-def check_run(run: str) -> None:
-    """Raises InvalidRequest where this cannot be the id of a run."""
-    if not _RUN.fullmatch(run):
-        raise InvalidRequest(
-            f"{run[:200]!r} cannot name a run: 1 to 128 letters, digits, '.', '_', '-', ':' and '/' were expected."
         )
 
 
