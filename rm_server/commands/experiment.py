@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +19,9 @@ from rm_server.commands.common import (
     write_text,
 )
 from rm_server.commands.experiment_text import lines
-from rm_server.commands.target import add_target_command, open_target
+from rm_server.commands.target import add_target_command, open_server_or_home
 
 if TYPE_CHECKING:
-    from rm_server.api.admin import Admin
-    from rm_server.commands.home_outcomes import HomeOutcomes
-    from rm_server.registry.catalog import Catalog
     from rm_server.scoring.experiment_report import ReportOptions
 
 _HELP = """\
@@ -106,7 +102,7 @@ def add_parsers(commands: Any) -> None:
 
 def run_outcome(arguments: argparse.Namespace) -> int:
     """Says which version and arm it was kept with."""
-    with _target(arguments) as target:
+    with open_server_or_home(arguments) as target:
         kept = target.report_outcome(
             arguments.training_run,
             arguments.model,
@@ -122,7 +118,7 @@ def run_outcome(arguments: argparse.Namespace) -> int:
 
 def run_outcomes(arguments: argparse.Namespace) -> int:
     """A row an outcome, earliest first."""
-    with _target(arguments) as target:
+    with open_server_or_home(arguments) as target:
         evidence = target.experiment_evidence(arguments.model)
     rows = [{"run": run.run, **asdict(point)} for run in evidence.runs for point in run.points]
     rows.sort(key=lambda row: row["time"])
@@ -151,7 +147,7 @@ def run_report(arguments: argparse.Namespace) -> int:
     from rm_server.scoring.experiment_report import report
 
     options = _options(arguments)
-    with _target(arguments) as target:
+    with open_server_or_home(arguments) as target:
         evidence = target.experiment_evidence(arguments.model)
     content = report(evidence, options)
     if arguments.json:
@@ -193,12 +189,3 @@ def parse_minimums(texts: Sequence[str]) -> dict[str, float]:
             raise CommandError(f"--minimum {text}: METRIC=DIFFERENCE above 0 was expected, win_rate=0.02 say.")
         minimums[metric] = difference
     return minimums
-
-
-def _target(arguments: argparse.Namespace) -> AbstractContextManager[Admin | HomeOutcomes]:
-    def at_home(catalog: Catalog, actor: str) -> HomeOutcomes:
-        from rm_server.commands.home_outcomes import HomeOutcomes
-
-        return HomeOutcomes(catalog)
-
-    return open_target(arguments, at_home)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rm_server.commands.home_outcomes import HomeOutcomes
+from rm_server.commands.home_runs import HomeRuns
 from rm_server.registry.shadows import remove_shadow, set_shadow
 from rm_server.scoring.promotion import check_reason, decide, refusal, spoken
 from rm_server.scoring.promotion_evidence import read_evidence
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 
-class HomeAdmin:
+class HomeAdmin(HomeRuns, HomeOutcomes):
     """Changes the catalog itself. A server that runs on it follows within a second or two; others when they start."""
 
     def __init__(self, catalog: Catalog, actor: str) -> None:

@@ -1,4 +1,4 @@
-"""Outcomes of a home, with no server asked: the same methods as api/admin_outcomes.py."""
+"""Outcomes of a home, with no server asked, as api/admin_outcomes.py has them; mixed into HomeAdmin."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ Row = dict[str, Any]
 
 
 class HomeOutcomes:
-    """Reads and writes the catalog itself; servers on it report the same at once."""
+    """Needs what HomeAdmin has. Servers on the catalog report the same at once."""
 
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
+    _catalog: Catalog
 
     def report_outcome(self, run: str, model: str, metric: str, value: float, *, step: int, samples: int) -> Row:
         """Keeps an outcome; the version and arm that the run had."""

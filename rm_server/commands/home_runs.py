@@ -1,4 +1,4 @@
-"""Runs, splits and pins of a home, with no server asked: the same methods and rows as api/admin_runs.py."""
+"""Runs, splits and pins of a home, with no server asked, as api/admin_runs.py has them; mixed into HomeAdmin."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ Row = dict[str, Any]
 
 
 class HomeRuns:
-    """Changes the catalog itself; servers on it follow within a second or two, and load what they have to."""
+    """Needs what HomeAdmin has. Servers on the catalog follow, and load what they have to."""
 
-    def __init__(self, catalog: Catalog, actor: str) -> None:
-        self._catalog = catalog
-        self._actor = actor
+    _catalog: Catalog
+    _actor: str
 
     def runs(self, model: str = "") -> list[Row]:
         """The training runs that the catalog knows, last seen first; running servers write every few seconds."""

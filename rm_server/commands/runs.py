@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +17,9 @@ from rm_server.commands.common import (
     short_time,
     version_number,
 )
-from rm_server.commands.target import add_target_command, open_target
+from rm_server.commands.target import add_target_command, open_server_or_home
 
 if TYPE_CHECKING:
-    from rm_server.api.admin import Admin
-    from rm_server.commands.home_runs import HomeRuns
-    from rm_server.registry.catalog import Catalog
     from rm_server.registry.records import Arm
 
 _SPLIT_HELP = """\
@@ -117,7 +113,7 @@ def add_parsers(commands: Any) -> None:
 
 def run_runs(arguments: argparse.Namespace) -> int:
     """A row a run."""
-    with _target(arguments) as target:
+    with open_server_or_home(arguments) as target:
         runs = target.runs(arguments.model)
     if arguments.json:
         print_json(runs)
@@ -142,7 +138,7 @@ def run_runs(arguments: argparse.Namespace) -> int:
 
 def run_end_run(arguments: argparse.Namespace) -> int:
     """A trainer that goes on gets what the bare name means then; RewardClient stops where that is another version."""
-    with _target(arguments) as target:
+    with open_server_or_home(arguments) as target:
         target.end_run(arguments.training_run, arguments.model)
     of = f" on {arguments.model}" if arguments.model else ""
     print(f"{arguments.training_run} holds no version{of} any more.")
@@ -152,7 +148,7 @@ def run_end_run(arguments: argparse.Namespace) -> int:
 def run_set(arguments: argparse.Namespace) -> int:
     """Waits until the versions are loaded, if it shall."""
     arms = parse_arms(arguments.arms, arguments.ramp)
-    with _target(arguments) as target:
+    with open_server_or_home(arguments) as target:
         split = target.set_split(
             arguments.model, arms, salt=arguments.salt, load=arguments.load, comment=arguments.comment
         )
@@ -165,7 +161,7 @@ def run_set(arguments: argparse.Namespace) -> int:
 
 def run_show(arguments: argparse.Namespace) -> int:
     """A row an arm, then a row a pin."""
-    with _target(arguments) as target:
+    with open_server_or_home(arguments) as target:
         known = target.splits(arguments.model)
     if arguments.json:
         print_json(known)
@@ -184,7 +180,7 @@ def run_show(arguments: argparse.Namespace) -> int:
 
 def run_remove(arguments: argparse.Namespace) -> int:
     """New runs get the label `stable` again."""
-    with _target(arguments) as target:
+    with open_server_or_home(arguments) as target:
         target.remove_split(arguments.model, comment=arguments.comment)
     print(f"{arguments.model} has no split any more; new runs get its label stable.")
     return 0
@@ -192,7 +188,7 @@ def run_remove(arguments: argparse.Namespace) -> int:
 
 def run_pin(arguments: argparse.Namespace) -> int:
     """A run that has a version moves when it registers with `move`."""
-    with _target(arguments) as target:
+    with open_server_or_home(arguments) as target:
         target.set_pin(arguments.model, arguments.training_run, arguments.version, comment=arguments.comment)
     print(f"{arguments.training_run} gets {arguments.model}@{arguments.version} when it asks next.")
     return 0
@@ -200,7 +196,7 @@ def run_pin(arguments: argparse.Namespace) -> int:
 
 def run_unpin(arguments: argparse.Namespace) -> int:
     """The run keeps what it has until it registers with `move`."""
-    with _target(arguments) as target:
+    with open_server_or_home(arguments) as target:
         target.remove_pin(arguments.model, arguments.training_run, comment=arguments.comment)
     print(f"{arguments.training_run} is not pinned any more.")
     return 0
@@ -260,12 +256,3 @@ def _lease(row: Row) -> str:
     """VERSION is what scored it last; where the lease holds another one, the bare name means that one."""
     until, version = short_time(row["lease_expire_time"] or ""), row["lease_version"]
     return f"{until}, on version {version}" if version not in (None, row["version"]) else until
-
-
-def _target(arguments: argparse.Namespace) -> AbstractContextManager[Admin | HomeRuns]:
-    def at_home(catalog: Catalog, actor: str) -> HomeRuns:
-        from rm_server.commands.home_runs import HomeRuns
-
-        return HomeRuns(catalog, actor)
-
-    return open_target(arguments, at_home)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from rm_server.commands.common import CommandError, add_command
 from rm_server.registry.options import add_place_options, home_of
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from rm_server.registry.catalog import Catalog
 
 DEFAULT_SERVER = "127.0.0.1:50051"
-
-AtHome = TypeVar("AtHome")
-"""What does on a home what Admin does on a server."""
 
 
 def add_target_command(
@@ -81,29 +78,19 @@ def open_server(arguments: argparse.Namespace) -> Iterator[Admin]:
 
 
 @contextmanager
-def open_target(arguments: argparse.Namespace, at_home: Callable[[Catalog, str], AtHome]) -> Iterator[Admin | AtHome]:
-    """A home where one is named, else a server. ``at_home``: gets the home's catalog, and who acts."""
+def open_server_or_home(arguments: argparse.Namespace) -> Iterator[Admin | HomeAdmin]:
+    """A home where one is named, else a server."""
     if arguments.home is None:
         with open_server(arguments) as admin:
             yield admin
         return
     if arguments.server:
         raise CommandError("--home and --server are both given; a server has its own home.")
+    from rm_server.commands.home import HomeAdmin
     from rm_server.registry.home import operating_system_user
 
     with opened_home(arguments) as (catalog, _):
-        yield at_home(catalog, operating_system_user())
-
-
-def open_server_or_home(arguments: argparse.Namespace) -> AbstractContextManager[Admin | HomeAdmin]:
-    """As most commands want it: versions, labels and shadows."""
-
-    def at_home(catalog: Catalog, actor: str) -> HomeAdmin:
-        from rm_server.commands.home import HomeAdmin
-
-        return HomeAdmin(catalog, actor)
-
-    return open_target(arguments, at_home)
+        yield HomeAdmin(catalog, operating_system_user())
 
 
 @contextmanager
