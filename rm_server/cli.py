@@ -10,6 +10,7 @@ from importlib.metadata import version as package_version
 from rm_server.commands import (
     calibrate,
     catalog,
+    evaluate,
     experiment,
     explain,
     export,
@@ -22,12 +23,12 @@ from rm_server.commands import (
     server,
     shadow,
     token,
+    train,
     tune,
 )
 from rm_server.commands.common import CommandError
 from rm_server.config import ConfigError
 from rm_server.errors import RmError
-from rm_server.training import commands as training
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
@@ -52,7 +53,8 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"rm-server {package_version('rm-service')}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
     server.add_parsers(commands)
-    training.add_parsers(commands)
+    train.add_parsers(commands)
+    evaluate.add_parsers(commands)
     register.add_parsers(commands)
     models.add_parsers(commands)
     runs.add_parsers(commands)

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rm_server.commands.common import SHORT_DIGEST, CommandError, Row, add_json_option, add_reason_option, print_json
-from rm_server.commands.target import add_home_option, add_server_options, open_server, open_server_or_home
+from rm_server.commands.target import add_home_option, add_server_options, home_of, open_server, open_server_or_home
 from rm_server.commands.tune import print_tuning, tune
 from rm_server.registry.manifest import KINDS_WITHOUT_WEIGHTS
-from rm_server.registry.options import home_of
 from rm_server.registry.records import version_name
 
 # What computes is imported by the command that needs it: `rm-server --help` must not load torch.

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_server.commands.common import add_command, add_json_option, print_json, short_time
-from rm_server.commands.target import add_server_options, open_server
-from rm_server.registry.options import add_place_options
+from rm_server.commands.target import add_place_options, add_server_options, open_server
 
 # Option -> setting, for those that have an option of their own; `--set` reaches all of them.
 _SETTINGS = {

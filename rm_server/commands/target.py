@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rm_server.commands.common import CommandError, add_command
-from rm_server.registry.options import add_place_options, home_of
 
 if TYPE_CHECKING:
     from rm_server.api.admin import Admin
     from rm_server.commands.home import HomeAdmin
     from rm_server.registry.artifacts import ArtifactStore
     from rm_server.registry.catalog import Catalog
+    from rm_server.registry.home import Home
 
 DEFAULT_SERVER = "127.0.0.1:50051"
+CATALOG_VARIABLE = "RM_CATALOG"
+ARTIFACTS_VARIABLE = "RM_ARTIFACTS"
 
 
 def add_target_command(
@@ -52,6 +54,35 @@ def add_home_option(parser: argparse.ArgumentParser, *, is_required: bool = Fals
         "--home", type=Path, metavar="DIR", required=is_required, help="work on this home; no server is asked"
     )
     add_place_options(group)
+
+
+def add_place_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """``--catalog`` and ``--artifacts``: where several servers share what a home has for one."""
+    parser.add_argument(
+        "--catalog",
+        metavar="URL",
+        help=f"a database shared by several servers, postgresql+psycopg://USER@HOST/DATABASE (default: "
+        f"${CATALOG_VARIABLE}, else a file in the home); other users see what is typed here, so keep a password in "
+        "the variable, or in a PGPASSFILE",
+    )
+    parser.add_argument(
+        "--artifacts",
+        metavar="URL",
+        help=f"a folder, or a store shared by several servers, s3://BUCKET/PREFIX for example (default: "
+        f"${ARTIFACTS_VARIABLE}, else a folder in the home)",
+    )
+
+
+def home_of(arguments: argparse.Namespace) -> Home:
+    """What the options name, or else the environment."""
+    from rm_server.registry.home import Home
+
+    home: Path = arguments.home
+    return Home(
+        home,
+        catalog=arguments.catalog or os.environ.get(CATALOG_VARIABLE, ""),
+        artifacts=arguments.artifacts or os.environ.get(ARTIFACTS_VARIABLE, ""),
+    )
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from rm_server import cli
+from rm_server.commands import train
 from rm_server.registry.home import open_home
-from rm_server.training import commands as training
 
 
 def parsers(parser: argparse.ArgumentParser, *words: str) -> Iterator[tuple[str, argparse.ArgumentParser]]:
@@ -272,7 +272,7 @@ def test_a_file_that_cannot_be_written_is_one_line_and_status_1(
     def runs_on_a_full_disk(arguments: argparse.Namespace) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "v1/model.safetensors")
 
-    monkeypatch.setattr(training, "run_train", runs_on_a_full_disk)
+    monkeypatch.setattr(train, "run_train", runs_on_a_full_disk)
     status, out, err = run(capsys, "train", "--data", "d", "--base", "b", "--out", "v1")
     assert (status, out) == (1, "")
     assert err == "rm-server: [Errno 28] No space left on device: 'v1/model.safetensors'\n"
