@@ -15,11 +15,11 @@ from ppo_client.ppo.errors import ConfigError, DataError, PPOError, RewardServic
 # Each offers `add_parser(subparsers)`, which sets `run`: a function of the parsed arguments that returns the exit
 # status. What is heavy they import when they run.
 COMMANDS = (
-    "ppo_client.ppo.sft",
+    "ppo_client.ppo.sft_command",
     "ppo_client.ppo.train_command",
     "ppo_client.ppo.evaluate_command",
     "ppo_client.ppo.sample_command",
-    "ppo_client.ppo.report",
+    "ppo_client.ppo.report_command",
     "ppo_client.client.score_command",
 )
 

@@ -19,8 +19,8 @@ from ppo_client.ppo.connect import AWAY_ERRORS
 from ppo_client.ppo.errors import ConfigError, FailedItems
 from ppo_client.ppo.evaluation_facts import EvaluationFacts, evaluation_facts, text_rows
 from ppo_client.ppo.prompts import load_prompts
-from ppo_client.ppo.report import read_evaluations
 from ppo_client.ppo.reward_source import RewardDesk, parts_of
+from ppo_client.ppo.run_logs import read_evaluations
 from ppo_client.ppo.waiting import Patience
 
 _EXAMPLES = """examples:

@@ -15,7 +15,7 @@ from tiny_policies import FakeRewards, make_config, read_jsonl
 from ppo_client import cli
 from ppo_client.ppo import PPOTrainer
 from ppo_client.ppo.evaluation_facts import EvaluationFacts
-from ppo_client.ppo.report import comparison
+from ppo_client.ppo.run_logs import comparison
 
 
 def test_a_page_about_a_real_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
