@@ -14,14 +14,7 @@ from ppo_client.ppo.errors import ConfigError, DataError, PPOError, RewardServic
 
 # Each offers `add_parser(subparsers)`, which sets `run`: a function of the parsed arguments that returns the exit
 # status. What is heavy they import when they run.
-COMMANDS = (
-    "ppo_client.ppo.sft_command",
-    "ppo_client.ppo.train_command",
-    "ppo_client.ppo.evaluate_command",
-    "ppo_client.ppo.sample_command",
-    "ppo_client.ppo.report_command",
-    "ppo_client.client.score_command",
-)
+COMMANDS = ("sft", "train", "evaluate", "sample", "report", "score")
 
 _EXAMPLES = """\
 examples:
@@ -50,8 +43,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ppo-client {package_version('rm-service')}")
     subparsers = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
-    for module in COMMANDS:
-        importlib.import_module(module).add_parser(subparsers)
+    for name in COMMANDS:
+        importlib.import_module(f"ppo_client.commands.{name}").add_parser(subparsers)
     return parser
 
 

@@ -14,10 +14,10 @@ from pyarrow import csv
 from rm_api.v1 import errors_pb2, scoring_pb2
 
 from ppo_client import RewardClient, errors
-from ppo_client.client import score_command
 from ppo_client.client.data_files import rows_of
 from ppo_client.client.row_writer import write_rows
 from ppo_client.client.score_files import ScoreJob, score_file
+from ppo_client.commands import score
 
 from .conftest import QUICK
 from .fake_server import DIGESTS, FakeServer, change, fail, fail_items, usual
@@ -342,7 +342,7 @@ def test_settings_that_make_no_sense(job: ScoreJob, changes: dict[str, Any]) -> 
 
 def command(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
-    score_command.add_parser(parser.add_subparsers())
+    score.add_parser(parser.add_subparsers())
     args = parser.parse_args(["score", *arguments])
     status: int = args.run(args)
     return status
@@ -373,7 +373,7 @@ def test_in_a_terminal_progress_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    progress = score_command.Progress()
+    progress = score.Progress()
     progress.show(0, 10, 0)
     progress.show(5, 10, 0)  # too soon to be read
     progress.show(10, 10, 1)

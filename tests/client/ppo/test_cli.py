@@ -22,7 +22,8 @@ from tokenizers.processors import TemplateProcessing
 from ppo_client import cli
 from ppo_client.client.catalog import Lease
 from ppo_client.client.errors import InvalidFile, InvalidSelector, ModelNotFound, ServerUnreachable, VersionChanged
-from ppo_client.ppo import assembly, sft_command, trainer
+from ppo_client.commands import sft
+from ppo_client.ppo import assembly, trainer
 from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.config_file import load_config, to_toml
 from ppo_client.ppo.sequences import Prompts
@@ -246,6 +247,6 @@ def test_a_file_that_cannot_be_written_is_one_line_and_status_1(
     def runs_on_a_full_disk(args: argparse.Namespace) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "policy/model.safetensors")
 
-    monkeypatch.setattr(sft_command, "_run", runs_on_a_full_disk)
+    monkeypatch.setattr(sft, "_run", runs_on_a_full_disk)
     assert cli.main(["sft", "--model", "m", "--data", "d", "--output", "o"]) == 1
     assert capsys.readouterr().err == "ppo-client sft: [Errno 28] No space left on device: 'policy/model.safetensors'\n"

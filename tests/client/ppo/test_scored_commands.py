@@ -329,7 +329,7 @@ def test_what_makes_no_sense_is_refused(arguments: list[str], message: str, caps
 def test_nobody_answers(policies: tuple[str, str], prompts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     server = FakeServer()
     server.stop()
-    monkeypatch.setattr("ppo_client.ppo.evaluate_command.RewardClient", lambda server: _impatient(server))
+    monkeypatch.setattr("ppo_client.commands.evaluate.RewardClient", lambda server: _impatient(server))
     arguments = ["--prompts", prompts, "--server", server.address, "--reward", "length@1"]
     assert cli.main(["evaluate", "--policy", policies[0], "--reference", policies[1], *arguments]) == 75
 
