@@ -1,20 +1,44 @@
-"""The combinations of settings that make no sense, and what to do about each."""
+"""The combinations of settings that make no sense, and what to do about each: a table for each section."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from ppo_client.ppo.config import PPOConfig
+    from ppo_client.ppo.config import (
+        CriticConfig,
+        DataConfig,
+        EvaluationConfig,
+        KLConfig,
+        PPOConfig,
+        RolloutConfig,
+        TrainConfig,
+    )
+
+Rules: TypeAlias = list[tuple[bool, str]]
+"""Whether a rule is kept, and what to say where it is not."""
 
 
 def broken_rules(config: PPOConfig) -> list[str]:
     """What is wrong with the settings together, each with what to do about it."""
-    policy, lora, rollout, reward = config.policy, config.lora, config.rollout, config.reward
-    kl, ppo, evaluation, train = config.kl, config.ppo, config.evaluation, config.train
-    fixed_length = rollout.min_response_tokens == rollout.max_response_tokens
     rules = [
+        *_policy_rules(config),
+        *_critic_rules(config.critic),
+        *_data_rules(config.data),
+        *_rollout_rules(config.rollout),
+        *_reward_rules(config),
+        *_kl_rules(config.kl),
+        *_ppo_rules(config),
+        *_evaluation_rules(config.evaluation),
+        *_train_rules(config.train),
+    ]
+    return [text for is_kept, text in rules if not is_kept]
+
+
+def _policy_rules(config: PPOConfig) -> Rules:
+    policy, lora = config.policy, config.lora
+    return [
         (bool(policy.model), "policy.model is missing: give the directory of the starting policy"),
         (
             policy.dtype == "float32" or lora.rank > 0,
@@ -26,50 +50,43 @@ def broken_rules(config: PPOConfig) -> list[str]:
             lora.rank > 0 or not (lora.target_modules or lora.merge),
             "lora.target_modules and lora.merge are for adapters: set lora.rank, or remove them",
         ),
-        (bool(config.data.prompts), "data.prompts is missing: give a file of prompts"),
+    ]
+
+
+def _critic_rules(critic: CriticConfig) -> Rules:
+    return [
         (
-            bool(reward.model or reward.models),
-            'reward.model is missing: give a selector, for example "helpfulness@stable"',
-        ),
-        (
-            not (reward.model and reward.models),
-            "reward.model and reward.models both name what gives the reward: remove one",
-        ),
-        (
-            all(part.model and part.weight and math.isfinite(part.weight) for part in reward.models),
-            "each of reward.models needs a model, and a finite weight that is not 0",
-        ),
-        (
-            len({part.model for part in reward.models}) == len(reward.models),
-            "reward.models names a model twice: add their weights up instead",
-        ),
-        (
-            not (reward.calibrated and reward.models),
-            "reward.calibrated is for reward.model: set calibrated in each of reward.models instead",
-        ),
-        (reward.lease_s >= 10, "reward.lease_s must be at least 10"),
-        (bool(train.output), "train.output is missing: give a directory for logs and checkpoints"),
-        (
-            not config.critic.model or config.critic.kind == "separate",
+            not critic.model or critic.kind == "separate",
             'critic.model is the trunk of a separate critic: set critic.kind = "separate", or remove critic.model',
         ),
         (
-            not config.critic.init or config.critic.kind == "separate",
+            not critic.init or critic.kind == "separate",
             'a reward model is the start of a separate critic: set critic.kind = "separate", or remove critic.init',
         ),
         (
-            not (config.critic.init and config.critic.model),
+            not (critic.init and critic.model),
             "critic.init and critic.model both say where the critic's trunk starts: remove one",
         ),
         (
-            config.critic.learning_rate >= 0 and (not config.critic.learning_rate or config.critic.kind == "separate"),
+            critic.learning_rate >= 0 and (not critic.learning_rate or critic.kind == "separate"),
             'critic.learning_rate, at least 0, is a separate critic\'s: set critic.kind = "separate", or remove it',
         ),
+    ]
+
+
+def _data_rules(data: DataConfig) -> Rules:
+    return [
+        (bool(data.prompts), "data.prompts is missing: give a file of prompts"),
         (
-            not config.data.where or "=" in config.data.where,
-            f'data.where is {config.data.where!r}: write it as "field=value"',
+            not data.where or "=" in data.where,
+            f'data.where is {data.where!r}: write it as "field=value"',
         ),
-        (config.data.max_prompt_tokens >= 1, "data.max_prompt_tokens must be at least 1"),
+        (data.max_prompt_tokens >= 1, "data.max_prompt_tokens must be at least 1"),
+    ]
+
+
+def _rollout_rules(rollout: RolloutConfig) -> Rules:
+    return [
         (
             rollout.temperature > 0,
             f"rollout.temperature is {rollout.temperature}: PPO needs a policy that samples, so it must be above 0",
@@ -97,6 +114,34 @@ def broken_rules(config: PPOConfig) -> list[str]:
             0 < rollout.vllm_memory_share < 1 and rollout.vllm_max_gap > 0,
             "rollout.vllm_memory_share must lie between 0 and 1, and rollout.vllm_max_gap be above 0",
         ),
+    ]
+
+
+def _reward_rules(config: PPOConfig) -> Rules:
+    reward, rollout = config.reward, config.rollout
+    fixed_length = rollout.min_response_tokens == rollout.max_response_tokens
+    return [
+        (
+            bool(reward.model or reward.models),
+            'reward.model is missing: give a selector, for example "helpfulness@stable"',
+        ),
+        (
+            not (reward.model and reward.models),
+            "reward.model and reward.models both name what gives the reward: remove one",
+        ),
+        (
+            all(part.model and part.weight and math.isfinite(part.weight) for part in reward.models),
+            "each of reward.models needs a model, and a finite weight that is not 0",
+        ),
+        (
+            len({part.model for part in reward.models}) == len(reward.models),
+            "reward.models names a model twice: add their weights up instead",
+        ),
+        (
+            not (reward.calibrated and reward.models),
+            "reward.calibrated is for reward.model: set calibrated in each of reward.models instead",
+        ),
+        (reward.lease_s >= 10, "reward.lease_s must be at least 10"),
         (
             not fixed_length or (reward.missing_eos_penalty is None and reward.missing_eos_score is None),
             "all responses have the same length and none ends with EOS, so reward.missing_eos_penalty or _score would "
@@ -126,6 +171,11 @@ def broken_rules(config: PPOConfig) -> list[str]:
             f"reward.normalize_samples is {reward.normalize_samples}: too few for a standard deviation; "
             "use at least 16, or 0 to leave scores as they are",
         ),
+    ]
+
+
+def _kl_rules(kl: KLConfig) -> Rules:
+    return [
         (kl.coefficient >= 0, "kl.coefficient must not be negative"),
         (
             kl.controller != "adaptive" or (kl.coefficient > 0 and kl.target > 0 and kl.horizon > 0),
@@ -135,6 +185,12 @@ def broken_rules(config: PPOConfig) -> list[str]:
             kl.final_coefficient >= 0 and kl.schedule_steps >= 1,
             "kl.final_coefficient must not be negative, and kl.schedule_steps be at least 1",
         ),
+    ]
+
+
+def _ppo_rules(config: PPOConfig) -> Rules:
+    ppo, num_steps = config.ppo, config.train.num_steps
+    return [
         (
             min(ppo.batch_size, ppo.num_epochs, ppo.num_minibatches) >= 1,
             "ppo.batch_size, ppo.num_epochs and ppo.num_minibatches must be at least 1",
@@ -146,8 +202,8 @@ def broken_rules(config: PPOConfig) -> list[str]:
         (ppo.micro_batch_size is None or ppo.micro_batch_size >= 1, "ppo.micro_batch_size must be at least 1"),
         (ppo.learning_rate > 0, "ppo.learning_rate must be above 0"),
         (
-            0 <= ppo.warmup_steps < max(train.num_steps, 1),
-            f"ppo.warmup_steps ({ppo.warmup_steps}) must be below train.num_steps ({train.num_steps})",
+            0 <= ppo.warmup_steps < max(num_steps, 1),
+            f"ppo.warmup_steps ({ppo.warmup_steps}) must be below train.num_steps ({num_steps})",
         ),
         (ppo.max_grad_norm > 0, "ppo.max_grad_norm must be above 0; use inf to clip nothing"),
         (ppo.clip_range > 0 and ppo.value_clip_range > 0, "ppo.clip_range and value_clip_range must be above 0"),
@@ -161,6 +217,11 @@ def broken_rules(config: PPOConfig) -> list[str]:
         ),
         (0 <= ppo.gamma <= 1 and 0 <= ppo.gae_lambda <= 1, "ppo.gamma and ppo.gae_lambda must lie in 0..1"),
         (ppo.stop_kl is None or ppo.stop_kl > 0, "ppo.stop_kl must be above 0; remove it to never stop early"),
+    ]
+
+
+def _evaluation_rules(evaluation: EvaluationConfig) -> Rules:
+    return [
         (
             min(evaluation.every_steps, evaluation.count, evaluation.batch_size) >= 1 and evaluation.patience >= 0,
             "evaluation.every_steps, count and batch_size must be at least 1, and evaluation.patience not negative",
@@ -174,6 +235,12 @@ def broken_rules(config: PPOConfig) -> list[str]:
             "evaluation.patience, max_kl and model need an evaluation: set evaluation.prompts",
         ),
         (evaluation.max_kl is None or evaluation.max_kl > 0, "evaluation.max_kl must be above 0"),
+    ]
+
+
+def _train_rules(train: TrainConfig) -> Rules:
+    return [
+        (bool(train.output), "train.output is missing: give a directory for logs and checkpoints"),
         (train.num_steps >= 1, "train.num_steps must be at least 1"),
         (train.seed >= 0, "train.seed must not be negative"),
         (train.checkpoint_every_steps >= 0, "train.checkpoint_every_steps must not be negative"),
@@ -183,4 +250,3 @@ def broken_rules(config: PPOConfig) -> list[str]:
             "train.samples_every_steps and train.samples_per_step must not be negative",
         ),
     ]
-    return [text for is_kept, text in rules if not is_kept]
