@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import os
 import shutil
-import signal
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rm_server import log
 from rm_server.api.access import Access
 from rm_server.api.calls import Calls
 from rm_server.api.certificates import Certificates
+from rm_server.api.credentials import watched_credentials
 from rm_server.api.experiment_service import ExperimentService
 from rm_server.api.explain_service import ExplainService
 from rm_server.api.health import HealthService, Readiness
@@ -33,11 +31,12 @@ from rm_server.api.rpc import Edge
 from rm_server.api.scoring_service import ScoringService
 from rm_server.api.server import SERVICE_NAMES, GrpcServer, HttpServer
 from rm_server.api.shadow_service import ShadowService
-from rm_server.api.tokens import parse_tokens
 from rm_server.config import ConfigError, ServeSettings, TracingSettings, parse_address
 from rm_server.engine.engine import Engine
 from rm_server.engine.versions import VersionManager
 from rm_server.metrics import Metrics
+from rm_server.registry.artifacts import ArtifactStore
+from rm_server.registry.catalog import Catalog
 from rm_server.registry.home import Home, make_home, open_home
 from rm_server.scoring.composites import Composites
 from rm_server.scoring.explaining import Explainer
@@ -58,12 +57,6 @@ logger = logging.getLogger(__name__)
 
 SERVER_FILE = "server.json"
 """In the home while a server runs on it: its process id and where it listens."""
-
-GC_THRESHOLD = 20_000
-"""Objects that may be new before Python looks for cycles among them."""
-
-OPEN_FILES = 65_536
-"""As in deploy/systemd; where the system allows fewer, as many as it does."""
 
 LAG_INTERVAL_S = 0.5
 DISK_INTERVAL_S = 15.0
@@ -105,14 +98,8 @@ class App:
         settings, metrics = self.settings, self.metrics
         access = Access(metrics, settings.token)
         certificates = Certificates(settings.tls)
-        self._watched = _watched(settings, access, certificates, metrics)
-        home = Home(settings.home, settings.catalog_url, settings.artifacts)
-        is_new = await asyncio.to_thread(make_home, home)
-        catalog, artifacts = await asyncio.to_thread(open_home, home)
-        stack.callback(catalog.close)
-        metrics.catalog_reachable(True)
-        if is_new:  # a warning: whoever meant the home with the models in it should see it
-            logger.warning("created a new, empty home", extra={"home": str(home.path.absolute())})
+        self._watched = watched_credentials(settings, access, certificates, metrics)
+        catalog, artifacts = await self._open_home(stack)
 
         engine = Engine(settings.engine, metrics)
         versions = VersionManager(
@@ -184,7 +171,7 @@ class App:
         stack.push_async_callback(shadowing.stop)
         if score_log is not None:
             stack.push_async_callback(score_log.stop)
-            stack.push_async_callback(_cancel, asyncio.create_task(score_log.run()))
+            stack.push_async_callback(cancel, asyncio.create_task(score_log.run()))
         for watcher in (
             readiness.follow,
             pairs.run,
@@ -193,13 +180,23 @@ class App:
             lambda: keep_counting(catalog, metrics),
             lambda: watch(self._watched),
         ):
-            stack.push_async_callback(_cancel, asyncio.create_task(watcher()))
+            stack.push_async_callback(cancel, asyncio.create_task(watcher()))
         calls.open()
         readiness.changed()
         stack.push_async_callback(self._drain, calls, readiness, grpc_server)
         server_file = settings.home / SERVER_FILE
         await asyncio.to_thread(_announce, server_file, self.grpc_address, self.http_address)
         stack.callback(server_file.unlink, missing_ok=True)
+
+    async def _open_home(self, stack: AsyncExitStack) -> tuple[Catalog, ArtifactStore]:
+        home = Home(self.settings.home, self.settings.catalog_url, self.settings.artifacts)
+        is_new = await asyncio.to_thread(make_home, home)
+        catalog, artifacts = await asyncio.to_thread(open_home, home)
+        stack.callback(catalog.close)
+        self.metrics.catalog_reachable(True)
+        if is_new:  # a warning: whoever meant the home with the models in it should see it
+            logger.warning("created a new, empty home", extra={"home": str(home.path.absolute())})
+        return catalog, artifacts
 
     async def _drain(self, calls: Calls, readiness: Readiness, grpc_server: GrpcServer) -> None:
         calls.drain()
@@ -212,80 +209,6 @@ class App:
         await grpc_server.stop(LAST_ANSWERS_S if is_finished else 0)
 
 
-def run(settings: ServeSettings) -> int:
-    """Serves until SIGTERM or SIGINT, drains, and returns the exit status. A second signal ends it at once."""
-    log.set_up(settings.log.level, settings.log.format)
-    # `engine.encode_threads` says how many cores tokenizers get; the rest is for who computes.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # A call leaves hundreds of objects and hardly ever a cycle: at Python's own 700, every other call would collect.
-    gc.set_threshold(GC_THRESHOLD, 20, 20)
-    _allow_open_files()
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(settings))
-    return 0
-
-
-def _allow_open_files() -> None:
-    """Each connection takes a file descriptor, and 1 024, which many systems begin with, are soon used up."""
-    try:
-        import resource
-    except ImportError:  # on Windows
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-async def _serve(settings: ServeSettings) -> None:
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-
-    def on_signal() -> None:
-        stop.set()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    app = App(settings)
-    if hasattr(signal, "SIGHUP"):  # not on Windows
-        loop.add_signal_handler(signal.SIGHUP, app.reload)
-    starting = asyncio.ensure_future(app.start())
-    stopping = asyncio.ensure_future(stop.wait())
-    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if not starting.done():
-        await _cancel(starting)
-        return
-    await starting
-    print(f"ready grpc={app.grpc_address} http={app.http_address or '-'}", flush=True)
-    logger.info("serving", extra={"grpc": app.grpc_address, "http": app.http_address, "home": str(settings.home)})
-    await stopping
-    await app.stop()
-    logger.info("stopped")
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:  # not on Windows; asyncio's own loop does the same, slower
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
-
-
-def _token_in(file: Path) -> str:
-    try:
-        token = file.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ConfigError(f"token_file: {file} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError:
-        raise ConfigError(f"token_file: {file} is no text, so it has no token.") from None
-    if not token:
-        raise ConfigError(f"token_file: {file} is empty.")
-    return token
-
-
 def _tracing(settings: TracingSettings) -> Tracing | None:
     if not settings.endpoint:
         return None
@@ -296,40 +219,6 @@ def _tracing(settings: TracingSettings) -> Tracing | None:
             f"tracing.endpoint is set, and OpenTelemetry is not there ({error}): pip install 'rm-service[otel]'."
         ) from error
     return Tracing(settings)
-
-
-def _watched(
-    settings: ServeSettings, access: Access, certificates: Certificates, metrics: Metrics
-) -> list[WatchedFiles]:
-    """What is read again when it changes; the tokens are read for the first time here."""
-    watched = []
-    if (token_file := settings.token_file) is not None:
-
-        def load_token() -> None:
-            access.use_token(_token_in(token_file))
-
-        watched.append(WatchedFiles("token", (token_file,), load_token, metrics))
-        load_token()
-    if (path := settings.auth.tokens) is not None:
-
-        def load_tokens() -> None:
-            try:
-                text = path.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"auth.tokens: {path} cannot be read: {error}.") from error
-            entries = parse_tokens(text, str(path))
-            for entry in entries:
-                if entry.certificate and settings.tls.client_ca is None:
-                    raise ConfigError(
-                        f"{path}: {entry.name} shows a certificate; only with tls.client_ca are they seen."
-                    )
-            access.use(entries)
-
-        watched.append(WatchedFiles("tokens", (path,), load_tokens, metrics))
-        load_tokens()
-    if settings.tls.is_on:
-        watched.append(WatchedFiles("tls", certificates.paths, certificates.reload, metrics))
-    return watched
 
 
 def _after_answers(scored: OnScored) -> OnScored:
@@ -379,7 +268,7 @@ async def _measure_disk(home: Path, metrics: Metrics) -> None:
         await asyncio.sleep(DISK_INTERVAL_S)
 
 
-async def _cancel(task: asyncio.Future[None]) -> None:
+async def cancel(task: asyncio.Future[None]) -> None:
     """Ends a task that runs for ever; what it failed of, if it did, is in the log."""
     task.cancel()
     outcome = (await asyncio.gather(task, return_exceptions=True))[0]

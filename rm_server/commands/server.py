@@ -85,7 +85,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
         print(as_toml(settings), end="")
         return 0
 
-    from rm_server.app import run
+    from rm_server.process import run
 
     return run(settings)
 

@@ -25,8 +25,9 @@ from running_server import LOCAL_ONLY, Gate, running, score_request
 from rm_server.api.roles import Role
 from rm_server.api.tokens import TokenEntry, hash_of
 from rm_server.api.tokens_file import add_token
-from rm_server.app import OPEN_FILES, SERVER_FILE, run
+from rm_server.app import SERVER_FILE
 from rm_server.config import EngineSettings, ServeSettings
+from rm_server.process import OPEN_FILES, run
 
 COMMAND = [sys.executable, "-m", "rm_server.cli", "serve"]
 READY = re.compile(r"ready grpc=(127\.0\.0\.1:\d+) http=(127\.0\.0\.1:\d+)\n")
