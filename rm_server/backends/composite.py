@@ -13,7 +13,8 @@ from typing import Any
 
 from rm_server.backends.explanation import Reading
 from rm_server.backends.items import Content, EncodedItem
-from rm_server.backends.rules import (
+from rm_server.backends.rules.backend import RulesEncoder
+from rm_server.backends.rules.rule_list import (
     Rule,
     RuleList,
     Scale,
@@ -23,7 +24,6 @@ from rm_server.backends.rules import (
     refuse_unknown,
     rule_list,
 )
-from rm_server.backends.rules_backend import RulesEncoder
 from rm_server.errors import RmError, UnsupportedArtifact, UnsupportedContent
 from rm_server.registry.composite import FILE_NAME, read_components
 from rm_server.registry.manifest import Manifest, TruncationRule

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from rm_server.backends.composite import CompositeEncoder, read_composite
 from rm_server.backends.interface import Backend, ComputeSettings, Encoder
 from rm_server.backends.plain_folder import infer_manifest
-from rm_server.backends.rules import read_rules
-from rm_server.backends.rules_backend import RulesBackend, RulesEncoder, SeveralRulesBackend
+from rm_server.backends.rules.backend import RulesBackend, RulesEncoder, SeveralRulesBackend
+from rm_server.backends.rules.rule_list import read_rules
 from rm_server.errors import UnsupportedArtifact
 from rm_server.registry.composite import FILE_NAME as COMPOSITE_FILE
 from rm_server.registry.lora import base_folder, tokenizer_folder

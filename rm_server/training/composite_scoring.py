@@ -18,7 +18,7 @@ from rm_server.backends.composite import (
 from rm_server.backends.interface import ComputeSettings, Encoder
 from rm_server.backends.items import Batch, Content, EncodedItem, has_ids
 from rm_server.backends.loading import load_encoder
-from rm_server.backends.rules_backend import RulesEncoder, SeveralRulesBackend
+from rm_server.backends.rules.backend import RulesEncoder, SeveralRulesBackend
 from rm_server.errors import NonFiniteScore, RmError
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.lora import folder_with_base

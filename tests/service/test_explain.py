@@ -17,7 +17,7 @@ from rm_api.v1 import errors_pb2, experiments_pb2, models_pb2, scoring_pb2
 from running_server import RunningServer, error_of, make_rules_version, make_version, running
 
 from ppo_client import AsyncRewardClient, RewardClient, errors
-from rm_server.backends.rules_backend import RulesEncoder
+from rm_server.backends.rules.backend import RulesEncoder
 from rm_server.cli import main
 from rm_server.registry.home import open_home
 from rm_server.registry.manifest import Manifest, write_manifest

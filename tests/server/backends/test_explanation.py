@@ -13,8 +13,8 @@ from tiny_models import BOS, CHAT_TEMPLATE, CLS_ID, EOS, EOS_ID, SEP_ID
 from rm_server.backends.explanation import ExplainingEncoder, Reading
 from rm_server.backends.items import ChatMessage, Content
 from rm_server.backends.loading import load_text_encoder
-from rm_server.backends.rules import read_rules
-from rm_server.backends.rules_backend import RulesEncoder
+from rm_server.backends.rules.backend import RulesEncoder
+from rm_server.backends.rules.rule_list import read_rules
 from rm_server.backends.tokenization import TextEncoder
 from rm_server.errors import ItemTooLong
 from rm_server.registry.manifest import Manifest, TruncationRule

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar, Literal
 
-from rm_server.backends.rule_settings import finite_number
+from rm_server.backends.rules.settings import finite_number
 
 CHARACTERS_READ = 4000
 """More would tell nothing new, and text may be made to be slow to normalise."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import re2
 
-from rm_server.backends.rule_settings import flag
+from rm_server.backends.rules.settings import flag
 
 LONGEST_PATTERN = 2000
 """Characters."""

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 import numpy as np
 
 from rm_server.backends.items import Int32Array
-from rm_server.backends.rule_language import Language
-from rm_server.backends.rule_regex import Regex
-from rm_server.backends.rule_settings import finite_number, one_of, whole_number
-from rm_server.backends.rule_words import ForbiddenWords, WantedWords, words_of
+from rm_server.backends.rules.language import Language
+from rm_server.backends.rules.regex import Regex
+from rm_server.backends.rules.settings import finite_number, one_of, whole_number
+from rm_server.backends.rules.words import ForbiddenWords, WantedWords, words_of
 
 Looks: TypeAlias = Literal["token_ids", "text"]
 

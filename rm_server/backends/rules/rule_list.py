@@ -3,7 +3,7 @@
     {"rules": [{"type": "token_id_share", "modulus": 2, "residue": 0},
                {"name": "brevity", "type": "length", "max": 80, "soft": 20, "weight": 0.5, "clip": [0, 1]}]}
 
-Each rule adds weight * clip(gain * value + bias); ``value`` is what its kind says (`rule_kinds`). ``of`` says what it
+Each rule adds weight * clip(gain * value + bias); ``value`` is what its kind says (`kinds`). ``of`` says what it
 looks at: the completion (the default), the prompt, or both, joined with a line break where they are text.
 """
 
@@ -20,8 +20,8 @@ import numpy as np
 
 from rm_server.backends.items import Int32Array
 from rm_server.backends.json_file import read_json
-from rm_server.backends.rule_kinds import RULE_KINDS, Looks, RuleKind
-from rm_server.backends.rule_settings import is_finite_number, one_of
+from rm_server.backends.rules.kinds import RULE_KINDS, Looks, RuleKind
+from rm_server.backends.rules.settings import is_finite_number, one_of
 from rm_server.errors import UnsupportedArtifact
 
 FILE_NAME = "rules.json"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from rm_server.backends.rule_settings import flag
+from rm_server.backends.rules.settings import flag
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
