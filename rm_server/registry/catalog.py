@@ -15,9 +15,9 @@ from rm_server.errors import InvalidRequest, VersionChanged, VersionInUse, Versi
 from rm_server.registry import queries
 from rm_server.registry.change import Change
 from rm_server.registry.database import Database
+from rm_server.registry.in_use import uses_of
 from rm_server.registry.label_trail import PROMOTE, ROLLBACK, SET_LABEL, label_trail, rollback_target
 from rm_server.registry.names import MAX_NAME_LENGTH, check_digest, check_label, check_model_name
-from rm_server.registry.needs import needs_of
 from rm_server.registry.parts import insert_parts, parts_by_composite
 from rm_server.registry.records import (
     CalibrationRecord,
@@ -163,8 +163,8 @@ class Catalog:
         """
         with self.changing(actor, comment) as change:
             row = queries.require_version(change.connection, model, version)
-            if needs := needs_of(change.connection, model, version, change.time):
-                raise VersionInUse(f"{model}@{version} " + "; ".join(needs) + ".")
+            if uses := uses_of(change.connection, model, version, change.time):
+                raise VersionInUse(f"{model}@{version} " + "; ".join(uses) + ".")
             for table in (evaluations, components, serving_profiles, versions):
                 change.connection.execute(delete(table).where(table.c.model == model, table.c.version == version))
             compared = (shadow_pairs.c.model == model, shadow_pairs.c.shadow_version == version)

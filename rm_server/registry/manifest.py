@@ -18,8 +18,8 @@ FILE_NAME = "reward_model.json"
 Kind: TypeAlias = Literal["sequence_classification", "lora", "onnx", "rules", "composite"]
 """What a version is made of. Who knows of kinds, and is to be told of a new one: its files, `layout`; those that a
 folder without a manifest is known by, `backends.plain_folder`; what reads and what computes, `backends.loading`; its
-memory, `backends.footprint`; other versions that it needs, `home`, `parts`, `needs` and `Deployment.load`; what it must
-show, `engine.checks`; and `training.export` and `training.tuning`, what they take.
+memory, `backends.footprint`; other versions that it needs, `home`, `parts`, `in_use` and `Deployment.load`; what it
+must show, `engine.checks`; and `training.export` and `training.tuning`, what they take.
 """
 TruncationRule: TypeAlias = Literal["refuse", "keep_end", "keep_start"]
 Transform: TypeAlias = Literal["raw_logit", "sigmoid", "rule", "weighted_sum"]

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, insert
 
 from rm_server.errors import VersionInUse
 from rm_server.registry.catalog import Catalog
-from rm_server.registry.needs import needs_of
+from rm_server.registry.in_use import uses_of
 from rm_server.registry.tables import components, labels, pins, runs, shadows, split_arms, splits
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -97,15 +97,15 @@ def test_all_needs_are_said_at_once(catalog: Catalog) -> None:
     with catalog.database.writing() as connection:
         label(connection)
         pin(connection)
-        assert len(needs_of(connection, "m", 1, NOW)) == 2
-        assert needs_of(connection, "m", 2, NOW) == []
+        assert len(uses_of(connection, "m", 1, NOW)) == 2
+        assert uses_of(connection, "m", 2, NOW) == []
 
 
 def test_many_runs_are_not_all_named(catalog: Catalog) -> None:
     with catalog.database.writing() as connection:
         for number in range(7):
             lease(connection, run=f"run-{number}")
-        (need,) = needs_of(connection, "m", 1, NOW)
+        (need,) = uses_of(connection, "m", 1, NOW)
     assert "run-0, run-1, run-2, run-3, run-4 and 2 more" in need
 
 

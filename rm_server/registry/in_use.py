@@ -1,4 +1,4 @@
-"""Who needs a version, in words for people: what has a need keeps the version from being deleted."""
+"""Who uses a version, in words for people: what is in use is not deleted."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rm_server.registry.tables import components, labels, pins, runs, shadows, s
 _MAX_NAMED = 5
 
 
-def needs_of(connection: Connection, model: str, version: int, now: datetime) -> list[str]:
-    """One sentence's worth a kind of need, with what to do about it; empty: nobody needs the version.
+def uses_of(connection: Connection, model: str, version: int, now: datetime) -> list[str]:
+    """One sentence's worth a kind of use, with what to do about it; empty: nobody uses the version.
 
-    Leases that have ended, or expired before ``now``, are no need.
+    Leases that have ended, or expired before ``now``, do not count.
     """
 
     def names(table: Table, column: Column[str], *where: ColumnElement[bool]) -> list[str]:
