@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Unpack
+from typing import Any, Generic, TypeVar, Unpack
 
 from ppo_client.adapters.empty import Asked
 from ppo_client.client.async_client import AsyncRewardClient
@@ -21,6 +21,7 @@ from ppo_client.client.errors import InvalidRequest
 from ppo_client.client.score_call import ScoreOptions
 from ppo_client.client.scores import Content, Scores
 
+_Client = TypeVar("_Client", bound=RewardClient | AsyncRewardClient)
 PromptToIds = Callable[[Content], Sequence[int]]
 
 _log = logging.getLogger("ppo_client")
@@ -66,16 +67,24 @@ def async_remote_reward(
     return AsyncRemoteReward(client, model, name, prompt_to_ids, empty_score, options)
 
 
-class _Reward:
+class _Reward(Generic[_Client]):
     """What TRL hands over, made into a call; and what is logged of the answer."""
 
     def __init__(
-        self, model: str, name: str | None, prompt_to_ids: PromptToIds | None, empty_score: float | None
+        self,
+        client: _Client,
+        model: str,
+        name: str | None,
+        prompt_to_ids: PromptToIds | None,
+        empty_score: float | None,
+        options: ScoreOptions,
     ) -> None:
+        self.client = client
         self.model = model
         self.__name__ = name or model  # what TRL calls it in its logs
         self._prompt_to_ids = prompt_to_ids
         self._empty_score = empty_score
+        self._options = options
         self._version: tuple[int, str] | None = None
 
     def _asked(
@@ -98,21 +107,8 @@ class _Reward:
         return asked.rewards(scores)
 
 
-class RemoteReward(_Reward):
+class RemoteReward(_Reward[RewardClient]):
     """What `remote_reward` makes. May be pickled."""
-
-    def __init__(
-        self,
-        client: RewardClient,
-        model: str,
-        name: str | None,
-        prompt_to_ids: PromptToIds | None,
-        empty_score: float | None,
-        options: ScoreOptions,
-    ) -> None:
-        super().__init__(model, name, prompt_to_ids, empty_score)
-        self.client = client
-        self._options = options
 
     def __call__(
         self,
@@ -131,21 +127,8 @@ class RemoteReward(_Reward):
         return self._rewards(asked, scores, log_metric)
 
 
-class AsyncRemoteReward(_Reward):
+class AsyncRemoteReward(_Reward[AsyncRewardClient]):
     """What `async_remote_reward` makes. May be pickled."""
-
-    def __init__(
-        self,
-        client: AsyncRewardClient,
-        model: str,
-        name: str | None,
-        prompt_to_ids: PromptToIds | None,
-        empty_score: float | None,
-        options: ScoreOptions,
-    ) -> None:
-        super().__init__(model, name, prompt_to_ids, empty_score)
-        self.client = client
-        self._options = options
 
     async def __call__(
         self,
