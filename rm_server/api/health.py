@@ -39,7 +39,7 @@ class Readiness:
     label names keeps nobody away.
     """
 
-    def __init__(self, versions: VersionManager, calls: Calls, is_down: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, versions: VersionManager, calls: Calls, is_down: Callable[[], bool]) -> None:
         """``is_down``: whether nobody computes, and nobody could be started to."""
         self._versions = versions
         self._calls = calls

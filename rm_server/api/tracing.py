@@ -9,7 +9,7 @@ from itertools import pairwise
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -32,9 +32,8 @@ class Tracing:
     and keeps to what was decided there; of the others, ``sample_share`` are traced.
     """
 
-    def __init__(self, settings: TracingSettings, exporter: SpanExporter | None = None) -> None:
-        """``exporter``: instead of one that sends OTLP over HTTP to the settings' endpoint."""
-        exporter = exporter or OTLPSpanExporter(settings.endpoint, timeout=EXPORT_TIMEOUT_S)
+    def __init__(self, settings: TracingSettings) -> None:
+        exporter = OTLPSpanExporter(settings.endpoint, timeout=EXPORT_TIMEOUT_S)
         self._provider = TracerProvider(
             sampler=ParentBased(TraceIdRatioBased(settings.sample_share)),
             # OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME add to these.

@@ -74,7 +74,7 @@ _attending: ContextVar[Attending | None] = ContextVar("attending", default=None)
 
 
 @contextmanager
-def attending(layout: FlatLayout, reading: Reading | None = None) -> Iterator[Attending]:
+def attending(layout: FlatLayout, reading: Reading | None) -> Iterator[Attending]:
     """Makes ``layout`` the one that attention follows, in this thread, while the block runs."""
     state = Attending(layout, reading)
     token = _attending.set(state)

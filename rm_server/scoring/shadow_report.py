@@ -43,16 +43,14 @@ def report(
     version: int | None,
     pairs: Sequence[ShadowPair],
     counts: Counter[int],
-    shadow: Shadow | None = None,
-    create_time: datetime | None = None,
+    shadow: Shadow | None,
 ) -> Report:
     """``pairs``: all of the shadow with ``version``. ``counts``: how many pairs there are with each version."""
-    create_time = create_time or datetime.now(UTC)
     content: Report = {
         "model": model,
         "shadow_version": shadow_version,
         "version": version,
-        "create_time": create_time.isoformat(timespec="seconds"),
+        "create_time": datetime.now(UTC).isoformat(timespec="seconds"),
         "share": None if shadow is None else shadow.share,
         "num_pairs": len(pairs),
         "pairs_by_version": {str(number): count for number, count in sorted(counts.items())},

@@ -151,14 +151,14 @@ def _load(candidate: Candidate, settings: ComputeSettings) -> tuple[Backend, Loa
     return backend, Loaded(golden_difference=difference)
 
 
-def random_items(folder: Path, manifest: Manifest, num_items: int = _NUM_ITEMS) -> list[EncodedItem]:
+def random_items(folder: Path, manifest: Manifest) -> list[EncodedItem]:
     """Random ids of the vocabulary in usual lengths; speed does not depend on which."""
     config = read_json((base_folder(folder) if manifest.kind == "lora" else folder) / "config.json")
     vocab_size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size") or 2
     random = np.random.default_rng(1)
     return [
         EncodedItem(ids=random.integers(0, vocab_size, length).astype(np.int32), num_tokens=length)
-        for length in lengths(manifest.max_tokens, num_items)
+        for length in lengths(manifest.max_tokens, _NUM_ITEMS)
     ]
 
 
