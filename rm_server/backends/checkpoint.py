@@ -20,6 +20,7 @@ from rm_server.registry.layout import WEIGHTS_INDEX, checkpoint_weights
 Config: TypeAlias = Any
 Tokenizer: TypeAlias = Any
 Model: TypeAlias = Any
+LoadingInfo: TypeAlias = dict[str, Any]
 
 _NAMES_SHOWN = 6
 # A constant that older GPT-2 checkpoints carry among the weights; no release of the last years reads it.
@@ -92,16 +93,7 @@ def load_model(folder: Path, config: Config, replaced: Collection[str] = ()) -> 
     bars_were_shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # collected and refused below, by name
-            output_loading_info=True,
-        )
+        model, info = read_classifier(folder, config)
     except (SafetensorError, OSError) as error:
         raise ArtifactUnreadable(f"The weights in {folder} cannot be read: {first_line(error)}") from error
     except (ValueError, RuntimeError, ImportError, MemoryError) as error:
@@ -114,6 +106,24 @@ def load_model(folder: Path, config: Config, replaced: Collection[str] = ()) -> 
     _refuse_mismatches(folder, model, info, replaced)
     _own_weights(model)
     return model.eval().requires_grad_(False)
+
+
+def read_classifier(folder: Path, config: Config) -> tuple[Model, LoadingInfo]:
+    """transformers' own reading, of data only, in fp32; raises what it raises.
+
+    What is missing, or has another size, is in the info for the caller to judge, and is drawn at random in the model.
+    """
+    found: tuple[Model, LoadingInfo] = AutoModelForSequenceClassification.from_pretrained(
+        folder,
+        config=config,
+        dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    return found
 
 
 def check_weight_files(folder: Path) -> None:

@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from transformers import AutoModelForSequenceClassification, set_seed
+from transformers import set_seed
 
-from rm_server.backends.checkpoint import check_weight_files, position_limit, read_config, read_tokenizer
+from rm_server.backends.checkpoint import (
+    check_weight_files,
+    position_limit,
+    read_classifier,
+    read_config,
+    read_tokenizer,
+)
 from rm_server.backends.json_file import first_line
 from rm_server.errors import ArtifactUnreadable, InvalidRequest, UnsupportedArtifact, WeightsMismatch
 from rm_server.training.sources import HUB_PREFIX, hub_snapshot
@@ -47,20 +53,12 @@ def load_base(folder: Path, seed: int) -> tuple[Model, Tokenizer, list[str]]:
     config.num_labels = 1
     set_seed(seed)
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # a classifier of several labels gets a new head, too
-            output_loading_info=True,
-        )
+        model, info = read_classifier(folder, config)
     except (ValueError, RuntimeError, ImportError) as error:
         raise UnsupportedArtifact(
             f"transformers cannot build a reward model on {folder}: {first_line(error)}"
         ) from error
+    # Of another size is the head of a classifier of several labels.
     fresh = sorted({*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])})
     _refuse_fresh_backbone(folder, model, fresh)
     return model, tokenizer, fresh
