@@ -243,13 +243,13 @@ class Runs:
 
     async def _follow(self, look: Look) -> None:
         """Other servers gave or took versions: what is known here of those runs is brought up to date."""
-        since, self._run_revision = self._run_revision, look.run_revision
-        if since is None or since == look.run_revision:
-            return
-        for lease in await asyncio.to_thread(changed_runs, self._catalog, since):
-            known = self._leases.last(lease.run, lease.model)
-            if known is not None and known.revision < lease.revision:
-                self._leases.put(lease, self._clock())
+        since = self._run_revision
+        if since is not None and since != look.run_revision:
+            for lease in await asyncio.to_thread(changed_runs, self._catalog, since):
+                known = self._leases.last(lease.run, lease.model)
+                if known is not None and known.revision < lease.revision:
+                    self._leases.put(lease, self._clock())
+        self._run_revision = look.run_revision  # not before: what could not be read is asked for again
 
     def _check_ready(self, route: Route, run: str) -> None:
         key = route.key

@@ -21,7 +21,7 @@ from rm_server.errors import CatalogUnavailable, Draining, VersionChanged, Versi
 from rm_server.metrics import Metrics
 from rm_server.registry.backup import back_up, restore
 from rm_server.registry.records import Arm, RampPoint, Split
-from rm_server.registry.runs import find_run
+from rm_server.registry.runs import find_run, look
 from rm_server.scoring.routing import Route
 from rm_server.scoring.runs import Runs
 from rm_server.scoring.selector import parse
@@ -176,6 +176,25 @@ async def test_who_cannot_wait_until_the_move_is_followed_looks_again(tmp_path: 
         await one.runs.register("r", "m", move=True)
         assert two.runs.route(parse("m"), "r").key == ("m", 1)
         await two.runs.look_again(parse("m"), "r")
+        assert two.runs.route(parse("m"), "r").key == ("m", 2)
+
+
+async def test_a_move_that_could_not_be_read_is_read_when_the_catalog_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    async with server(tmp_path, clock) as one, server(tmp_path, clock) as two:
+        await deploy(one)
+        await follow(two, one)
+        await two.call("m", "r")
+        await until(lambda: two.runs._run_revision == look(two.world.catalog, clock.now).run_revision)
+        two.world.versions._following._after_look.clear()
+        await one.world.versions.set_label("m", "stable", 2, **BY)
+        await one.runs.register("r", "m", move=True)
+        seen = look(two.world.catalog, clock.now)
+        with two.catalog_away(monkeypatch), pytest.raises(CatalogUnavailable):  # between one question and the next
+            await two.runs._follow(seen)
+        await two.runs._follow(seen)
         assert two.runs.route(parse("m"), "r").key == ("m", 2)
 
 
