@@ -26,6 +26,9 @@ from rm_server.registry.runs import Look, look
 Guard = Callable[[VersionKey], str | None]
 """Says who needs a version, in words for people; None: nobody."""
 
+LATE_S = 10.0
+"""A catalog that has not answered for so long is away: one that stands still breaks no connection."""
+
 _NEEDS_PARTS = ("LOADING", "READY", "DRAINING")
 """States of a composite in which its parts must stay."""
 _OUT_OF_MEMORY = ("REGISTERED", "FAILED")
@@ -235,19 +238,27 @@ class Following:
         self._steps[key] = self.tasks.spawn(step())
 
     async def _follow(self, each_look: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._poll_s)
+            silence = CatalogUnavailable(f"The catalog has not answered for {LATE_S:g} s.")
+            late = loop.call_later(LATE_S, self._note_away, silence)
             try:
                 await self._look()
                 each_look()
             except CatalogUnavailable as error:
-                if self.catalog_error is None:
-                    _log.warning("The catalog cannot be read; what is loaded goes on serving: %s", error)
-                self.catalog_error = error
-                self._metrics.catalog_reachable(False)
+                self._note_away(error)
             except Exception:
                 # Whatever it is: who gives up here never sees a change again.
                 _log.exception("The catalog could not be followed; the next try comes in %g s.", self._poll_s)
+            finally:
+                late.cancel()
+
+    def _note_away(self, error: CatalogUnavailable) -> None:
+        if self.catalog_error is None:
+            _log.warning("The catalog cannot be read; what is loaded goes on serving: %s", error)
+        self.catalog_error = error
+        self._metrics.catalog_reachable(False)
 
     async def _look(self) -> None:
         """Looks whether another process changed the catalog."""

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -342,6 +343,29 @@ async def test_a_catalog_that_is_away_stops_nothing(tmp_path: Path, monkeypatch:
             assert await world.score(key, 10) == 5.0
         world.elsewhere.set_label("m", "canary", 1, actor="somebody")
         await until(lambda: ("m", "canary") in world.versions.snapshot.labels)
+
+
+async def test_a_catalog_that_stands_still_is_away_until_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on, look = threading.Event(), following.look
+
+    def look_later(*asked: Any) -> Look:
+        goes_on.wait()
+        return look(*asked)
+
+    async with running_world(tmp_path) as world:
+        versions, reachable = world.versions, partial(world.metrics.registry.get_sample_value, "rm_catalog_reachable")
+        await until(lambda: reachable() == 1)
+        monkeypatch.setattr(following, "LATE_S", 0.01)
+        monkeypatch.setattr(following, "look", look_later)
+        try:
+            await until(lambda: reachable() == 0)
+            assert "has not answered for 0.01 s" in str(versions.catalog_error)
+        finally:
+            goes_on.set()
+        monkeypatch.setattr(following, "LATE_S", 10.0)
+        await until(lambda: reachable() == 1 and versions.catalog_error is None)
 
 
 async def test_what_the_catalog_took_has_been_done_though_it_cannot_be_read_then(
