@@ -108,7 +108,7 @@ def _svg(
     for step in switch_steps:
         axes.axvline(step, color=_MARK, linestyle="--", linewidth=1)
     axes.set_xlabel("PPO step")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_title(label, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     drawn = io.StringIO()

@@ -42,6 +42,14 @@ def test_a_page_about_a_real_run(folder: Path, capsys: pytest.CaptureFixture[str
     assert len(numbers["signs"]) == 3
 
 
+def test_the_axis_of_one_step_has_that_step_alone(folder: Path) -> None:
+    pytest.importorskip("matplotlib")
+    PPOTrainer(make_config(folder, train={"num_steps": 1}), FakeRewards()).train()
+    assert cli.main(["report", str(folder / "run")]) == 0
+    page = (folder / "run" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<!-- 1 -->") >= page.count("<svg"), "as matplotlib notes what it draws as paths"
+
+
 def test_a_page_about_a_run_that_was_evaluated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Held-out curves with both opinions, the same prompts before and after, and what to doubt, in numbers."""
     pytest.importorskip("matplotlib")
