@@ -121,13 +121,20 @@ def score_file(
     """
     _check_is_new(job.output)
     total = _check_rows(job)
-    with Journal(job.output.with_name(job.output.name + ".partial"), job.identity()) as journal:
+    identity = job.identity()
+    with Journal(job.output.with_name(job.output.name + ".partial"), identity) as journal:
         _check_is_new(job.output)  # of whoever had the journal before
         resumed = journal.num_rows
         on_progress(resumed, total, journal.num_failed)
         for batch, outcome in _outcomes(client, job, journal):
             journal.add(*_lines(job, journal.num_rows, batch, outcome))
             on_progress(journal.num_rows, total, journal.num_failed)
+        # Rows are read anew to be written beside their scores, hours later perhaps.
+        if job.identity() != identity:
+            raise InvalidFile(
+                f"{job.source} changed while its rows were scored, so that it has no longer the rows that the scores "
+                f"belong to: put it back, or remove {journal.path} to begin again"
+            )
         write_with_fields(job.output, job.source, _added_fields(job, journal), _added(job, journal))
         journal.path.unlink()
     pin = journal.pin

@@ -285,6 +285,19 @@ def test_rows_that_cannot_be_scored_are_named_before_any_is(
     assert [path.name for path in job.source.parent.iterdir()] == ["in.jsonl"]
 
 
+def test_a_file_that_changes_meanwhile_gets_no_scores_of_other_rows(
+    server: FakeServer, client: RewardClient, job: ScoreJob
+) -> None:
+    def changing(*request: Any) -> scoring_pb2.ScoreResponse | None:
+        write_rows(job.source, reversed(ROWS))
+        return usual(*request)
+
+    server.will(changing)
+    with pytest.raises(errors.InvalidFile, match=r"in.jsonl changed while its rows were scored.* remove .*partial"):
+        score_file(client, job)
+    assert not job.output.exists()
+
+
 def test_an_output_that_is_there_is_left_alone(server: FakeServer, client: RewardClient, job: ScoreJob) -> None:
     job.output.write_text("precious")
     with pytest.raises(errors.InvalidFile, match="is there already"):
