@@ -69,7 +69,9 @@ class Patience:
                 left_s = give_up_at - self.clock()
                 self.on_trouble()
                 if left_s <= 0:
-                    raise RewardServiceAway(f"no {what} for {self.limit_s:g} s (reward.patience_s): {error}") from error
+                    # `ppo-client evaluate`, which asks once, has no such setting.
+                    waited = f" for {self.limit_s:g} s (reward.patience_s)" if self.limit_s else ""
+                    raise RewardServiceAway(f"no {what}{waited}: {error}") from error
                 self.report(f"the reward service is away ({error}); asking again, for {left_s:.0f} s at most")
                 # No sooner than a server that refused (it is full, or a token is at its limit) has said.
                 hint_s = getattr(error, "retry_after_s", None) or 0.0

@@ -116,6 +116,11 @@ def test_patience_ends() -> None:
     assert clock.now_s == pytest.approx(10.0)
 
 
+def test_who_asks_once_is_not_told_of_a_setting_for_more() -> None:
+    with pytest.raises(RewardServiceAway, match=r"^no scores from 'm': gone$"):
+        make_desk(Flaky(Away("gone")), Clock(), 0.0).ask(["p"], ["c"]).result()
+
+
 def test_a_run_that_is_to_stop_waits_no_longer() -> None:
     clock = Clock()
     stop = Stop()
