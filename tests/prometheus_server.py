@@ -7,15 +7,15 @@ import re
 import shutil
 import socket
 import subprocess
-import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 RULES = Path(__file__).parent.parent / "deploy" / "prometheus"
 _CONFIG = """
@@ -45,7 +45,7 @@ class Prometheus:
         with (folder / "log").open("w") as log:
             self._process = subprocess.Popen([program, *options], cwd=folder, stdout=log, stderr=log)
         try:
-            until(self._is_ready, "Prometheus is ready", lambda: (folder / "log").read_text())
+            wait_until(self._is_ready, "Prometheus is ready", lambda: (folder / "log").read_text())
         except BaseException:
             self.stop()
             raise
@@ -58,7 +58,7 @@ class Prometheus:
         """Adds a server, by its HTTP address; returns when it was scraped."""
         self._targets.append(address)
         self._write_targets()
-        until(lambda: bool(self.query(f'up{{instance="{address}"}} == 1')), f"{address} is scraped")
+        wait_until(lambda: bool(self.query(f'up{{instance="{address}"}} == 1')), f"{address} is scraped")
 
     def forget(self, address: str) -> None:
         """Takes a server out."""
@@ -80,7 +80,7 @@ class Prometheus:
 
     def wait_for(self, address: str, *names: str) -> dict[str, list[dict[str, Any]]]:
         """All alerts of a server, once those that are named fire."""
-        until(
+        wait_until(
             lambda: set(names) <= self.firing(address).keys(),
             f"{', '.join(names)} of {address} fire",
             lambda: f"firing: {sorted(self.firing(address))}",
@@ -120,14 +120,6 @@ def running_prometheus(folder: Path) -> Iterator[Prometheus]:
         yield prometheus
     finally:
         prometheus.stop()
-
-
-def until(condition: Callable[[], bool], what: str, seen: Callable[[], str] = str) -> None:
-    """Waits for the condition; a minute is for ever."""
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, f"it never came to this: {what}. {seen()}"
-        time.sleep(0.1)
 
 
 def free_port() -> int:

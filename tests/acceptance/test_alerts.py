@@ -18,9 +18,10 @@ import grpc
 import psutil
 import pytest
 from postgresql import PostgreSQL, new_database, running_postgresql
-from prometheus_server import RULES, Prometheus, free_port, running_prometheus, until
+from prometheus_server import RULES, Prometheus, free_port, running_prometheus
 from rm_api.v1 import experiments_pb2, models_pb2, models_pb2_grpc, scoring_pb2, scoring_pb2_grpc
 from running_server import LOCAL_ONLY, RunningServer, make_rules_version, make_version, running, score_request
+from waiting import wait_until
 
 from rm_server.config import AuthSettings, ShadowSettings
 from rm_server.registry.home import Home, open_home
@@ -91,7 +92,7 @@ class Process:
             found[:] = [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
             return bool(found)
 
-        until(look, "the server has a worker")
+        wait_until(look, "the server has a worker")
         return found[-1]
 
     def deploy(self, folder: Path) -> None:
@@ -148,9 +149,9 @@ def test_a_busy_server_raises_nothing(prometheus: Prometheus, tmp_path: Path) ->
             for number in range(25):
                 server.score("m@stable", f"text {number} of {total}")
             answered = f'sum(rm_requests_total{{instance="{address}",method="Score",reason="ok"}}) == {total}'
-            until(lambda query=answered: bool(prometheus.query(query)), "all calls are scraped")
+            wait_until(lambda query=answered: bool(prometheus.query(query)), "all calls are scraped")
         seen = f'count_over_time(up{{instance="{address}"}}[1m]) >= 5'
-        until(lambda: bool(prometheus.query(seen)), "it was scraped, and the rules were evaluated, for a while")
+        wait_until(lambda: bool(prometheus.query(seen)), "it was scraped, and the rules were evaluated, for a while")
         # The disk of whoever runs the tests may be full.
         assert prometheus.firing(address).keys() <= {"RmDiskFull"}
         assert prometheus.query(f'instance:rm_requests:rate5m{{instance="{address}"}} > 0')
@@ -163,7 +164,7 @@ def test_a_server_that_dies_again_and_again(prometheus: Prometheus, tmp_path: Pa
             expect(prometheus, server.http, "RmServerDown")
             server.start()
             starts = f'changes(process_start_time_seconds{{instance="{server.http}"}}[15m]) == {number}'
-            until(lambda starts=starts: bool(prometheus.query(starts)), "the new start is scraped")
+            wait_until(lambda starts=starts: bool(prometheus.query(starts)), "the new start is scraped")
         expect(prometheus, server.http, "RmServerRestarts")
 
 
@@ -173,7 +174,7 @@ def test_workers_that_die(prometheus: Prometheus, tmp_path: Path) -> None:
         for number in range(4):
             server.worker().kill()
             restarts = f'rm_worker_restarts_total{{instance="{server.http}"}} == {number + 1}'
-            until(lambda query=restarts: bool(prometheus.query(query)), "the next worker is there")
+            wait_until(lambda query=restarts: bool(prometheus.query(query)), "the next worker is there")
             assert server.score(text=f"text {number}") is grpc.StatusCode.OK
         expect(prometheus, server.http, "RmWorkerRestarts")
 
@@ -253,7 +254,7 @@ def test_a_version_that_cannot_be_loaded(prometheus: Prometheus, tmp_path: Path)
                 with pytest.raises(grpc.RpcError, match=r"NOT_FOUND|UNAVAILABLE|FAILED_PRECONDITION"):
                     server.score("m@stable", "one")
             failed = f'rm_requests_total{{instance="{address}",reason="version_not_loaded"}} == {total}'
-            until(lambda query=failed: bool(prometheus.query(query)), "the failures are scraped")
+            wait_until(lambda query=failed: bool(prometheus.query(query)), "the failures are scraped")
         expect(prometheus, address, "RmErrors")
 
 
@@ -269,7 +270,7 @@ def test_a_catalog_that_is_away(prometheus: Prometheus, tmp_path: Path, database
         database.stop()
         expect(prometheus, server.app.http_address, "RmCatalogUnreachable")
         database.start()
-        until(lambda: "RmCatalogUnreachable" not in prometheus.firing(server.app.http_address), "it is over")
+        wait_until(lambda: "RmCatalogUnreachable" not in prometheus.firing(server.app.http_address), "it is over")
 
 
 def test_wrong_tokens_and_a_broken_tokens_file(prometheus: Prometheus, tmp_path: Path) -> None:
@@ -311,7 +312,7 @@ def test_scores_that_are_not_finite_or_drift_and_shadows_that_disagree(prometheu
             request = models_pb2.GetVersionRequest(selector="huge@1")
             return server.models.GetVersion(request).version.HasField("calibration")
 
-        until(in_catalog, "the server has seen the calibrations")
+        wait_until(in_catalog, "the server has seen the calibrations")
         for number in range(5):
             score(number)
         answer = server.score("huge@stable", "x" * 40, options=scoring_pb2.ScoreOptions(calibrated=True))

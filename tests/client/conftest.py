@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -68,14 +67,6 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
     yield make
     for client in clients:
         client.close() if isinstance(client, RewardClient) else client.finish()
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
-    """Returns once it holds. The time limit is for broken code."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to hold"
-        time.sleep(0.001)
 
 
 def score(client: Any, *completions: Any, model: str = "length", **options: Any) -> Scores:

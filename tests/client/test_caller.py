@@ -12,12 +12,13 @@ from typing import Any
 import grpc
 import pytest
 from rm_api.v1 import scoring_pb2
+from waiting import wait_until
 
 from ppo_client import errors
 from ppo_client.client.caller import Caller
 from ppo_client.client.settings import ClientSettings
 
-from .conftest import QUICK, wait_until
+from .conftest import QUICK
 from .fake_server import Behaviour, FakeServer, fail, wait_for, wait_until_cancelled
 
 REQUEST = scoring_pb2.ScoreRequest(model="length", request_id="r")

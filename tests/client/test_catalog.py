@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import pytest
 from rm_api.v1 import experiments_pb2, models_pb2
+from waiting import wait_until
 
 from ppo_client import AsyncRewardClient, RewardClient, errors
 from ppo_client.client.catalog import Evaluation, ModelChange, read_change, read_lease
@@ -16,7 +17,7 @@ from ppo_client.client.operations import Operations
 from ppo_client.client.scores import Calibration
 from ppo_client.client.settings import ClientSettings
 
-from .conftest import QUICK, Connect, wait_until
+from .conftest import QUICK, Connect
 from .fake_server import DIGESTS, FakeServer
 
 

@@ -14,10 +14,11 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from ppo_client import AsyncRewardClient, RewardClient, Scores, errors
 
-from .conftest import QUICK, wait_until
+from .conftest import QUICK
 from .fake_server import FakeServer, wait_for, wait_until_cancelled
 
 

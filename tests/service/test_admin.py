@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rm_api.v1 import models_pb2
 from running_server import RunningServer, make_version
+from waiting import wait_until
 
 from rm_server import cli
 from rm_server.api import model_service
@@ -104,10 +104,7 @@ def test_a_label_that_another_process_moves_is_followed(server: RunningServer, t
     add_version(catalog, artifacts, "followed", folders[1], actor="ann")
     catalog.close()
     assert cli.main(["label", "followed", "stable", "2", "--home", str(server.settings.home)]) == 0
-    deadline = time.monotonic() + 60
-    while server.score("followed", "a").version == 1:
-        assert time.monotonic() < deadline
-    assert server.score("followed", "a").version == 2
+    wait_until(lambda: server.score("followed", "a").version == 2)
 
 
 def test_tables_are_for_people(shell: Shell, server: RunningServer) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import http.client
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from rm_api.v1 import errors_pb2, experiments_pb2, models_pb2, scoring_pb2
 from running_server import Gate, RunningServer, error_of, running, score_request
+from waiting import wait_until
 
 from rm_server.config import EngineSettings, TransportSettings
 
@@ -29,16 +29,6 @@ def server(tmp_path: Path, versions: list[Path], gate: Gate) -> Iterator[Running
         server.deploy("helpfulness", *versions[:2])
         yield server
         gate.open()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Waits for something that the server is about to do."""
-    waited = threading.Event()
-    for _ in range(6000):
-        if condition():
-            return
-        waited.wait(0.01)
-    raise AssertionError("It did not happen within a minute.")
 
 
 def occupy(server: RunningServer, gate: Gate) -> grpc.Future:
@@ -61,7 +51,7 @@ def test_a_deadline_that_passes_in_the_queue_drops_the_work(server: RunningServe
     ]
     for call in calls:
         assert call.exception(timeout=60).code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    until(lambda: queued(server) == 0)
+    wait_until(lambda: queued(server) == 0)
     gate.open()
     assert first.result(timeout=60).results[0].HasField("score")
     assert server.score("helpfulness@1", "afterwards").results[0].HasField("score")
@@ -80,9 +70,9 @@ def test_a_deadline_that_passes_in_the_queue_drops_the_work(server: RunningServe
 def test_a_cancelled_call_is_not_computed(server: RunningServer, gate: Gate) -> None:
     first = occupy(server, gate)
     gone = server.scoring.Score.future(score_request("helpfulness@1", "gone 1", "gone 2"), timeout=60)
-    until(lambda: queued(server) == 2)
+    wait_until(lambda: queued(server) == 2)
     gone.cancel()
-    until(lambda: queued(server) == 0)
+    wait_until(lambda: queued(server) == 0)
     gate.open()
     first.result(timeout=60)
     assert gate.batch_sizes == [1]
@@ -99,9 +89,9 @@ def test_a_dropped_stream_takes_its_requests_along(server: RunningServer, gate: 
         for number in range(5)
     ]
     stream = server.scoring.ScoreStream(iter(requests))
-    until(lambda: queued(server) == 5)
+    wait_until(lambda: queued(server) == 5)
     stream.cancel()
-    until(lambda: queued(server) == 0)
+    wait_until(lambda: queued(server) == 0)
     gate.open()
     first.result(timeout=60)
     assert gate.batch_sizes == [1]
@@ -117,7 +107,7 @@ def test_a_stream_is_read_no_further_than_it_is_answered(tmp_path: Path, version
             for number in range(20)
         ]
         stream = server.scoring.ScoreStream(iter(requests), timeout=60)
-        until(lambda: server.metric("rm_requests_in_flight") == 1 + 4)  # the stream, and four requests on it
+        wait_until(lambda: server.metric("rm_requests_in_flight") == 1 + 4)  # the stream, and four requests on it
         server.score("helpfulness@1")  # a whole call later there are no more
         assert server.metric("rm_requests_in_flight") == 1 + 4
         gate.open()
@@ -140,9 +130,9 @@ def test_an_http_caller_that_hangs_up_is_not_computed_for(server: RunningServer,
     first = occupy(server, gate)
     caller = http.client.HTTPConnection(server.app.http_address)
     caller.request("POST", "/models/helpfulness@1/get_reward", b'{"query": ["gone 1", "gone 2"]}')
-    until(lambda: queued(server) == 2)
+    wait_until(lambda: queued(server) == 2)
     caller.close()
-    until(lambda: queued(server) == 0)
+    wait_until(lambda: queued(server) == 0)
     gate.open()
     first.result(timeout=60)
     assert gate.batch_sizes == [1]
@@ -151,7 +141,7 @@ def test_an_http_caller_that_hangs_up_is_not_computed_for(server: RunningServer,
 def test_a_full_queue_refuses_at_once_with_a_hint(server: RunningServer, gate: Gate) -> None:
     first = occupy(server, gate)
     waiting = server.scoring.Score.future(score_request("helpfulness@1", *map(str, range(CAPACITY))))
-    until(lambda: queued(server) == CAPACITY)
+    wait_until(lambda: queued(server) == CAPACITY)
     with pytest.raises(grpc.RpcError) as caught:
         server.score("helpfulness@1", "one too many")
     metadata = dict(caught.value.trailing_metadata())
@@ -168,7 +158,7 @@ def test_a_full_queue_refuses_at_once_with_a_hint(server: RunningServer, gate: G
 def test_items_of_several_callers_share_a_batch(server: RunningServer, gate: Gate) -> None:
     first = occupy(server, gate)
     calls = [server.scoring.Score.future(score_request("helpfulness@1", f"caller {n}")) for n in range(4)]
-    until(lambda: queued(server) == 4)
+    wait_until(lambda: queued(server) == 4)
     batches_before = server.metric("rm_batch_items_count", model="helpfulness", version="1")
     gate.open()
     assert all(call.result(timeout=60).results[0].HasField("score") for call in [first, *calls])
@@ -181,7 +171,7 @@ def test_unload_waits_for_the_work_under_way_and_takes_no_new(server: RunningSer
         request = models_pb2.UnloadVersionRequest(selector="helpfulness@1", force=True)
         unloading: Future[Any] = pool.submit(server.models.UnloadVersion, request)
         get = models_pb2.GetVersionRequest(selector="helpfulness@1")
-        until(lambda: server.models.GetVersion(get).version.state == models_pb2.VERSION_STATE_DRAINING)
+        wait_until(lambda: server.models.GetVersion(get).version.state == models_pb2.VERSION_STATE_DRAINING)
         _, error = error_of(lambda: server.score("helpfulness@1", "new"))
         assert error.reason == errors_pb2.ERROR_REASON_VERSION_NOT_LOADED
         assert not unloading.done()
@@ -194,9 +184,9 @@ def test_stopping_finishes_what_is_under_way_and_refuses_the_rest(server: Runnin
     first = occupy(server, gate)
     stream_requests = iter([scoring_pb2.ScoreStreamRequest(id="1", request=score_request("helpfulness@1", "streamed"))])
     stream = server.scoring.ScoreStream(stream_requests)
-    until(lambda: queued(server) == 1)
+    wait_until(lambda: queued(server) == 1)
     ending = server.stopping()
-    until(lambda: server.models.GetServerStatus(models_pb2.GetServerStatusRequest()).draining)
+    wait_until(lambda: server.models.GetServerStatus(models_pb2.GetServerStatusRequest()).draining)
     status, error = error_of(lambda: server.score("helpfulness@1", "new"))
     assert (status, error.reason) == (grpc.StatusCode.UNAVAILABLE, errors_pb2.ERROR_REASON_DRAINING)
     for name in ("", "helpfulness", "helpfulness@1"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import grpc
 import pytest
 from rm_api.v1 import errors_pb2, models_pb2, scoring_pb2
 from running_server import Gate, RunningServer, error_of, running, score_request
+from waiting import wait_until
 
 from rm_server.config import EngineSettings
 
@@ -27,16 +28,6 @@ def server(tmp_path: Path, versions: list[Path], gate: Gate) -> Iterator[Running
         server.models.RegisterVersion(request)
         yield server
         gate.open()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Waits for something that the server is about to do."""
-    waited = threading.Event()
-    for _ in range(6000):
-        if condition():
-            return
-        waited.wait(0.01)
-    raise AssertionError("It did not happen within a minute.")
 
 
 def state_of(server: RunningServer, selector: str) -> str:
@@ -56,7 +47,7 @@ def test_a_load_goes_on_when_its_caller_gives_up(server: RunningServer, gate: Ga
     call.cancel()
     assert call.cancelled()
     gate.open()
-    until(lambda: state_of(server, NEW) == "READY")
+    wait_until(lambda: state_of(server, NEW) == "READY")
     assert server.score(NEW, "a").version == 2
 
 
@@ -99,13 +90,13 @@ def test_calls_and_streams_that_are_given_up_leave_nothing_behind(server: Runnin
         )
         for number in range(3)
     ]
-    until(lambda: server.metric("rm_queue_items") == 5)
+    wait_until(lambda: server.metric("rm_queue_items") == 5)
     for call in (*calls, *streams):
         call.cancel()
-    until(lambda: server.metric("rm_queue_items") == server.metric("rm_queue_tokens") == 0)
+    wait_until(lambda: server.metric("rm_queue_items") == server.metric("rm_queue_tokens") == 0)
     gate.open()
     assert first.result(timeout=60).results[0].HasField("score")
-    until(lambda: server.metric("rm_requests_in_flight") == 0)
+    wait_until(lambda: server.metric("rm_requests_in_flight") == 0)
     # Nobody holds the version: an unload would wait for them.
     server.models.UnloadVersion(models_pb2.UnloadVersionRequest(selector=NEW), timeout=60)
     assert state_of(server, NEW) == "REGISTERED"
@@ -125,13 +116,13 @@ def test_each_end_of_a_call_is_counted_under_its_reason(server: RunningServer, g
     first = server.scoring.Score.future(score_request("helpfulness", "being computed"))
     gate.wait_for_batch()
     gone = server.scoring.Score.future(score_request("helpfulness", *map(str, range(5))))
-    until(lambda: server.metric("rm_queue_items") == 5)
+    wait_until(lambda: server.metric("rm_queue_items") == 5)
     _, error = error_of(lambda: server.score("helpfulness", "one too many"))
     assert error.reason == errors_pb2.ERROR_REASON_QUEUE_FULL
     error_of(lambda: server.score("helpfulness@7", "a"))
     error_of(lambda: server.score(NEW, "a"))
     gone.cancel()
-    until(lambda: counted("cancelled") == 1)
+    wait_until(lambda: counted("cancelled") == 1)
     gate.open()
     first.result(timeout=60)
     reasons = ("ok", "cancelled", "queue_full", "version_not_found", "version_not_loaded")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
@@ -15,6 +14,7 @@ from grpc_health.v1 import health_pb2
 from rm_api.oip import inference_pb2, inference_pb2_grpc
 from rm_api.v1 import errors_pb2, experiments_pb2
 from running_server import Gate, RunningServer, error_of, running
+from waiting import wait_until
 
 TEXTS = ("Hello!", "Go away.", "é 汉字 🙂")
 READY = inference_pb2.ModelReadyRequest
@@ -37,14 +37,6 @@ def request(
         tensor = message.inputs.add(name=name, datatype="BYTES", shape=[len(values)])
         tensor.contents.bytes_contents.extend(value.encode() for value in values)
     return message
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Waits for what the server does. A minute is for ever."""
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def scores(response: inference_pb2.ModelInferResponse) -> list[float]:

@@ -17,9 +17,10 @@ import grpc
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from prometheus_server import RULES, until
+from prometheus_server import RULES
 from rm_api.v1 import experiments_pb2, models_pb2
 from running_server import RunningServer, make_rules_version, running, score_request
+from waiting import wait_until
 
 from rm_server.metrics import Metrics
 
@@ -101,7 +102,7 @@ def test_a_server_that_starts_knows_the_runs_that_there_are(tmp_path: Path) -> N
     of_version = {"model": "m", "version": "1"}
     with running(tmp_path / "home") as server:
         value = server.app.metrics.registry.get_sample_value
-        until(lambda: value("rm_leases", of_version) == 1, "one lease on m@1", lambda: scrape(server))
+        wait_until(lambda: value("rm_leases", of_version) == 1, "one lease on m@1", lambda: scrape(server))
         assert value("rm_runs_active", of_version) == 1
         assert value("rm_run_largest_token_share", {"model": "m"}) == 1
 

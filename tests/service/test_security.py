@@ -7,7 +7,6 @@ import socket
 import ssl
 import subprocess
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rm_api.v1 import errors_pb2, models_pb2, models_pb2_grpc
 from running_server import LOCAL_ONLY, RunningServer, error_of, running
+from waiting import wait_until
 
 from ppo_client import RewardClient, Tls
 from ppo_client.errors import InvalidSettings, ModelNotFound, ServerUnreachable
@@ -320,10 +320,10 @@ def test_tokens_come_and_go_while_the_server_serves(tmp_path: Path) -> None:
 
         assert (code("first"), code("second")) == (grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED)
         add_token(file, TokenEntry("second", Role.SCORE, sha256=hash_of("second")))
-        until(lambda: code("second") is grpc.StatusCode.OK)  # nobody told the server
+        wait_until(lambda: code("second") is grpc.StatusCode.OK)  # nobody told the server
         assert code("first") is grpc.StatusCode.OK
         revoke_token(file, "first")
-        until(lambda: code("first") is grpc.StatusCode.UNAUTHENTICATED)
+        wait_until(lambda: code("first") is grpc.StatusCode.UNAUTHENTICATED)
         assert code("second") is grpc.StatusCode.OK
 
         file.write_text("[[token]]\nname = 'third'")
@@ -334,13 +334,6 @@ def test_tokens_come_and_go_while_the_server_serves(tmp_path: Path) -> None:
         file.unlink()
         reload(server)
         assert code("second") is grpc.StatusCode.OK
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Asks until it holds."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
 
 
 def test_the_one_token_s_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
@@ -361,7 +354,7 @@ def test_the_one_token_s_file_is_read_again_when_it_changes(tmp_path: Path) -> N
 
         assert known() == ["old", "other"]
         file.write_text("new\n")
-        until(lambda: known() == ["new", "other"])
+        wait_until(lambda: known() == ["new", "other"])
         for refused in ("", "other"):  # an entry has that one
             file.write_text(refused)
             reload(server)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from rm_api.v1 import experiments_pb2, models_pb2, scoring_pb2
 from running_server import Gate, RunningServer, error_of, make_rules_version, make_version, running
 from scipy import stats
+from waiting import wait_until
 
 from rm_server.config import EngineSettings, ShadowSettings
 from rm_server.registry.manifest import Manifest, write_manifest
@@ -52,15 +52,7 @@ def outcomes(server: RunningServer, outcome: str, version: int = 2) -> float:
 
 def wait_for(server: RunningServer, outcome: str, num_items: int) -> None:
     """Until so many items of the shadow have come to this."""
-    eventually(lambda: outcomes(server, outcome) >= num_items)
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    """A minute is for ever."""
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
+    wait_until(lambda: outcomes(server, outcome) >= num_items)
 
 
 def values(answer: scoring_pb2.ScoreResponse) -> list[float]:
@@ -181,7 +173,7 @@ def test_token_ids_are_compared_where_they_mean_the_same(tmp_path: Path, version
         group.completions.add().token_ids.ids.extend([7, 8])
         assert server.scoring.Score(request).results[0].HasField("score")
         wait_for(server, "ok", 1)
-        eventually(lambda: outcomes(server, "dropped", 3) == 1)
+        wait_until(lambda: outcomes(server, "dropped", 3) == 1)
         assert server.metric("rm_shadow_dropped_total", reason="other_vocabulary") == 1
 
 
@@ -248,13 +240,13 @@ def test_at_overload_the_shadow_goes_first_and_callers_get_their_scores(
             calls = [threads.submit(server.score, "helpfulness@1", *texts(number, 20)) for number in range(5)]
             gate.wait_for_batch()
             # One computes, one is in the worker's pipe.
-            eventually(lambda: server.metric("rm_queue_items") == 60)
+            wait_until(lambda: server.metric("rm_queue_items") == 60)
             gate.open()
             answers = [call.result(60) for call in calls]
         assert [values(answer) for answer in answers] == [pytest.approx(scores, abs=1e-5) for scores in expected]
         assert {answer.version for answer in answers} == {1}
         # Of the hundred items, those answered while others waited; the last ones may have been compared.
-        eventually(lambda: outcomes(server, "dropped") + outcomes(server, "ok") == 100)
+        wait_until(lambda: outcomes(server, "dropped") + outcomes(server, "ok") == 100)
         assert server.metric("rm_shadow_dropped_total", reason="overload") >= 20
         assert server.metric("rm_queue_items") == 0
 
