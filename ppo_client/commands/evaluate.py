@@ -9,10 +9,9 @@ from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ppo_client.client.client import RewardClient
-from ppo_client.ppo.conditions import Conditions
 from ppo_client.ppo.config import DataConfig, PPOConfig, RewardConfig, RewardModelConfig, RolloutConfig
 from ppo_client.ppo.config_file import load_config
 from ppo_client.ppo.connect import AWAY_ERRORS
@@ -22,6 +21,9 @@ from ppo_client.ppo.prompts import load_prompts
 from ppo_client.ppo.reward_source import RewardDesk, parts_of
 from ppo_client.ppo.run_logs import read_evaluations
 from ppo_client.ppo.waiting import Patience
+
+if TYPE_CHECKING:
+    from ppo_client.ppo.evaluation import Evaluator
 
 _EXAMPLES = """examples:
   ppo-client evaluate --policy runs/a/policy --reference examples/policy --prompts held_out.jsonl --reward story@1
@@ -170,19 +172,27 @@ def _run(args: argparse.Namespace) -> int:
     if "{prompt}" not in args.prompt_template:
         raise ConfigError('--prompt-template has no "{prompt}", so the reward model would not see the prompt')
     with RewardClient(args.server) as client:
-        facts, conditions, texts = _evaluate(client, args)
+        evaluator = _evaluator(client, args)
+        pairs = evaluator.pairs(range(len(evaluator.prompts)))
+    if not pairs:
+        raise FailedItems("each of the prompts has a response without a score")
+    if num_dropped := len(evaluator.prompts) - len(pairs):
+        print(
+            f"{num_dropped} of {len(evaluator.prompts)} prompts have a response without a score, and do not count",
+            file=sys.stderr,
+        )
+    facts = evaluation_facts(pairs)
     if args.json:
         named = {"policy": str(Path(args.policy)), "reference": str(Path(args.reference))}
-        found = {**named, **facts.to_dict(), "conditions": conditions.to_dict(), "texts": texts}
+        conditions, texts = evaluator.conditions().to_dict(), text_rows(pairs, args.texts)
+        found = {**named, **facts.to_dict(), "conditions": conditions, "texts": texts}
         print(json.dumps(found, ensure_ascii=False, indent=2))
     else:
         print(_table(facts))
     return 0
 
 
-def _evaluate(
-    client: RewardClient, args: argparse.Namespace
-) -> tuple[EvaluationFacts, Conditions, list[dict[str, Any]]]:
+def _evaluator(client: RewardClient, args: argparse.Namespace) -> Evaluator:
     from ppo_client.ppo.build import (
         check_fits,
         check_knows,
@@ -222,7 +232,7 @@ def _evaluate(
         drops_failed_items=args.on_failed_item == "drop",
     )
     judge = replace(desk, parts=(RewardModelConfig(args.second),)) if args.second else None
-    evaluator = Evaluator(
+    return Evaluator(
         policy=policy,
         reference=reference,
         prompts=prompts,
@@ -235,15 +245,6 @@ def _evaluate(
         device=device,
         empty_score=args.empty_score,
     )
-    pairs = evaluator.pairs(range(len(prompts)))
-    if not pairs:
-        raise FailedItems("each of the prompts has a response without a score")
-    if num_dropped := len(prompts) - len(pairs):
-        print(
-            f"{num_dropped} of {len(prompts)} prompts have a response without a score, and do not count",
-            file=sys.stderr,
-        )
-    return evaluation_facts(pairs), evaluator.conditions(), text_rows(pairs, args.texts)
 
 
 def _table(facts: EvaluationFacts) -> str:
