@@ -109,44 +109,39 @@ def register_folder(
     if match is not None and reference_data is None:
         raise InvalidRequest("To match another version's scale, give reference data: texts that both versions score.")
     check_source(source)  # before a home is made for it
-    catalog, artifacts = open_home(home)
-    try:
-        with ExitStack() as stack:
-            found = stack.enter_context(version_source(source, artifacts))
-            whole = found.folder
-            base = base or named_base(found.folder)
-            if base is not None:
-                whole = stack.enter_context(with_base(found.folder, base, catalog.snapshot(), artifacts))
-            manifest = _manifest_of(whole, reading)
-            _check_reading(manifest.kind, reading)
-            if not manifest.reads_prompt:
-                logger.warning("Prompts will not be read: the template %r has no {prompt}.", manifest.template)
-            # A composite's file says by number and digest what it is made of, an adapter's what its base is.
-            folder = stack.enter_context(as_version(catalog, artifacts, model, whole, manifest, actor=actor))
-            settings = ComputeSettings(device=device, deterministic=True)
-            score = version_scorer(folder, manifest, artifacts, settings, shows_progress=shows_progress)
-            encoder: Encoder = (
-                AllEncoders(folder, manifest, artifacts)
-                if manifest.kind == "composite"
-                else load_encoder(folder, manifest)
-            )
-            label = scoring_label(folder, manifest)
-            manifest = _with_golden(manifest, golden_data, encoder, score)
-            reports = _read_reports(found.folder, evaluations, digest_of(folder, manifest))
-            calibration = None
-            if reference_data is not None:
-                target = None if match is None else find_version(catalog.snapshot(), match)
-                calibration = _calibrate(score, reference_data, target, artifacts, settings)
-            record, created = add_version(
-                catalog,
-                artifacts,
-                model,
-                folder,
-                actor=actor,
-                comment=comment or f"from {found.origin or source}",
-                origin=found.origin,
-                manifest=manifest,
-            )
+    with ExitStack() as stack:
+        catalog, artifacts = open_home(home)
+        stack.callback(catalog.close)
+        found = stack.enter_context(version_source(source, artifacts))
+        whole = found.folder
+        base = base or named_base(found.folder)
+        if base is not None:
+            whole = stack.enter_context(with_base(found.folder, base, catalog.snapshot(), artifacts))
+        manifest = _manifest_of(whole, reading)
+        _check_reading(manifest.kind, reading)
+        if not manifest.reads_prompt:
+            logger.warning("Prompts will not be read: the template %r has no {prompt}.", manifest.template)
+        # A composite's file says by number and digest what it is made of, an adapter's what its base is.
+        folder = stack.enter_context(as_version(catalog, artifacts, model, whole, manifest, actor=actor))
+        settings = ComputeSettings(device=device, deterministic=True)
+        score = version_scorer(folder, manifest, artifacts, settings, shows_progress=shows_progress)
+        label = scoring_label(folder, manifest)
+        manifest = _with_golden(manifest, golden_data, _encoder_of(folder, manifest, artifacts), score)
+        reports = _read_reports(found.folder, evaluations, digest_of(folder, manifest))
+        calibration = None
+        if reference_data is not None:
+            target = None if match is None else find_version(catalog.snapshot(), match)
+            calibration = _calibrate(score, reference_data, target, artifacts, settings)
+        record, created = add_version(
+            catalog,
+            artifacts,
+            model,
+            folder,
+            actor=actor,
+            comment=comment or f"from {found.origin or source}",
+            origin=found.origin,
+            manifest=manifest,
+        )
         if calibration is not None:
             in_catalog = CalibrationRecord(calibration.digest, calibration.gain, calibration.bias)
             catalog.set_calibration(model, record.version, in_catalog, actor, calibration.source)
@@ -154,8 +149,12 @@ def register_folder(
         for name, report in reports.items():
             catalog.file_evaluation(model, record.version, name, report, actor)
         return Registration(record, created, manifest, label, calibration, tuple(reports))
-    finally:
-        catalog.close()
+
+
+def _encoder_of(folder: Path, manifest: Manifest, artifacts: ArtifactStore) -> Encoder:
+    if manifest.kind == "composite":
+        return AllEncoders(folder, manifest, artifacts)
+    return load_encoder(folder, manifest)
 
 
 def _check_reading(kind: Kind, reading: Reading) -> None:
