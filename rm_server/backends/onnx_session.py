@@ -133,8 +133,7 @@ def _providers(device: Device) -> list[Any]:
         raise UnsupportedArtifact(
             f"ONNX Runtime {onnxruntime.__version__} is a build without CUDA; install onnxruntime-gpu, or serve on cpu."
         )
-    if hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()  # finds CUDA and cuDNN where torch's wheels brought them
+    onnxruntime.preload_dlls()  # finds CUDA and cuDNN where torch's wheels brought them
     # TF32 would round fp32 products to ten bits; memory is taken as asked for, since torch versions share the GPU.
     options = {"device_id": device.number, "use_tf32": 0, "arena_extend_strategy": "kSameAsRequested"}
     return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
