@@ -22,6 +22,16 @@ from rm_server.registry.records import VersionKey
 BY = {"actor": "me"}
 
 
+class Clock:
+    """Stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class World:
     """A server's registry and engine, with a manager over them."""
 

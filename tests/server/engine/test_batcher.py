@@ -13,25 +13,20 @@ from rm_server.engine.batcher import VersionQueue, in_batches
 from rm_server.engine.waiting import Call, Waiting
 
 
-class Item(Waiting):
-    def __init__(self, num_tokens: int) -> None:
-        super().__init__(num_tokens)
-
-
-def queue_of(*calls: tuple[str, Sequence[int]], weights: dict[str, float] | None = None) -> VersionQueue[Item]:
+def queue_of(*calls: tuple[str, Sequence[int]], weights: dict[str, float] | None = None) -> VersionQueue[Waiting]:
     """Calls (run, lengths of their items), in the order in which they came."""
-    queue: VersionQueue[Item] = VersionQueue(lambda run: (weights or {}).get(run, 1.0), 100)
+    queue: VersionQueue[Waiting] = VersionQueue(lambda run: (weights or {}).get(run, 1.0), 100)
     for number, (run, lengths) in enumerate(calls):
-        call: Call[Item] = Call(("m", 1), run, rank=number, number=number, deadline=None)
+        call: Call[Waiting] = Call(("m", 1), run, rank=number, number=number, deadline=None)
         for length in lengths:
-            item = Item(length)
+            item = Waiting(length)
             item.call, item.is_waiting = call, True
             call.waiting.append(item)
         queue.push(call)
     return queue
 
 
-def batches(queue: VersionQueue[Item], max_tokens: int, max_items: int = 100) -> list[list[tuple[str, int]]]:
+def batches(queue: VersionQueue[Waiting], max_tokens: int, max_items: int = 100) -> list[list[tuple[str, int]]]:
     """All batches, as (run, length) of their items."""
     made = []
     while queue.num_items:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_world import BY, World, running_world
+from fake_world import BY, Clock, World, running_world
 
 from rm_server.config import RunSettings
 from rm_server.errors import (
@@ -27,14 +27,6 @@ from rm_server.scoring.routing import Route
 from rm_server.scoring.run_status import RunStatus
 from rm_server.scoring.runs import Runs
 from rm_server.scoring.selector import parse
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @asynccontextmanager

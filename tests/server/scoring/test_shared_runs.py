@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fake_versions import until
-from fake_world import BY, World, running_world
+from fake_world import BY, Clock, World, running_world
 from postgresql import has_postgresql, postgresql, postgresql_url  # noqa: F401 – fixtures
 
 from rm_server.config import RunSettings
@@ -41,14 +41,6 @@ DATABASES = [
 def catalog_url(request: pytest.FixtureRequest) -> str:
     """Empty: the home's own file."""
     return str(request.getfixturevalue("postgresql_url")) if request.param == "postgresql" else ""
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Server(SimpleNamespace):
