@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from ppo_client.client.client import RewardClient
 from ppo_client.ppo.config import DataConfig, PPOConfig, RewardConfig, RewardModelConfig, RolloutConfig
 from ppo_client.ppo.config_file import load_config
-from ppo_client.ppo.connect import AWAY_ERRORS
 from ppo_client.ppo.errors import ConfigError, FailedItems
 from ppo_client.ppo.evaluation_facts import EvaluationFacts, evaluation_facts, text_rows
 from ppo_client.ppo.prompts import load_prompts
-from ppo_client.ppo.reward_source import RewardDesk, parts_of
 from ppo_client.ppo.run_logs import read_evaluations
-from ppo_client.ppo.waiting import Patience
+from ppo_client.ppo.scores.connect import AWAY_ERRORS
+from ppo_client.ppo.scores.reward_source import RewardDesk, parts_of
+from ppo_client.ppo.scores.waiting import Patience
 
 if TYPE_CHECKING:
     from ppo_client.ppo.evaluation import Evaluator
@@ -193,7 +193,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _evaluator(client: RewardClient, args: argparse.Namespace) -> Evaluator:
-    from ppo_client.ppo.build import (
+    from ppo_client.ppo.evaluation import Evaluator
+    from ppo_client.ppo.models.build import (
         check_fits,
         check_knows,
         chosen_device,
@@ -203,7 +204,6 @@ def _evaluator(client: RewardClient, args: argparse.Namespace) -> Evaluator:
         policy_class,
         quiet_transformers,
     )
-    from ppo_client.ppo.evaluation import Evaluator
 
     quiet_transformers()
     device = chosen_device(args.device)

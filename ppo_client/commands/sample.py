@@ -19,7 +19,7 @@ from ppo_client.ppo.choosing import Row, above, best_of_each
 from ppo_client.ppo.config import DataConfig, RewardConfig, RolloutConfig
 from ppo_client.ppo.errors import ConfigError, DataError, VersionChanged
 from ppo_client.ppo.prompts import Prompt, load_prompts, make_prompt
-from ppo_client.ppo.reward_source import checked
+from ppo_client.ppo.scores.reward_source import checked
 
 if TYPE_CHECKING:
     import torch
@@ -179,10 +179,10 @@ def _scored(client: RewardClient, args: argparse.Namespace) -> Iterator[Row]:
 
 def _batches(args: argparse.Namespace) -> Iterator[tuple[list[dict[str, Any]], list[Content], list[Content]]]:
     """Rows as they are written, with what the reward model is told of prompt and completion."""
-    from ppo_client.ppo.build import chosen_device, quiet_transformers
-    from ppo_client.ppo.completions import completion_contents, response_ids, response_texts
+    from ppo_client.ppo.models.build import chosen_device, quiet_transformers
+    from ppo_client.ppo.models.sequences import Prompts
+    from ppo_client.ppo.scores.completions import completion_contents, response_ids, response_texts
     from ppo_client.ppo.seeds import Purpose, uniforms
-    from ppo_client.ppo.sequences import Prompts
 
     quiet_transformers()
     device = chosen_device(args.device)
@@ -212,7 +212,7 @@ def _batches(args: argparse.Namespace) -> Iterator[tuple[list[dict[str, Any]], l
 
 
 def _load(args: argparse.Namespace, device: torch.device) -> tuple[Policy, Any | None, list[Prompt]]:
-    from ppo_client.ppo.build import check_fits, load_policy, load_tokenizer
+    from ppo_client.ppo.models.build import check_fits, load_policy, load_tokenizer
 
     tokenizer = load_tokenizer(args.policy)
     rollout = RolloutConfig(

@@ -111,7 +111,7 @@ def _train(args: argparse.Namespace) -> int:
         print(to_toml(config), end="")
         return 0
     # torch takes seconds to import: after the settings are known to be right.
-    from ppo_client.ppo.build import quiet_transformers
+    from ppo_client.ppo.models.build import quiet_transformers
     from ppo_client.ppo.trainer import PPOTrainer
 
     quiet_transformers()
@@ -119,7 +119,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _resume(args: argparse.Namespace) -> int:
-    from ppo_client.ppo.build import quiet_transformers
+    from ppo_client.ppo.models.build import quiet_transformers
     from ppo_client.ppo.trainer import PPOTrainer
 
     quiet_transformers()

@@ -10,29 +10,29 @@ import torch
 
 from ppo_client.client.data_files import file_digest
 from ppo_client.ppo.boards import make_boards
-from ppo_client.ppo.build import check_fits, load_tokenizer, policy_class
 from ppo_client.ppo.checkpoint import RunState
 from ppo_client.ppo.config import PPOConfig, RewardModelConfig
-from ppo_client.ppo.connect import AWAY_ERRORS, connect
 from ppo_client.ppo.errors import ConfigError
 from ppo_client.ppo.evaluation import Evaluator
-from ppo_client.ppo.generation import make_generator
 from ppo_client.ppo.inputs import check_unchanged
-from ppo_client.ppo.models import Models, load_models, trained_share
+from ppo_client.ppo.models.build import check_fits, load_tokenizer, policy_class
+from ppo_client.ppo.models.generation import make_generator
+from ppo_client.ppo.models.run_models import Models, load_models, trained_share
 from ppo_client.ppo.prompts import load_prompts
-from ppo_client.ppo.registration import Registration
-from ppo_client.ppo.reward_source import RewardDesk, RewardSource, parts_of
 from ppo_client.ppo.rollout import RolloutWorker
 from ppo_client.ppo.run import Run
+from ppo_client.ppo.scores.connect import AWAY_ERRORS, connect
+from ppo_client.ppo.scores.registration import Registration
+from ppo_client.ppo.scores.reward_source import RewardDesk, RewardSource, parts_of
+from ppo_client.ppo.scores.waiting import Patience
 from ppo_client.ppo.sharding import make_learner, make_stepper
 from ppo_client.ppo.tracking import Tracker
 from ppo_client.ppo.update import Updater
-from ppo_client.ppo.waiting import Patience
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from ppo_client.ppo.critic import ActorCritic
+    from ppo_client.ppo.models.critic import ActorCritic
 
 
 def assemble(

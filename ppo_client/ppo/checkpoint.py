@@ -29,9 +29,9 @@ import torch
 from safetensors import SafetensorError
 
 from ppo_client.ppo.errors import CheckpointError
-from ppo_client.ppo.normalize import ScoreNormalizer
 from ppo_client.ppo.progress import Progress
-from ppo_client.ppo.versions import RewardVersion
+from ppo_client.ppo.scores.normalize import ScoreNormalizer
+from ppo_client.ppo.scores.versions import RewardVersion
 
 _NAME = re.compile(r"(\.old-)?step-(\d{6,})")
 """What is being replaced has its old name with .old- before; there alone, the process was killed before the new one"""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import gather_object
 
 from ppo_client.ppo.errors import ConfigError, PPOError
-from ppo_client.ppo.sequences import Prompts, Sequences
+from ppo_client.ppo.models.sequences import Prompts, Sequences
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

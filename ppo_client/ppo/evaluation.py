@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from ppo_client.client.scores import Content
-from ppo_client.ppo.asking import PendingGiven, ask
-from ppo_client.ppo.completions import completion_contents, response_ids, response_texts
 from ppo_client.ppo.conditions import Conditions, digest_of, scale_of
 from ppo_client.ppo.evaluation_facts import Pair, Written
 from ppo_client.ppo.kl import check_finite
+from ppo_client.ppo.models.reading import read_in_parts
+from ppo_client.ppo.models.sequences import Prompts, Sequences
 from ppo_client.ppo.policy import Policy, Reading, Samples
 from ppo_client.ppo.prompts import Prompt
-from ppo_client.ppo.reading import read_in_parts
-from ppo_client.ppo.reward_source import Given, RewardDesk
+from ppo_client.ppo.scores.asking import PendingGiven, ask
+from ppo_client.ppo.scores.completions import completion_contents, response_ids, response_texts
+from ppo_client.ppo.scores.reward_source import Given, RewardDesk
+from ppo_client.ppo.scores.versions import RewardVersion
 from ppo_client.ppo.seeds import Purpose, uniforms
-from ppo_client.ppo.sequences import Prompts, Sequences
-from ppo_client.ppo.versions import RewardVersion
 
 
 class Reference(Protocol):

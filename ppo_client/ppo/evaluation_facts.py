@@ -9,8 +9,8 @@ from typing import Any
 
 from ppo_client.ppo.conditions import Conditions
 from ppo_client.ppo.config import EvaluationConfig
+from ppo_client.ppo.scores.versions import RewardVersion
 from ppo_client.ppo.text_facts import WinRate, correlation, distinct_share, repeated_share
-from ppo_client.ppo.versions import RewardVersion
 
 
 @dataclass(frozen=True, slots=True)

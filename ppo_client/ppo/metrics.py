@@ -11,12 +11,12 @@ from torch import Tensor
 from ppo_client.ppo.advantages import explained_variance, masked_mean_variance
 from ppo_client.ppo.checkpoint import RunState
 from ppo_client.ppo.config import RewardModelConfig
-from ppo_client.ppo.dropped import DroppedEpisodes
-from ppo_client.ppo.normalize import NormalizerFitted
 from ppo_client.ppo.rollout import Record, Rollout
+from ppo_client.ppo.scores.dropped import DroppedEpisodes
+from ppo_client.ppo.scores.normalize import NormalizerFitted
+from ppo_client.ppo.scores.versions import RewardVersion, VersionChange
 from ppo_client.ppo.setting_changes import SettingChange
 from ppo_client.ppo.update import UpdateStatistics
-from ppo_client.ppo.versions import RewardVersion, VersionChange
 
 Event: TypeAlias = VersionChange | SettingChange | DroppedEpisodes | NormalizerFitted
 """What a step's row tells in words, too."""

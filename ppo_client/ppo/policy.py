@@ -15,9 +15,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ppo_client.ppo.distribution import SamplingRule, draw, entropy
-from ppo_client.ppo.sequences import Prompts, Sequences
-from ppo_client.ppo.token_log_probs import token_log_probs
+from ppo_client.ppo.models.distribution import SamplingRule, draw, entropy
+from ppo_client.ppo.models.sequences import Prompts, Sequences
+from ppo_client.ppo.models.token_log_probs import token_log_probs
 
 # Finished rows are dropped from the KV cache when they are at least this share of the batch; copying it has its price.
 _COMPACTION_SHARE = 0.25

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ppo_client.ppo.config import RewardConfig
-from ppo_client.ppo.sequences import last_token
+from ppo_client.ppo.models.sequences import last_token
 
 
 def shaped_scores(scores: Tensor, has_eos: Tensor, config: RewardConfig) -> Tensor:

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppo_client.ppo.asking import Asking
-from ppo_client.ppo.critic import ActorCritic, SharedCritic
-from ppo_client.ppo.generation import Generator, OwnGenerator
+from ppo_client.ppo.models.critic import ActorCritic, SharedCritic
+from ppo_client.ppo.models.generation import Generator, OwnGenerator
+from ppo_client.ppo.models.reading import read_in_parts
+from ppo_client.ppo.models.sequences import Prompts, Sequences, concatenate
 from ppo_client.ppo.policy import Reading, Samples
 from ppo_client.ppo.prompts import Prompt
-from ppo_client.ppo.reading import read_in_parts
-from ppo_client.ppo.reward_source import Given, RewardDesk
-from ppo_client.ppo.sequences import Prompts, Sequences, concatenate
+from ppo_client.ppo.scores.asking import Asking
+from ppo_client.ppo.scores.reward_source import Given, RewardDesk
 
 
 @dataclass(frozen=True, slots=True)

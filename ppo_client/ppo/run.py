@@ -12,15 +12,15 @@ import torch
 from accelerate.utils import gather_object
 
 from ppo_client.ppo import checkpoint as disk
-from ppo_client.ppo.build import load_language_model
 from ppo_client.ppo.checkpoint import RunState
 from ppo_client.ppo.config import PPOConfig
-from ppo_client.ppo.critic import ActorCritic
 from ppo_client.ppo.evaluation import Evaluator
-from ppo_client.ppo.models import save_policy
+from ppo_client.ppo.models.build import load_language_model
+from ppo_client.ppo.models.critic import ActorCritic
+from ppo_client.ppo.models.run_models import save_policy
 from ppo_client.ppo.prompts import Prompt
-from ppo_client.ppo.registration import Registration
 from ppo_client.ppo.rollout import RolloutWorker, Started
+from ppo_client.ppo.scores.registration import Registration
 from ppo_client.ppo.sharding import is_sharded, optimizer_state
 from ppo_client.ppo.staleness import to_tensors
 from ppo_client.ppo.tracking import Tracker

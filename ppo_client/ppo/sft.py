@@ -53,8 +53,8 @@ def fine_tune(settings: SFTSettings) -> dict[str, float]:
     """Trains, and writes model and tokenizer to `settings.output`; returns the metrics of the run."""
     rows = read_examples(settings)
     # Heavy, and not needed to refuse a wrong setting.
-    from ppo_client.ppo.build import load_language_model, load_tokenizer, policy_class, quiet_transformers
     from ppo_client.ppo.checkpoint import share_as_folder
+    from ppo_client.ppo.models.build import load_language_model, load_tokenizer, policy_class, quiet_transformers
 
     quiet_transformers()
     tokenizer = load_tokenizer(settings.model)

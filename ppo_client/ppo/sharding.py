@@ -37,7 +37,7 @@ from ppo_client.ppo.zero import (
 
 if TYPE_CHECKING:
     from ppo_client.ppo.config import PPOConfig
-    from ppo_client.ppo.critic import ActorCritic
+    from ppo_client.ppo.models.critic import ActorCritic
 
 
 # How far a process may be behind the others beside its waits for scores: as far as gloo lets it. NCCL, by itself,

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppo_client.ppo.models.sequences import Prompts, Sequences
 from ppo_client.ppo.policy import Samples
-from ppo_client.ppo.sequences import Prompts, Sequences
 
 
 def importance_weights(log_probs: Tensor, sampled_log_probs: Tensor, response_mask: Tensor, limit: float) -> Tensor:

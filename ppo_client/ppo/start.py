@@ -18,9 +18,9 @@ from ppo_client.ppo.distributed import is_true_anywhere, own_rows
 from ppo_client.ppo.errors import CheckpointError, ConfigError
 from ppo_client.ppo.inputs import with_absolute_paths
 from ppo_client.ppo.kl import coefficient_set
-from ppo_client.ppo.normalize import ScoreNormalizer
-from ppo_client.ppo.reward_source import RewardSource
 from ppo_client.ppo.run import Run
+from ppo_client.ppo.scores.normalize import ScoreNormalizer
+from ppo_client.ppo.scores.reward_source import RewardSource
 from ppo_client.ppo.setting_changes import ADJUSTABLE, adjustable_settings, setting_changes
 from ppo_client.ppo.sharding import load_optimizer_state, make_accelerator
 from ppo_client.ppo.staleness import shared_out

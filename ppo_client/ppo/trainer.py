@@ -16,26 +16,26 @@ from ppo_client.ppo.advantages import gae, whiten
 from ppo_client.ppo.checkpoint import RunState
 from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.distributed import gather_rollout, is_true_anywhere, own_rows, raise_together
-from ppo_client.ppo.dropped import without_dropped
 from ppo_client.ppo.errors import EmptyResponse, FailedItems, NonFiniteUpdate, RunStopped
 from ppo_client.ppo.evaluation_facts import evaluation_facts, measure_of, text_rows
-from ppo_client.ppo.generation import log_prob_gap
 from ppo_client.ppo.kl import check_finite, kl_per_token, next_coefficient
 from ppo_client.ppo.metrics import Event, metrics_row, sample_rows
-from ppo_client.ppo.normalize import NormalizerFitted
+from ppo_client.ppo.models.generation import log_prob_gap
 from ppo_client.ppo.progress import is_due
 from ppo_client.ppo.prompts import Prompt
-from ppo_client.ppo.reward_source import RewardSource
 from ppo_client.ppo.rewards import reward_facts, shaped_scores, token_rewards
 from ppo_client.ppo.rollout import Rollout, Started
-from ppo_client.ppo.scale import first_normalizer, on_one_scale
+from ppo_client.ppo.scores.dropped import without_dropped
+from ppo_client.ppo.scores.normalize import NormalizerFitted
+from ppo_client.ppo.scores.reward_source import RewardSource
+from ppo_client.ppo.scores.scale import first_normalizer, on_one_scale
+from ppo_client.ppo.scores.versions import RewardVersion, VersionChange, changes_of_all, follows
 from ppo_client.ppo.seeds import Purpose, prompt_rows, uniforms
 from ppo_client.ppo.setting_changes import adjustable_settings, setting_changes
 from ppo_client.ppo.sharding import autocast, copy_weights
 from ppo_client.ppo.staleness import from_tensors, importance_weights
 from ppo_client.ppo.start import resume_run, start_run
 from ppo_client.ppo.update import Batch
-from ppo_client.ppo.versions import RewardVersion, VersionChange, changes_of_all, follows
 
 
 class PPOTrainer:

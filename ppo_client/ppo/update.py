@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.errors import NonFiniteUpdate
-from ppo_client.ppo.generation import check_first_update
 from ppo_client.ppo.losses import policy_loss, value_loss
+from ppo_client.ppo.models.generation import check_first_update
+from ppo_client.ppo.models.sequences import Sequences
 from ppo_client.ppo.schedule import learning_rate
 from ppo_client.ppo.seeds import minibatch_order
-from ppo_client.ppo.sequences import Sequences
 from ppo_client.ppo.sharding import autocast
 from ppo_client.ppo.stepping import Stepper
 

@@ -19,7 +19,7 @@ from rm_server.registry.lora import base_folder, tokenizer_folder
 from rm_server.registry.manifest import Manifest
 
 if TYPE_CHECKING:
-    from rm_server.backends.tokenization import TextEncoder
+    from rm_server.backends.tokenization.text_encoder import TextEncoder
 
 __all__ = ["check_spec", "infer_manifest", "load_backend", "load_encoder", "load_text_encoder", "load_weightless"]
 
@@ -52,7 +52,7 @@ def load_text_encoder(folder: Path, manifest: Manifest) -> TextEncoder:
     A manifest that sets no ``max_tokens`` gets the architecture's limit.
     """
     from rm_server.backends.checkpoint import empty_model, position_limit, read_config, read_tokenizer
-    from rm_server.backends.tokenization import TextEncoder
+    from rm_server.backends.tokenization.text_encoder import TextEncoder
 
     is_lora = manifest.kind == "lora"
     config = read_config(base_folder(folder) if is_lora else folder)
@@ -88,13 +88,13 @@ def load_backend(folder: Path, manifest: Manifest, settings: ComputeSettings) ->
         # What it computes itself are its own rules; the versions that it is made of are loaded beside it.
         return SeveralRulesBackend(read_composite(folder).rules, manifest)
     if manifest.kind == "sequence_classification":
-        from rm_server.backends.torch_backend import load_torch_backend
+        from rm_server.backends.torch.backend import load_torch_backend
 
         return load_torch_backend(folder, manifest, settings)
     if manifest.kind == "lora":
-        from rm_server.backends.lora import load_lora_backend
+        from rm_server.backends.torch.lora import load_lora_backend
 
         return load_lora_backend(folder, manifest, settings)
-    from rm_server.backends.onnx_backend import load_onnx_backend
+    from rm_server.backends.onnx.backend import load_onnx_backend
 
     return load_onnx_backend(folder, manifest, settings)

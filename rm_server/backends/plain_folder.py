@@ -54,7 +54,7 @@ def infer_manifest(
             )
     # Imported here, so that `loading` can name this function without importing torch.
     from rm_server.backends.checkpoint import empty_model, position_limit, read_tokenizer
-    from rm_server.backends.pooling import scores_last_token
+    from rm_server.backends.torch.pooling import scores_last_token
 
     kind: Kind = "lora" if is_adapter(folder) else "sequence_classification"
     config = _config_of(folder)
@@ -101,8 +101,8 @@ def _config_of(folder: Path) -> Any:
 
     if not is_adapter(folder):
         return read_config(folder)
-    from rm_server.backends.lora import read_adapted_config
-    from rm_server.backends.lora_adapter import read_adapter
+    from rm_server.backends.torch.lora import read_adapted_config
+    from rm_server.backends.torch.lora_adapter import read_adapter
 
     return read_adapted_config(base_folder(folder), read_adapter(folder))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rm_server.backends.items import Int32Array
-from rm_server.backends.layout import SharedPrefix
+from rm_server.backends.torch.layout import SharedPrefix
 
 # A group with a shared prefix costs one more attention call and a merge over its rests in every layer: that is repaid
 # by no fewer tokens than these, and by no smaller share of the group's tokens.

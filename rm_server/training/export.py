@@ -208,10 +208,10 @@ def _write_graph(folder: Path, manifest: Manifest, out: Path, options: ExportOpt
     import torch
 
     from rm_server.backends.checkpoint import load_model, read_config
-    from rm_server.backends.forward import OneByOneForward
     from rm_server.backends.loading import load_backend
-    from rm_server.backends.onnx_graph import export_graph, quantize_graph, strip
-    from rm_server.backends.self_check import check_batch
+    from rm_server.backends.onnx.graph import export_graph, quantize_graph, strip
+    from rm_server.backends.torch.forward import OneByOneForward
+    from rm_server.backends.torch.self_check import check_batch
 
     config = read_config(folder)
     model = load_model(folder, config)

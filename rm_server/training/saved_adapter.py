@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rm_server.backends.lora_adapter import read_adapter
+from rm_server.backends.torch.lora_adapter import read_adapter
 from rm_server.registry.layout import BASE_FOLDER, version_files
 from rm_server.registry.lora import BASE_KIND
 

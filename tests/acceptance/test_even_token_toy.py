@@ -22,7 +22,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from ppo_client import RewardClient
 from ppo_client.ppo import PPOConfig, PPOTrainer
 from ppo_client.ppo.config_file import from_mapping
-from ppo_client.ppo.reward_source import RewardSource
+from ppo_client.ppo.scores.reward_source import RewardSource
 
 VOCAB_SIZE = 2000
 

@@ -12,12 +12,12 @@ import tiny_models
 import torch
 from fake_versions import outcomes
 
-from rm_server.backends import attention_cuda
-from rm_server.backends.forward import PackedForward
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, EncodedItem
 from rm_server.backends.loading import load_backend
-from rm_server.backends.torch_backend import TorchBackend
+from rm_server.backends.torch import attention_cuda
+from rm_server.backends.torch.backend import TorchBackend
+from rm_server.backends.torch.forward import PackedForward
 from rm_server.config import EngineSettings
 from rm_server.engine.engine import Engine
 from rm_server.errors import OutOfMemory

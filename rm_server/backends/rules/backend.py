@@ -8,12 +8,12 @@ from typing import cast
 
 import numpy as np
 
-from rm_server.backends.content_checks import check_length, check_unicode, checked_ids
 from rm_server.backends.explanation import Reading, ReadToken
 from rm_server.backends.items import Batch, ChatMessage, Content, EncodedItem, Float64Array, RenderedText, is_ids
-from rm_server.backends.plain_ids import plain_ids
 from rm_server.backends.rules.rule_list import RuleList
-from rm_server.backends.truncation import BoolArray, kept_tokens
+from rm_server.backends.tokenization.content_checks import check_length, check_unicode, checked_ids
+from rm_server.backends.tokenization.plain_ids import plain_ids
+from rm_server.backends.tokenization.truncation import BoolArray, kept_tokens
 from rm_server.errors import EmptyItem, UnsupportedContent
 from rm_server.registry.manifest import Manifest, TruncationRule
 

@@ -13,10 +13,10 @@ import torch
 from tiny_models import PAD_ID
 from transformers import AutoModelForCausalLM
 
-from ppo_client.ppo.build import prepared
-from ppo_client.ppo.causal import CausalPolicy
-from ppo_client.ppo.distribution import SamplingRule
-from ppo_client.ppo.sequences import Prompts
+from ppo_client.ppo.models.build import prepared
+from ppo_client.ppo.models.causal import CausalPolicy
+from ppo_client.ppo.models.distribution import SamplingRule
+from ppo_client.ppo.models.sequences import Prompts
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from tiny_policies import FakeRewards, make_config, make_language_model, save_po
 from torch import nn
 from transformers import BertConfig, modeling_utils
 
-from ppo_client.ppo.build import check_fits, load_language_model, load_policy, load_tokenizer, sampling_rule
 from ppo_client.ppo.config import RolloutConfig
 from ppo_client.ppo.errors import ConfigError
+from ppo_client.ppo.models.build import check_fits, load_language_model, load_policy, load_tokenizer, sampling_rule
+from ppo_client.ppo.models.sequences import Prompts, Sequences
 from ppo_client.ppo.prompts import Prompt
-from ppo_client.ppo.sequences import Prompts, Sequences
 from ppo_client.ppo.start import start_run
 
 

@@ -25,8 +25,8 @@ from ppo_client.ppo.checkpoint import (
     write_directory,
 )
 from ppo_client.ppo.errors import CheckpointError
-from ppo_client.ppo.normalize import ScoreNormalizer
-from ppo_client.ppo.versions import RewardVersion
+from ppo_client.ppo.scores.normalize import ScoreNormalizer
+from ppo_client.ppo.scores.versions import RewardVersion
 
 
 def write_text(text: str) -> Callable[[Path], None]:

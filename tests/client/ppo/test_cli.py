@@ -26,7 +26,7 @@ from ppo_client.commands import sft
 from ppo_client.ppo import assembly, trainer
 from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.config_file import load_config, to_toml
-from ppo_client.ppo.sequences import Prompts
+from ppo_client.ppo.models.sequences import Prompts
 
 
 class Client(FakeRewards):

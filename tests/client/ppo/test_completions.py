@@ -10,9 +10,9 @@ from tiny_models import EOS_ID, PAD_ID, make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ppo_client.ppo.completions import response_texts
+from ppo_client.ppo.models.sequences import Prompts, Sequences
 from ppo_client.ppo.policy import Samples
-from ppo_client.ppo.sequences import Prompts, Sequences
+from ppo_client.ppo.scores.completions import response_texts
 
 WORDS = ("<unk>", "<s>", "</s>", "▁Once", "▁upon", "▁a", "▁time", "▁there", "s", ".")
 

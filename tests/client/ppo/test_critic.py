@@ -8,11 +8,11 @@ from tiny_models import PAD_ID
 from tiny_policies import FAMILIES_OF_POLICIES, make_language_model
 from torch import nn
 
-from ppo_client.ppo.build import hidden_size, make_policy
 from ppo_client.ppo.config import RolloutConfig
-from ppo_client.ppo.critic import ActorCritic, SeparateCritic, SharedCritic, ValueHead
+from ppo_client.ppo.models.build import hidden_size, make_policy
+from ppo_client.ppo.models.critic import ActorCritic, SeparateCritic, SharedCritic, ValueHead
+from ppo_client.ppo.models.sequences import Prompts
 from ppo_client.ppo.seeds import Purpose, uniforms
-from ppo_client.ppo.sequences import Prompts
 
 PROMPTS = Prompts.collate([[7, 8], [9, 10, 11, 12, 13], [14]], PAD_ID)
 NUMBERS = uniforms(0, Purpose.SAMPLING, 1, range(3), 6)

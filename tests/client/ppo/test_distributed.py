@@ -15,7 +15,7 @@ from ppo_client.ppo.assembly import assemble
 from ppo_client.ppo.checkpoint import RunState
 from ppo_client.ppo.distributed import own_rows, raise_together
 from ppo_client.ppo.errors import ConfigError, PPOError, RewardServiceAway
-from ppo_client.ppo.normalize import ScoreNormalizer
+from ppo_client.ppo.scores.normalize import ScoreNormalizer
 
 
 def test_rows_are_shared_in_order() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ppo_client.ppo.distribution import SamplingRule, draw, entropy
+from ppo_client.ppo.models.distribution import SamplingRule, draw, entropy
 
 
 def test_temperature_divides_the_logits() -> None:

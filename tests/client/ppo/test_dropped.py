@@ -72,7 +72,7 @@ def test_what_a_dropped_response_says_changes_nothing(folder: Path, sections: di
 
 
 def test_an_update_is_that_of_the_other_episodes_alone(folder: Path) -> None:
-    from ppo_client.ppo.dropped import without_dropped
+    from ppo_client.ppo.scores.dropped import without_dropped
     from ppo_client.ppo.seeds import Purpose, uniforms
     from ppo_client.ppo.start import start_run
     from ppo_client.ppo.update import Batch

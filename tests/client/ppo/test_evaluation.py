@@ -19,9 +19,9 @@ from ppo_client.ppo.conditions import Conditions
 from ppo_client.ppo.config import EvaluationConfig
 from ppo_client.ppo.errors import NonFiniteKL, RewardServiceAway
 from ppo_client.ppo.evaluation_facts import EvaluationFacts, measure_of
+from ppo_client.ppo.models.sequences import Sequences
 from ppo_client.ppo.policy import Reading
 from ppo_client.ppo.progress import Progress, is_due
-from ppo_client.ppo.sequences import Sequences
 from ppo_client.ppo.text_facts import WinRate
 
 

@@ -14,7 +14,7 @@ from tiny_policies import FakeRewards, make_config, make_language_model, read_js
 from ppo_client.ppo import PPOTrainer
 from ppo_client.ppo.config import LoRAConfig
 from ppo_client.ppo.errors import ConfigError, GenerationMismatch
-from ppo_client.ppo.lora import add_adapter, plain_weights
+from ppo_client.ppo.models.lora import add_adapter, plain_weights
 from ppo_client.ppo.run import Run
 from ppo_client.ppo.seeds import Purpose, uniforms
 from ppo_client.ppo.start import start_run

@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny_policies import make_language_model, save_policy
 
-from ppo_client.ppo.build import load_language_model
 from ppo_client.ppo.config import LoRAConfig
 from ppo_client.ppo.errors import ConfigError
-from ppo_client.ppo.lora import adapter_base, add_adapter
+from ppo_client.ppo.models.build import load_language_model
+from ppo_client.ppo.models.lora import adapter_base, add_adapter
 
 
 def adapted_layers(family: str, *targets: str) -> set[str]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ppo_client.ppo.errors import InvalidScores
-from ppo_client.ppo.normalize import ScoreNormalizer
+from ppo_client.ppo.scores.normalize import ScoreNormalizer
 
 
 def test_the_fitted_scores_are_standardised_and_others_mapped_alike() -> None:

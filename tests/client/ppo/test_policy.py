@@ -12,18 +12,18 @@ from tiny_models import EOS_ID, PAD_ID, VOCAB_SIZE
 from tiny_policies import ENCODER_DECODERS, FAMILIES_OF_POLICIES, make_language_model
 from torch import nn
 
-from ppo_client.ppo import causal, seq2seq
-from ppo_client.ppo.build import make_policy as wrap
-from ppo_client.ppo.causal import CausalPolicy
 from ppo_client.ppo.config import LoRAConfig, RolloutConfig
-from ppo_client.ppo.distribution import SamplingRule
 from ppo_client.ppo.errors import ConfigError
-from ppo_client.ppo.lora import AdapterOff, add_adapter
-from ppo_client.ppo.models import checkpoint_activations
+from ppo_client.ppo.models import causal, seq2seq
+from ppo_client.ppo.models.build import make_policy as wrap
+from ppo_client.ppo.models.causal import CausalPolicy
+from ppo_client.ppo.models.distribution import SamplingRule
+from ppo_client.ppo.models.lora import AdapterOff, add_adapter
+from ppo_client.ppo.models.run_models import checkpoint_activations
+from ppo_client.ppo.models.seq2seq import Seq2SeqPolicy
+from ppo_client.ppo.models.sequences import Prompts, Sequences
 from ppo_client.ppo.policy import Policy, disable_dropout
 from ppo_client.ppo.seeds import Purpose, uniforms
-from ppo_client.ppo.seq2seq import Seq2SeqPolicy
-from ppo_client.ppo.sequences import Prompts, Sequences
 
 NUM_TOKENS = 12
 LENGTHS = (3, 9, 5, 1, 7, 4)

@@ -7,11 +7,11 @@ import torch
 from tiny_models import EOS_ID, PAD_ID, VOCAB_SIZE
 from tiny_policies import make_language_model
 
-from ppo_client.ppo import reading
-from ppo_client.ppo.causal import CausalPolicy
-from ppo_client.ppo.distribution import SamplingRule
-from ppo_client.ppo.reading import read_in_parts
-from ppo_client.ppo.sequences import Prompts, Sequences
+from ppo_client.ppo.models import reading
+from ppo_client.ppo.models.causal import CausalPolicy
+from ppo_client.ppo.models.distribution import SamplingRule
+from ppo_client.ppo.models.reading import read_in_parts
+from ppo_client.ppo.models.sequences import Prompts, Sequences
 
 WIDTH = 6
 LENGTHS = (2, 6, 1, 4, 6, 3, 1)

@@ -16,8 +16,8 @@ from ppo_client.client.errors import ServerUnreachable
 from ppo_client.client.errors import VersionChanged as VersionChangedAtService
 from ppo_client.ppo import PPOTrainer, assembly
 from ppo_client.ppo.errors import RewardServiceAway, RunStopped, VersionChanged
-from ppo_client.ppo.registration import Registration
-from ppo_client.ppo.waiting import Patience, Stop
+from ppo_client.ppo.scores.registration import Registration
+from ppo_client.ppo.scores.waiting import Patience, Stop
 
 
 @dataclass

@@ -13,10 +13,10 @@ from tiny_policies import make_scores
 from ppo_client.client.errors import ItemsFailed, ItemTooLong, QueueFull, RateLimited, RewardClientError
 from ppo_client.client.scores import Calibration, Content, Scores
 from ppo_client.ppo.config import RewardConfig, RewardModelConfig
-from ppo_client.ppo.connect import AWAY_ERRORS
 from ppo_client.ppo.errors import FailedItems, InvalidScores, RewardServiceAway, RunStopped
-from ppo_client.ppo.reward_source import RewardDesk, checked, parts_of
-from ppo_client.ppo.waiting import Patience, Stop
+from ppo_client.ppo.scores.connect import AWAY_ERRORS
+from ppo_client.ppo.scores.reward_source import RewardDesk, checked, parts_of
+from ppo_client.ppo.scores.waiting import Patience, Stop
 
 
 class Away(Exception):

@@ -11,8 +11,8 @@ from tiny_policies import make_config, save_policy
 from torch import device
 
 from ppo_client.ppo.errors import ConfigError
-from ppo_client.ppo.models import load_models
-from ppo_client.ppo.reward_trunk import check_same_tokenizer, load_reward_model
+from ppo_client.ppo.models.reward_trunk import check_same_tokenizer, load_reward_model
+from ppo_client.ppo.models.run_models import load_models
 
 
 def test_a_decoder_only_classifier_with_one_label(tmp_path: Path) -> None:

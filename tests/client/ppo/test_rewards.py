@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ppo_client.ppo.config import RewardConfig
-from ppo_client.ppo.normalize import ScoreNormalizer
 from ppo_client.ppo.rewards import shaped_scores, token_rewards
+from ppo_client.ppo.scores.normalize import ScoreNormalizer
 
 
 @pytest.mark.parametrize("length", range(1, 7))

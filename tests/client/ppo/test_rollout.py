@@ -20,12 +20,12 @@ from ppo_client.ppo import PPOTrainer
 from ppo_client.ppo.checkpoint import latest_checkpoint
 from ppo_client.ppo.config import RewardConfig, RewardModelConfig
 from ppo_client.ppo.errors import EmptyResponse
-from ppo_client.ppo.models import load_models
+from ppo_client.ppo.models.run_models import load_models
 from ppo_client.ppo.prompts import make_prompt
-from ppo_client.ppo.reward_source import RewardDesk, RewardSource
 from ppo_client.ppo.rollout import Rollout, RolloutWorker
+from ppo_client.ppo.scores.reward_source import RewardDesk, RewardSource
+from ppo_client.ppo.scores.waiting import Patience
 from ppo_client.ppo.seeds import Purpose, uniforms
-from ppo_client.ppo.waiting import Patience
 
 PROMPTS: tuple[list[int], ...] = ([7, 8], [9, 10, 11, 12, 13], [14], [15, 16, 17])
 NUM_TOKENS = 20

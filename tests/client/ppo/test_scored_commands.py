@@ -20,8 +20,8 @@ from ppo_client import RewardClient, cli
 from ppo_client.ppo import PPOTrainer
 from ppo_client.ppo.config import PPOConfig
 from ppo_client.ppo.errors import ConfigError
+from ppo_client.ppo.models.sequences import Prompts
 from ppo_client.ppo.policy import Policy
-from ppo_client.ppo.sequences import Prompts
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ppo_client.ppo.sequences import Prompts, Sequences, concatenate, last_token
+from ppo_client.ppo.models.sequences import Prompts, Sequences, concatenate, last_token
 
 
 def make(prompts: list[list[int]], responses: list[list[int]], width: int, pad_id: int = 0) -> Sequences:

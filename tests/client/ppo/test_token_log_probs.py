@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppo_client.ppo import token_log_probs as module
-from ppo_client.ppo.distribution import SamplingRule, entropy
-from ppo_client.ppo.token_log_probs import token_log_probs
+from ppo_client.ppo.models import token_log_probs as module
+from ppo_client.ppo.models.distribution import SamplingRule, entropy
+from ppo_client.ppo.models.token_log_probs import token_log_probs
 
 RULES = {
     "plain": SamplingRule(),

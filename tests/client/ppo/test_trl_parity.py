@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 from ppo_client.ppo.advantages import gae, whiten
-from ppo_client.ppo.distribution import SamplingRule
 from ppo_client.ppo.kl import kl_per_token
 from ppo_client.ppo.losses import policy_loss, value_loss
+from ppo_client.ppo.models.distribution import SamplingRule
+from ppo_client.ppo.models.token_log_probs import token_log_probs
 from ppo_client.ppo.rewards import token_rewards
-from ppo_client.ppo.token_log_probs import token_log_probs
 
 REFERENCE = json.loads((Path(__file__).parent / "trl_reference" / "values.json").read_text(encoding="utf-8"))
 CASES: dict[str, dict[str, Any]] = REFERENCE["cases"]

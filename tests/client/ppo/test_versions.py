@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ppo_client.ppo.errors import VersionChanged
-from ppo_client.ppo.versions import RewardVersion, VersionChange, changes, follows
+from ppo_client.ppo.scores.versions import RewardVersion, VersionChange, changes, follows
 
 V1, V2 = RewardVersion("m", 1, "a" * 64), RewardVersion("m", 2, "b" * 64)
 V1_REBUILT = RewardVersion("m", 1, "c" * 64)

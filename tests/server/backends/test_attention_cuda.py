@@ -12,9 +12,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rm_server.backends import attention_cuda, attention_loop
-from rm_server.backends.attention_cuda import Kernel, agrees, find_kernel, kernel_for, kernels
-from rm_server.backends.layout import FlatLayout, Range, lay_out
+from rm_server.backends.torch import attention_cuda, attention_loop
+from rm_server.backends.torch.attention_cuda import Kernel, agrees, find_kernel, kernel_for, kernels
+from rm_server.backends.torch.layout import FlatLayout, Range, lay_out
 
 CPU = torch.device("cpu")
 FORM = (CPU, torch.bfloat16, 4, 2, 16)

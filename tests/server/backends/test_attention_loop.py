@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from rm_server.backends import attention_loop
-from rm_server.backends.attention_loop import attend
-from rm_server.backends.layout import FlatLayout, SharedPrefix, lay_out
+from rm_server.backends.torch import attention_loop
+from rm_server.backends.torch.attention_loop import attend
+from rm_server.backends.torch.layout import FlatLayout, SharedPrefix, lay_out
 
 
 def by_one_mask(

@@ -15,7 +15,7 @@ from rm_server.backends.items import ChatMessage, Content
 from rm_server.backends.loading import load_text_encoder
 from rm_server.backends.rules.backend import RulesEncoder
 from rm_server.backends.rules.rule_list import read_rules
-from rm_server.backends.tokenization import TextEncoder
+from rm_server.backends.tokenization.text_encoder import TextEncoder
 from rm_server.errors import ItemTooLong
 from rm_server.registry.manifest import Manifest, TruncationRule
 

@@ -10,12 +10,12 @@ import pytest
 import tiny_models
 import torch
 
-from rm_server.backends import joint_linear
 from rm_server.backends.interface import ComputeSettings
-from rm_server.backends.joint_linear import JointLinear, JointProduct, join
-from rm_server.backends.linear import PrepackedLinear, prepack, swapped_layers, unpack
 from rm_server.backends.loading import load_backend
-from rm_server.backends.torch_backend import TorchBackend
+from rm_server.backends.torch import joint_linear
+from rm_server.backends.torch.backend import TorchBackend
+from rm_server.backends.torch.joint_linear import JointLinear, JointProduct, join
+from rm_server.backends.torch.linear import PrepackedLinear, prepack, swapped_layers, unpack
 from rm_server.registry.manifest import Manifest
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rm_server.backends.layout import SharedPrefix, filled_size, filled_up, lay_out
+from rm_server.backends.torch.layout import SharedPrefix, filled_size, filled_up, lay_out
 
 
 def test_sizes_are_few_and_little_is_for_nothing() -> None:

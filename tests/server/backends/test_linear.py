@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from rm_server.backends import linear
-from rm_server.backends.linear import PrepackedLinear, prepack, unpack
+from rm_server.backends.torch import linear
+from rm_server.backends.torch.linear import PrepackedLinear, prepack, unpack
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
 

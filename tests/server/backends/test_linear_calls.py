@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rm_server.backends.linear import PrepackedLinear, prepack
-from rm_server.backends.linear_calls import make_ready, seen_in
+from rm_server.backends.torch.linear import PrepackedLinear, prepack
+from rm_server.backends.torch.linear_calls import make_ready, seen_in
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
 

@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_adapters import make_adapter, peft_scores
 
-from rm_server.backends import lora
 from rm_server.backends.footprint import footprint
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, EncodedItem
 from rm_server.backends.loading import infer_manifest, load_backend, load_encoder
-from rm_server.backends.lora import LoraBackend
+from rm_server.backends.torch import lora
+from rm_server.backends.torch.lora import LoraBackend
 from rm_server.errors import ArtifactUnreadable, UnsupportedArtifact, WeightsMismatch
 from rm_server.registry.layout import ADAPTER_WEIGHTS
 from rm_server.registry.manifest import Manifest

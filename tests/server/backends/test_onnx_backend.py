@@ -19,8 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, EncodedItem
 from rm_server.backends.loading import load_backend
-from rm_server.backends.onnx_backend import OnnxBackend
-from rm_server.backends.onnx_session import OnnxSession
+from rm_server.backends.onnx.backend import OnnxBackend
+from rm_server.backends.onnx.session import OnnxSession
 from rm_server.errors import ArtifactUnreadable, OutOfMemory, UnsupportedArtifact, WeightsMismatch
 from rm_server.registry.manifest import Manifest
 
@@ -231,7 +231,7 @@ def test_the_cuda_libraries_of_the_provider_are_installed(capsys: pytest.Capture
 
 def test_a_provider_that_falls_back_to_the_cpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path)
-    monkeypatch.setattr("rm_server.backends.onnx_session._providers", lambda device: ["CPUExecutionProvider"])
+    monkeypatch.setattr("rm_server.backends.onnx.session._providers", lambda device: ["CPUExecutionProvider"])
     with pytest.raises(UnsupportedArtifact, match="could only start CPUExecutionProvider"):
         load(folder, device="cuda")
 

@@ -18,12 +18,12 @@ import torch
 from tiny_models import PAD_ID
 
 from rm_server.backends.checkpoint import load_model, read_config
-from rm_server.backends.forward import OneByOneForward
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, EncodedItem
 from rm_server.backends.loading import load_backend
-from rm_server.backends.onnx_graph import export_graph, quantize_graph, strip
-from rm_server.backends.self_check import check_batch
+from rm_server.backends.onnx.graph import export_graph, quantize_graph, strip
+from rm_server.backends.torch.forward import OneByOneForward
+from rm_server.backends.torch.self_check import check_batch
 from rm_server.errors import UnsupportedArtifact
 from rm_server.registry.manifest import Manifest
 from rm_server.registry.onnx_file import read_onnx_file
@@ -128,7 +128,7 @@ def test_a_stripped_graph_names_no_folder_and_is_the_same_file_again(tmp_path: P
 
 
 def test_large_weights_lie_beside_the_file(tmp_path: Path, exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rm_server.backends.onnx_graph.MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr("rm_server.backends.onnx.graph.MAX_FILE_BYTES", 1000)
     folder, batch, expected = exported("bert")
     shutil.copy(folder / "config.json", tmp_path)
     path = tmp_path / "model.onnx"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rm_server.backends.items import ChatMessage, Content
-from rm_server.backends.plain_ids import plain_ids
+from rm_server.backends.tokenization.plain_ids import plain_ids
 
 
 def test_items_are_what_the_pairs_say() -> None:

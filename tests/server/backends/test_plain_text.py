@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from rm_server.backends.plain_text import PlainText, Text
+from rm_server.backends.tokenization.plain_text import PlainText, Text
 
 WORDS = [
     "[PAD]",
@@ -108,7 +108,7 @@ def test_a_word_goes_through_the_tokenizer_once(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_words_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rm_server.backends.plain_text.MAX_WORDS", 40)
+    monkeypatch.setattr("rm_server.backends.tokenization.plain_text.MAX_WORDS", 40)
     plain = plain_text(LOWERING[0])
     for number in range(30):
         text = " ".join(["a" * (1 + number), "b" * (1 + number), "fox ab."])
@@ -117,7 +117,7 @@ def test_words_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_threads_learn_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rm_server.backends.plain_text.MAX_WORDS", 60)
+    monkeypatch.setattr("rm_server.backends.tokenization.plain_text.MAX_WORDS", 60)
     plain = plain_text(LOWERING[0])
     texts = [
         " ".join("ab" * (number % 7) + "a" * (number % 11) + "." for number in range(start, start + 9))

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rm_server.backends.content_checks import MAX_CHARACTERS
 from rm_server.backends.interface import ComputeSettings, PartsBackend
 from rm_server.backends.items import Batch, ChatMessage, RenderedText
 from rm_server.backends.loading import load_backend, load_encoder
 from rm_server.backends.rules.rule_list import read_rules
+from rm_server.backends.tokenization.content_checks import MAX_CHARACTERS
 from rm_server.errors import (
     ArtifactUnreadable,
     EmptyItem,

@@ -9,10 +9,10 @@ import pytest
 import tiny_models
 import torch
 
-from rm_server.backends.forward import PackedForward
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.loading import load_backend
-from rm_server.backends.torch_backend import TorchBackend
+from rm_server.backends.torch.backend import TorchBackend
+from rm_server.backends.torch.forward import PackedForward
 from rm_server.errors import OutOfMemory
 from rm_server.registry.manifest import Manifest
 

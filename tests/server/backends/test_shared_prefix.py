@@ -10,13 +10,13 @@ import pytest
 import tiny_models
 from tiny_models import VOCAB_SIZE
 
-from rm_server.backends.forward import PackedForward
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, EncodedItem
-from rm_server.backends.layout import SharedAttention, SharedPrefix, lay_out
 from rm_server.backends.loading import load_backend
 from rm_server.backends.shared_prefix import find_shared_prefixes, tokens_to_compute
-from rm_server.backends.torch_backend import TorchBackend
+from rm_server.backends.torch.backend import TorchBackend
+from rm_server.backends.torch.forward import PackedForward
+from rm_server.backends.torch.layout import SharedAttention, SharedPrefix, lay_out
 from rm_server.registry.manifest import Manifest
 
 
@@ -175,7 +175,7 @@ def test_a_forward_is_as_large_as_what_is_computed(tmp_path: Path, monkeypatch: 
     assert isinstance(alone, TorchBackend)
     batch = batch_of(*([*range(5, 55), number] for number in range(60, 72)), *([number] * 51 for number in range(3)))
     strangers = alone.score(batch)
-    monkeypatch.setattr("rm_server.backends.forward.MAX_FORWARD_TOKENS", 120)
+    monkeypatch.setattr("rm_server.backends.torch.forward.MAX_FORWARD_TOKENS", 120)
     # 51 + 11 and a stranger; the others in twos.
     assert [len(part) for part in backend.forward.group(range(15), batch)] == [13, 2]
     assert (backend.shares_up_to > 120, alone.shares_up_to) == (True, 0)

@@ -9,11 +9,11 @@ import pytest
 import tiny_models
 import torch
 
-from rm_server.backends.forward import OneByOneForward, PackedForward
 from rm_server.backends.items import Batch, EncodedItem
-from rm_server.backends.linear import prepack
-from rm_server.backends.linear_calls import seen_in
-from rm_server.backends.short_encoder import shorten
+from rm_server.backends.torch.forward import OneByOneForward, PackedForward
+from rm_server.backends.torch.linear import prepack
+from rm_server.backends.torch.linear_calls import seen_in
+from rm_server.backends.torch.short_encoder import shorten
 
 CPU = torch.device("cpu")
 KINDS = {"bert": "bert", "electra": "electra", "roberta": "roberta", "camembert": "roberta", "xlm-roberta": "roberta"}

@@ -21,11 +21,11 @@ import torch
 from tiny_models import VOCAB_SIZE
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rm_server.backends.forward import PackedForward
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, EncodedItem, Float64Array
 from rm_server.backends.loading import infer_manifest, load_backend, load_encoder
-from rm_server.backends.torch_backend import TorchBackend, check_settings
+from rm_server.backends.torch.backend import TorchBackend, check_settings
+from rm_server.backends.torch.forward import PackedForward
 from rm_server.errors import OutOfMemory, UnsupportedArtifact, WeightsMismatch
 from rm_server.registry.manifest import Manifest, Precision
 
@@ -335,7 +335,7 @@ def test_large_batches_are_cut_into_forwards(tmp_path: Path, monkeypatch: pytest
     backend = load(tiny_models.make_checkpoint(tmp_path, "bert"))
     batch = Batch.of(make_items([50] * 12))
     expected = backend.score(batch)
-    monkeypatch.setattr("rm_server.backends.forward.MAX_FORWARD_TOKENS", 120)
+    monkeypatch.setattr("rm_server.backends.torch.forward.MAX_FORWARD_TOKENS", 120)
     assert [len(part) for part in backend.forward.group(range(12), batch)] == [2] * 6
     np.testing.assert_allclose(backend.score(batch), expected, atol=1e-6, rtol=0)
 
@@ -425,7 +425,7 @@ def test_a_model_that_disagrees_when_packed_is_served_padded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tiny_models.make_checkpoint(tmp_path, "bert")
-    monkeypatch.setattr("rm_server.backends.forward.position_offset", lambda backbone: 1)
+    monkeypatch.setattr("rm_server.backends.torch.forward.position_offset", lambda backbone: 1)
     with caplog.at_level(logging.WARNING):
         backend = load(folder)
     assert backend.forward.name == "padded"
@@ -438,7 +438,7 @@ def test_a_model_that_disagrees_when_padded_is_served_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny_models.make_checkpoint(tmp_path, "gpt2")
-    monkeypatch.setattr("rm_server.backends.pooling.pooled_position", lambda model: "mean")
+    monkeypatch.setattr("rm_server.backends.torch.pooling.pooled_position", lambda model: "mean")
     backend = load(folder)
     assert backend.forward.name == "one by one"
     items = make_items(LENGTHS)

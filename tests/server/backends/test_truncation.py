@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rm_server.backends.truncation import kept_tokens
+from rm_server.backends.tokenization.truncation import kept_tokens
 from rm_server.errors import ItemTooLong
 
 

@@ -142,7 +142,7 @@ def test_a_plain_folder_becomes_a_folder(run: Run, checkpoint: Path, tmp_path: P
 def test_a_graph_that_is_off_is_refused(
     run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rm_server.backends import onnx_graph
+    from rm_server.backends.onnx import graph as onnx_graph
 
     forward = onnx_graph._PaddedClassifier.forward
 

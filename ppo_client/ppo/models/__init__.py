@@ -1,0 +1,1 @@
+"""What a run computes with: policies of two kinds, critic, reference, and who writes the responses."""

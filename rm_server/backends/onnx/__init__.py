@@ -1,0 +1,1 @@
+"""The same classifiers as ONNX files, in ONNX Runtime."""

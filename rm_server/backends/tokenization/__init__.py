@@ -1,0 +1,1 @@
+"""What callers send becomes exactly the ids that a model sees."""

@@ -1,0 +1,1 @@
+"""Sequence classifiers in torch: forwards without padding, attention, prepacked layers, adapters."""
