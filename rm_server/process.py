@@ -7,11 +7,11 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Callable
+import sys
 
 from rm_server import log
 from rm_server.app import App, cancel
-from rm_server.config import ServeSettings
+from rm_server.config import ConfigError, ServeSettings
 
 logger = logging.getLogger(__name__)
 
@@ -23,24 +23,29 @@ OPEN_FILES = 65_536
 
 
 def run(settings: ServeSettings) -> int:
-    """Serves until SIGTERM or SIGINT, drains, and returns the exit status. A second signal ends it at once."""
+    """Serves until SIGTERM or SIGINT, drains, and returns the exit status. A second signal ends it at once.
+
+    Raises ConfigError on Windows: signals and workers' sockets are Unix's.
+    """
+    if sys.platform == "win32":
+        raise ConfigError("rm-server serve runs on Linux and macOS; on Windows, start it in WSL or in a container.")
+    import uvloop
+
     log.set_up(settings.log.level, settings.log.format)
     # `engine.encode_threads` says how many cores tokenizers get; the rest is for who computes.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # A call leaves hundreds of objects and hardly ever a cycle: at Python's own 700, every other call would collect.
     gc.set_threshold(GC_THRESHOLD, 20, 20)
     _allow_open_files()
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings))
     return 0
 
 
 def _allow_open_files() -> None:
     """Each connection takes a file descriptor, and 1 024, which many systems begin with, are soon used up."""
-    try:
-        import resource
-    except ImportError:  # on Windows
-        return
+    import resource
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -59,8 +64,7 @@ async def _serve(settings: ServeSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     app = App(settings)
-    if hasattr(signal, "SIGHUP"):  # not on Windows
-        loop.add_signal_handler(signal.SIGHUP, app.reload)
+    loop.add_signal_handler(signal.SIGHUP, app.reload)
     starting = asyncio.ensure_future(app.start())
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -73,12 +77,3 @@ async def _serve(settings: ServeSettings) -> None:
     await stopping
     await app.stop()
     logger.info("stopped")
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:  # not on Windows; asyncio's own loop does the same, slower
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory

@@ -26,7 +26,7 @@ from rm_server.api.roles import Role
 from rm_server.api.tokens import TokenEntry, hash_of
 from rm_server.api.tokens_file import add_token
 from rm_server.app import SERVER_FILE
-from rm_server.config import EngineSettings, ServeSettings
+from rm_server.config import ConfigError, EngineSettings, ServeSettings
 from rm_server.process import OPEN_FILES, run
 
 COMMAND = [sys.executable, "-m", "rm_server.cli", "serve"]
@@ -193,6 +193,12 @@ def own_logging() -> Iterator[None]:
 def settings(home: Path) -> ServeSettings:
     engine = EngineSettings(workers=0, threads_per_worker=1)
     return ServeSettings(home, listen="127.0.0.1:0", http="127.0.0.1:0", engine=engine)
+
+
+def test_on_windows_it_says_where_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(ConfigError, match="WSL"):
+        run(settings(tmp_path / "home"))
 
 
 @pytest.mark.usefixtures("own_logging")
