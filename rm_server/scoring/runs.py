@@ -261,6 +261,9 @@ class Runs:
                 f"{version_name(key)}, which the run {run!r} has, is being loaded on this server; come back soon.",
                 retry_after_s=LOADING_RETRY_S,
             )
+        if (passing := self._versions.passing_failure(key)) is not None:
+            message = f"{version_name(key)}, which the run {run!r} has, is not loaded on this server: {passing.message}"
+            raise type(passing)(message, retry_after_s=passing.retry_after_s)
         why = f" Its last load failed: {status.error.message}" if status.error is not None else ""
         raise VersionNotLoaded(
             f"The run {run!r} was given {version_name(key)}, which is not loaded. Load it. {_way_on(key[0])}{why}"

@@ -206,7 +206,7 @@ class Scorer:
         """As `Engine.use`; where the version could not be loaded here, VersionNotLoaded says why.
 
         Raises Draining, too, while it is being loaded because another server was told to: callers that go round the
-        servers come here before it is there.
+        servers come here before it is there. And what failed, where that passes.
         """
         try:
             return self._engine.use(key)
@@ -214,6 +214,9 @@ class Scorer:
             if self._versions.is_coming(key):
                 message = f"{version_name(key)} is being loaded on this server; come back soon."
                 raise Draining(message, retry_after_s=LOADING_RETRY_S) from None
+            if (passing := self._versions.passing_failure(key)) is not None:
+                message = f"{version_name(key)} is not loaded on this server: {passing.message}"
+                raise type(passing)(message, retry_after_s=passing.retry_after_s) from None
             if (failure := self._versions.state_of(key).error) is None:
                 raise
             raise VersionNotLoaded(f"{error.message} Its last load failed: {failure.message}") from None

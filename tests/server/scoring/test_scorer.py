@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from fake_versions import items, until
 from fake_world import BY, World, running_world
 
+from rm_server.backends.footprint import Footprint
 from rm_server.config import LimitSettings, RunSettings
 from rm_server.errors import (
     ArtifactUnreadable,
@@ -25,6 +27,7 @@ from rm_server.errors import (
     ModelNotFound,
     NonFiniteScore,
     NotCalibrated,
+    OutOfMemory,
     QueueFull,
     RequestTooLarge,
     RmError,
@@ -35,6 +38,8 @@ from rm_server.errors import (
 )
 from rm_server.metrics import Metrics
 from rm_server.registry.records import CalibrationRecord
+from rm_server.registry.run_records import Lease
+from rm_server.registry.runs import assign_run
 from rm_server.scoring.composites import Composites
 from rm_server.scoring.runs import Runs
 from rm_server.scoring.scorer import ItemAnswer, ScoreAnswer, ScoreCall, Scorer
@@ -233,6 +238,31 @@ async def test_a_call_for_a_version_that_another_server_loaded_is_told_to_come_b
         fake.open_gate(world.files(key))
         await until(lambda: world.state(key) == "READY")
         assert values(await service.score("m@stable", ((), [(2,)]))) == [1.0]
+
+
+async def test_a_call_for_a_version_that_has_no_room_here_may_find_it_elsewhere_or_later(tmp_path: Path) -> None:
+    limit_mb = 1500 / 1024 / 1024
+    async with running_world(tmp_path, memory_limit_mb=limit_mb, estimate=lambda *_: Footprint(1000)) as world:
+        service, one, two = Service(world), await world.register(0.5), await world.register(2.0)
+        await world.versions.load(one, None, **BY)
+        await world.versions.set_pin("other", one, **BY)  # so that it makes no room
+        with pytest.raises(OutOfMemory):
+            await world.versions.load(two, None, **BY)
+        with pytest.raises(VersionNotLoaded, match="m@2 needs"):  # nobody wants it, so nothing is tried again
+            await service.score("m@2", ((), [(2,)]))
+        # Another server has room, loads it and gives it to a run.
+        world.elsewhere.set_wanted(*two, True, "somebody")
+        digest = world.versions.snapshot.versions[two].digest
+        now = time.time()
+        assign_run(world.elsewhere, Lease("r", *two, digest, None, 900.0, now, now + 900.0), None)
+        await until(lambda: two in world.versions.snapshot.wanted)
+        for selector, message in (
+            ("m@2", "m@2 is not loaded on this server: m@2 needs"),
+            ("m", "which the run 'r' has"),
+        ):
+            with pytest.raises(OutOfMemory, match=message) as told:
+                await service.score(selector, ((), [(2,)]), run="r")
+            assert told.value.retry_after_s
 
 
 async def test_a_call_with_too_many_items_fails(tmp_path: Path) -> None:
