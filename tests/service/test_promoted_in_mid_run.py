@@ -28,7 +28,6 @@ from rm_server.registry.records import CalibrationRecord
 def server(tmp_path: Path) -> Iterator[RunningServer]:
     """even@1 (stable): the share of even token ids, even@2: of odd ones; both with a calibration to 2 · even − 1."""
     torch.set_num_threads(1)
-    AcceleratorState._reset_state(reset_partial_state=True)
     save_policy(tmp_path / "policy", "llama")
     save_id_prompts(tmp_path / "prompts.jsonl")
     rules = [

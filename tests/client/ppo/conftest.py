@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from tiny_policies import save_id_prompts, save_policy
 
 # Threads cost more than they bring on models this small, and much more where other tests run beside.
@@ -27,11 +25,3 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(made_once: Path, tmp_path: Path) -> Path:
     shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
     return tmp_path
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    """accelerate keeps one state per process; a run has a process to itself, a test has not."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)

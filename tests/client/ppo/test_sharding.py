@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from client.ppo.in_two import run_in_two
 from client.ppo.sharded_checks import (
@@ -102,7 +101,6 @@ def test_what_the_trainer_cannot_do_is_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
         make_accelerator("no")
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize("by_deepspeed", [False, True])
