@@ -72,12 +72,12 @@ class Patience:
                     # `ppo-client evaluate`, which asks once, has no such setting.
                     waited = f" for {self.limit_s:g} s (reward.patience_s)" if self.limit_s else ""
                     raise RewardServiceAway(f"no {what}{waited}: {error}") from error
-                self.report(f"the reward service is away ({error}); asking again, for {left_s:.0f} s at most")
+                self.report(f"no {what} so far: {error}; asking again, for {left_s:.0f} s at most")
                 # No sooner than a server that refused (it is full, or a token is at its limit) has said.
                 hint_s = getattr(error, "retry_after_s", None) or 0.0
                 self._pause(min(max(pause_s, hint_s), left_s))
                 if self.stop.is_wanted:
-                    raise RunStopped(f"stopped while the reward service was away ({error})") from error
+                    raise RunStopped(f"stopped while there were no {what}: {error}") from error
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 future = ask_again()
 
