@@ -18,7 +18,7 @@ from rm_server.engine.engine import Engine, Trial
 from rm_server.engine.following import Following, Guard, VersionMetrics
 from rm_server.engine.lifecycle import Policy
 from rm_server.engine.pager import Pager, PagingMetrics
-from rm_server.errors import CatalogUnavailable, NotFound, RmError, Unavailable, VersionInUse, VersionNotLoaded
+from rm_server.errors import CatalogUnavailable, NotFound, RmError, VersionInUse, VersionNotLoaded
 from rm_server.registry import splits
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.catalog import Catalog
@@ -98,19 +98,6 @@ class VersionManager:
     def state_of(self, key: VersionKey) -> VersionStatus:
         """Where a version is on this server."""
         return self._deployment.state_of(key)
-
-    def is_coming(self, key: VersionKey) -> bool:
-        """Whether a version that is not loaded on this server should be, and no load of it has failed."""
-        return self.state_of(key).state in ("REGISTERED", "LOADING") and key in self.wanted
-
-    def passing_failure(self, key: VersionKey) -> RmError | None:
-        """Why a version that should be loaded on this server is not, if that passes: no memory, a store that is away.
-
-        Its load is tried again by itself then, and the version may be loaded on another server meanwhile.
-        """
-        error = self.state_of(key).error
-        passes = isinstance(error, Unavailable) and error.retry_after_s is not None and key in self.wanted
-        return error if passes else None
 
     def subscribe(self) -> Subscription:
         """The changes from now on."""

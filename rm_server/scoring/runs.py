@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 from rm_server.config import LONGEST_LEASE_S, RunSettings
 from rm_server.engine.versions import VersionManager
-from rm_server.errors import CatalogUnavailable, Draining, InvalidRequest, RunNotFound, VersionChanged, VersionNotLoaded
+from rm_server.errors import CatalogUnavailable, InvalidRequest, RunNotFound, VersionChanged, VersionNotLoaded
 from rm_server.metrics import Metrics
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.names import check_run
@@ -20,14 +20,13 @@ from rm_server.registry.records import VersionKey, version_name
 from rm_server.registry.run_records import Lease
 from rm_server.registry.runs import Look, assign_run, changed_runs, end_runs, find_run
 from rm_server.scoring.leases import Leases
+from rm_server.scoring.not_yet import not_yet
 from rm_server.scoring.routing import Route, resolve
 from rm_server.scoring.run_activity import RunActivity
 from rm_server.scoring.run_status import RunStatus
 from rm_server.scoring.selector import Selector, parse
 
 SHORTEST_LEASE_S = 10.0
-LOADING_RETRY_S = 0.5
-"""Who asks for a version that is being loaded here comes back after that, or goes to another server at once."""
 
 
 class Runs:
@@ -256,14 +255,9 @@ class Runs:
         status = self._versions.state_of(key)
         if status.state == "READY" or self._versions.pager.is_away(key):  # a call brings it back, and waits for that
             return
-        if self._versions.is_coming(key):
-            raise Draining(
-                f"{version_name(key)}, which the run {run!r} has, is being loaded on this server; come back soon.",
-                retry_after_s=LOADING_RETRY_S,
-            )
-        if (passing := self._versions.passing_failure(key)) is not None:
-            message = f"{version_name(key)}, which the run {run!r} has, is not loaded on this server: {passing.message}"
-            raise type(passing)(message, retry_after_s=passing.retry_after_s)
+        whose = f", which the run {run!r} has,"
+        if (error := not_yet(key, status, key in self._versions.wanted, whose)) is not None:
+            raise error
         why = f" Its last load failed: {status.error.message}" if status.error is not None else ""
         raise VersionNotLoaded(
             f"The run {run!r} was given {version_name(key)}, which is not loaded. Load it. {_way_on(key[0])}{why}"

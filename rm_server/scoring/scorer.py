@@ -18,7 +18,6 @@ from rm_server.engine.loaded import Hold, LoadedVersion
 from rm_server.engine.versions import VersionManager
 from rm_server.engine.work import ItemScore
 from rm_server.errors import (
-    Draining,
     NonFiniteScore,
     NotCalibrated,
     RequestTooLarge,
@@ -30,8 +29,9 @@ from rm_server.registry.manifest import Transform, TruncationRule
 from rm_server.registry.records import CalibrationRecord, VersionKey, version_name
 from rm_server.scoring.composites import Composites
 from rm_server.scoring.evaluation import Component, Evaluated, How, evaluate
+from rm_server.scoring.not_yet import not_yet
 from rm_server.scoring.routing import Route
-from rm_server.scoring.runs import LOADING_RETRY_S, Runs
+from rm_server.scoring.runs import Runs
 from rm_server.scoring.selector import Selector, parse
 
 
@@ -211,12 +211,8 @@ class Scorer:
         try:
             return self._engine.use(key)
         except VersionNotLoaded as error:
-            if self._versions.is_coming(key):
-                message = f"{version_name(key)} is being loaded on this server; come back soon."
-                raise Draining(message, retry_after_s=LOADING_RETRY_S) from None
-            if (passing := self._versions.passing_failure(key)) is not None:
-                message = f"{version_name(key)} is not loaded on this server: {passing.message}"
-                raise type(passing)(message, retry_after_s=passing.retry_after_s) from None
+            if (passing := not_yet(key, self._versions.state_of(key), key in self._versions.wanted)) is not None:
+                raise passing from None
             if (failure := self._versions.state_of(key).error) is None:
                 raise
             raise VersionNotLoaded(f"{error.message} Its last load failed: {failure.message}") from None
