@@ -9,7 +9,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -73,7 +73,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--prompt-template", default="{prompt}", help="the reward model's view of a text prompt (default: %(default)s)"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to standard output")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write there instead of to standard output; FILE.partial until all is written",
+    )
     parser.add_argument(
         "--json",
         action="store_true",
@@ -105,7 +110,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.best_of is not None and args.completions > 1:
         raise ConfigError("--best-of says how many completions are written: leave --completions out")
     with ExitStack() as stack:
-        file = stack.enter_context(_opened(args.output)) if args.output else sys.stdout
+        file = stack.enter_context(_written(args.output)) if args.output else sys.stdout
         rows: Iterable[Row] = (row for rows, _, _ in _batches(args) for row in rows)
         if args.reward is not None:
             rows = _scored(stack.enter_context(RewardClient(args.server)), args)
@@ -124,11 +129,19 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _opened(path: Path) -> IO[str]:
+@contextmanager
+def _written(path: Path) -> Iterator[IO[str]]:
+    """A file that takes the place of what ``path`` names when all is written; until then it is ``path``.partial."""
+    is_device = path.exists() and not path.is_file()  # such as a pipe: nothing may take its place
+    growing = path if is_device else path.with_name(f"{path.name}.partial")
     try:
-        return path.open("w", encoding="utf-8")
+        file = growing.open("w", encoding="utf-8")
     except OSError as error:
         raise DataError(f"--output: {path} cannot be written: {error}") from error
+    with file:
+        yield file
+    if not is_device:
+        growing.replace(path)
 
 
 def _scored(client: RewardClient, args: argparse.Namespace) -> Iterator[Row]:

@@ -326,6 +326,25 @@ def test_what_makes_no_sense_is_refused(arguments: list[str], message: str, caps
     assert message in capsys.readouterr().err
 
 
+def test_what_was_sampled_before_stays_until_all_is_written_anew(
+    server: FakeServer, policies: tuple[str, str], prompts: str, tmp_path: Path
+) -> None:
+    """A misspelt policy, or a server that refuses at the last batch, must not cost the file of last night."""
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text("last night's\n", encoding="utf-8")
+    options = ["--prompts", prompts, "--max-response-tokens", "6", "--json", "--output", str(kept)]
+    assert cli.main(["sample", str(tmp_path / "nowhere"), *options]) != 0
+    scored = [*options, "--server", server.address, "--reward", "length@stable", "--batch-size", "1"]
+    server.will(usual, usual, as_version(2))
+    assert cli.main(["sample", policies[0], *scored]) != 0
+    assert kept.read_text(encoding="utf-8") == "last night's\n"
+    assert 1 <= len(read_jsonl(tmp_path / "kept.jsonl.partial")) < 5
+
+    assert cli.main(["sample", policies[0], *scored]) == 0
+    assert len(read_jsonl(kept)) == 5
+    assert not (tmp_path / "kept.jsonl.partial").exists()
+
+
 def test_nobody_answers(policies: tuple[str, str], prompts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     server = FakeServer()
     server.stop()
