@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 import grpc
@@ -87,6 +88,10 @@ _BY_STATUS: dict[grpc.StatusCode, tuple[type[RewardClientError], str]] = {
 """For calls that failed below the server's own code, so that no reason came: the class, and what to look at."""
 
 
+_PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
+"""gRPC asks other machines through the first that is set."""
+
+
 def from_error(error: errors_pb2.Error) -> RewardClientError | None:
     """Our error for the contract's; None where a newer server gave a reason that is not known here."""
     try:
@@ -127,6 +132,8 @@ def from_status(
             f"{code.name}: {details}; this is an HTTP port: give the one of `rm-server serve --listen`, not of --http"
         )
     cls, advice = _BY_STATUS.get(code, (errors.ServerDefect, "see the server's log"))
+    if cls is errors.ServerUnreachable and (proxy := next(filter(os.environ.get, _PROXY_VARIABLES), None)):
+        advice += f" {proxy} is set, so gRPC asks other machines through it, but for those that no_proxy names"
     return cls(f"{code.name}: {details or 'no details'}; {advice}", retry_after_s=_pushback_s(metadata))
 
 

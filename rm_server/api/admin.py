@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,14 +25,13 @@ from rm_server.api.admin_explain import ExplainActions
 from rm_server.api.admin_outcomes import OutcomeActions
 from rm_server.api.admin_runs import RunActions
 from rm_server.api.error_map import ERROR_METADATA_KEY
+from rm_server.config import is_loopback
 
 Row = dict[str, Any]
 """A thing as `--json` prints it. Times are ISO 8601 in UTC; what is unset is None."""
 
-_LOOK_AT = (
-    "Is it the gRPC address of a running rm-server, and does that one speak TLS (--ca), or want a certificate of its "
-    "callers (--cert, --key)?"
-)
+_PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
+"""gRPC asks other machines through the first that is set."""
 
 
 class AdminError(Exception):
@@ -63,7 +63,12 @@ class Admin(RunActions, OutcomeActions, ExplainActions):
         self._target = target
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._timeout_s = timeout_s
-        options = (("grpc.max_receive_message_length", -1), ("grpc.enable_retries", 0))
+        host = target.removeprefix("dns:///").rpartition(":")[0].strip("[]")
+        options = (
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.enable_retries", 0),
+            ("grpc.enable_http_proxy", int(not is_loopback(host))),
+        )
         if ca is None:
             self._channel = grpc.insecure_channel(target, options)
         else:
@@ -217,10 +222,28 @@ class Admin(RunActions, OutcomeActions, ExplainActions):
                     reason = errors_pb2.ErrorReason.Name(refusal.reason).removeprefix("ERROR_REASON_")
                     raise AdminError(refusal.message, reason) from None
             if error.code() is grpc.StatusCode.UNAVAILABLE:
-                raise AdminError(f"No server answers at {self._target}: {error.details()}. {_LOOK_AT}") from None
+                raise AdminError(f"No server answers at {self._target}: {error.details()}. {_look_at()}") from None
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise AdminError(f"{self._target} has not answered within {self._timeout_s:g} s. {_LOOK_AT}") from None
+                raise AdminError(
+                    f"{self._target} has not answered within {self._timeout_s:g} s. {_look_at()}"
+                ) from None
             raise AdminError(f"{self._target} answers {error.code().name}: {error.details()}.") from None
+
+
+def _look_at() -> str:
+    """What to look at where nobody answers."""
+    proxy = next(
+        (
+            f" {name} is set, so gRPC asks other machines through it, but for those that no_proxy names."
+            for name in _PROXY_VARIABLES
+            if os.environ.get(name)
+        ),
+        "",
+    )
+    return (
+        "Is it the gRPC address of a running rm-server, and does that one speak TLS (--ca), or want a certificate of "
+        f"its callers (--cert, --key)?{proxy}"
+    )
 
 
 def _model(message: models_pb2.Model) -> Row:

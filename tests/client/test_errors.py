@@ -120,6 +120,16 @@ def test_the_hint_of_a_proxy_is_understood(value: str, expected: float | None) -
     assert ours.retry_after_s == expected
 
 
+def test_a_proxy_of_the_environment_is_named_where_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert "proxy" not in str(from_status(grpc.StatusCode.UNAVAILABLE, "", []))
+    monkeypatch.setenv("http_proxy", "http://user:secret@proxy:3128")
+    found = str(from_status(grpc.StatusCode.UNAVAILABLE, "", []))
+    assert "http_proxy is set" in found
+    assert "secret" not in found
+
+
 def test_an_item_with_a_reason_of_a_newer_server_has_failed_all_the_same() -> None:
     ours = from_item(errors_pb2.Error(reason=9999, message="new"))
     assert type(ours) is errors.ServerDefect

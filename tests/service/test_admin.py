@@ -170,6 +170,16 @@ def test_a_refusal_is_the_server_s_own_line(shell: Shell, arguments: tuple[str, 
     assert len(text.splitlines()) == 1
 
 
+def test_the_http_proxy_is_not_asked_for_this_machine_and_is_named_where_it_is(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    with Admin(server.app.grpc_address) as admin:
+        assert admin.models()
+    with Admin("192.0.2.1:50051") as admin, pytest.raises(AdminError, match="https_proxy is set"):
+        admin.models()
+
+
 def test_reports_take_as_long_as_they_take(server: RunningServer) -> None:
     with Admin(server.app.grpc_address, timeout_s=0.0001) as admin:
         with pytest.raises(AdminError, match="has not answered within"):
