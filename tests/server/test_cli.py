@@ -295,6 +295,13 @@ def test_the_module_runs_as_a_program() -> None:
     assert "rm-server" in done.stdout
 
 
+def test_a_terminal_without_the_characters_is_shown_the_rest(home: Path) -> None:
+    command = [sys.executable, "-m", "rm_server.cli", "history", "--home", home]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "latin-1"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u2192 1" in done.stdout  # an arrow, in the cell of what a label names
+
+
 def test_moving_a_label_in_a_home_keeps_the_version_s_precision(capsys: pytest.CaptureFixture[str], home: Path) -> None:
     catalog, _ = open_home(home)
     catalog.set_wanted("helpfulness", 2, True, "ann", precision="bf16")
