@@ -128,10 +128,15 @@ class Database:
             return
         path = Path(f"{self._url.database}.lock")
         try:
-            path.touch()
+            file = path.open("ab")
+        except PermissionError as error:
+            raise CatalogUnavailable(
+                f"The catalog {self._url} cannot be opened: {error}. Who only reads it needs to write beside it, too: "
+                "be the user that the server runs as, or ask the server."
+            ) from error
         except OSError as error:
             raise self._unavailable(error) from error
-        with path.open("ab") as lock:
+        with file as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import sqlite3
 import subprocess
@@ -40,6 +42,17 @@ def test_a_commit_outlives_a_power_cut_and_readers_never_wait(url: str) -> None:
             for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
         }
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10_000}
+
+
+def test_another_user_is_told_what_it_lacks(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Database(url).close()
+
+    def refused(path: Path, mode: str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "open", refused)  # the tests' user may be root, to whom no file is closed
+    with pytest.raises(CatalogUnavailable, match="be the user that the server runs as, or ask the server"):
+        Database(url)
 
 
 def test_on_postgresql_the_migrations_make_them_too_and_are_made_once(postgresql_url: str) -> None:
