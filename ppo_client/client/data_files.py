@@ -6,7 +6,8 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -23,12 +24,13 @@ CHUNK_ROWS = 10_000
 """Rows of a Parquet file that are in memory at a time."""
 
 
-def rows_of(path: Path) -> Iterator[tuple[str, Row]]:
+def rows_of(path: Path, text_fields: Collection[str] = ()) -> Iterator[tuple[str, Row]]:
     """The rows with their places for messages, "FILE, line 3" or "FILE, row 3", from 1.
 
-    Numbers, booleans and None keep their types; what a CSV column is, its values say. Raises InvalidFile.
+    Numbers, booleans and None keep their types; what a CSV column is, its values say, but for ``text_fields``: an
+    answer like 042 is text, as it stands. Raises InvalidFile.
     """
-    read = _reader_of(path)
+    read = _reader_of(path, text_fields)
     try:
         yield from read(path)
     except InvalidFile:
@@ -58,12 +60,14 @@ def import_pyarrow(wanted_for: str) -> Any:
     return pyarrow
 
 
-def _reader_of(path: Path) -> Callable[[Path], Iterator[tuple[str, Row]]]:
+def _reader_of(path: Path, text_fields: Collection[str]) -> Callable[[Path], Iterator[tuple[str, Row]]]:
     if path.is_dir():
         return _read_folder
     if not path.is_file():
         raise InvalidFile(f"{path} cannot be read: there is no such file")
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    if kind == "csv":
+        return partial(_read_csv, text_fields=text_fields)
     if kind not in _READERS or path.name.endswith(".parquet.gz"):
         raise InvalidFile(
             f"{path}: nothing is known of {path.suffix or 'names without an ending'}; read are {_FORMATS}"
@@ -89,11 +93,13 @@ def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
         yield place, _object(row, place)
 
 
-def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
+def _read_csv(path: Path, text_fields: Collection[str]) -> Iterator[tuple[str, Row]]:
     arrow = import_pyarrow("CSV")
-    options = arrow.csv.ParseOptions(newlines_in_values=True)  # a text may have several lines
+    form = arrow.csv.ParseOptions(newlines_in_values=True)  # a text may have several lines
+    types = arrow.csv.ConvertOptions(column_types=dict.fromkeys(text_fields, arrow.string()))
     try:
-        table = arrow.csv.read_csv(str(path), parse_options=options)  # by its name, a .gz is unpacked
+        # By its name, a .gz is unpacked.
+        table = arrow.csv.read_csv(str(path), parse_options=form, convert_options=types)
     except arrow.ArrowException as error:
         raise InvalidFile(f"{path} cannot be read: {error}") from error
     for place, row in _numbered(path, (row for batch in table.to_batches() for row in batch.to_pylist())):
@@ -150,6 +156,5 @@ def _numbered(path: Path, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
 _READERS: dict[str, Callable[[Path], Iterator[tuple[str, Row]]]] = {
     "jsonl": _read_json_lines,
     "json": _read_json,
-    "csv": _read_csv,
     "parquet": _read_parquet,
 }

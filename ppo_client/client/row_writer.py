@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import date, time
 from itertools import islice
@@ -25,34 +25,43 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
         write(temporary, rows)
 
 
-def write_with_fields(path: Path, source: Path, fields: Mapping[str, type], values: Iterable[Row]) -> None:
+def write_with_fields(
+    path: Path,
+    source: Path,
+    fields: Mapping[str, type],
+    values: Iterable[Row],
+    text_fields: Collection[str] = (),
+) -> None:
     """Writes the rows of ``source`` with more fields: ``values`` has a row for each, without those that have no value.
 
-    From Parquet to Parquet all columns stay as they are, and one is added for each of ``fields``. Raises InvalidFile.
+    ``text_fields``: as in `rows_of`. From Parquet to Parquet all columns stay as they are, and one is added for each of
+    ``fields``. Raises InvalidFile.
     """
     if not (_is_parquet(path) and _is_parquet(source)):
-        write_rows(path, (row | added for (_, row), added in zip(rows_of(source), values, strict=True)))
+        rows = (row for _, row in rows_of(source, text_fields))
+        write_rows(path, (row | added for row, added in zip(rows, values, strict=True)))
         return
     with _appearing(path) as temporary:
         _extend_parquet(temporary, source, fields, iter(values))
 
 
-def checked_rows(source: Path, output: Path) -> Iterator[tuple[str, Row]]:
+def checked_rows(source: Path, output: Path, text_fields: Collection[str] = ()) -> Iterator[tuple[str, Row]]:
     """The rows of ``source`` with their places, found to be such that `write_with_fields` can write them to ``output``.
 
-    So what cannot be written shows before hours of work, not after. Raises InvalidFile.
+    So what cannot be written shows before hours of work, not after. ``text_fields``: as in `rows_of`. Raises
+    InvalidFile.
     """
     if not output.parent.is_dir():
         raise InvalidFile(f"{output}: there is no folder {output.parent}; make it, or choose another name")
     _writer_of(output)
     if not _is_parquet(output):
-        for number, (place, row) in enumerate(rows_of(source), start=1):
+        for number, (place, row) in enumerate(rows_of(source, text_fields), start=1):
             _line(row, number)
             yield place, row
     elif _is_parquet(source):
         yield from rows_of(source)
     else:
-        yield from _fitting_a_table(rows_of(source))
+        yield from _fitting_a_table(rows_of(source, text_fields))
 
 
 @contextmanager

@@ -66,6 +66,11 @@ class ScoreJob:
         if not self.score_field or not self.completion_field:
             raise InvalidSettings("score_field and completion_field must name fields")
 
+    @property
+    def contents(self) -> list[str]:
+        """The fields that are scored."""
+        return [name for name in (self.prompt_field, self.completion_field) if name]
+
     def identity(self) -> dict[str, Any]:
         """What must be the same when a run goes on."""
         names = ("model", "prompt_field", "completion_field", "score_field", "calibrated", "truncation", "rendered")
@@ -135,7 +140,8 @@ def score_file(
                 f"{job.source} changed while its rows were scored, so that it has no longer the rows that the scores "
                 f"belong to: put it back, or remove {journal.path} to begin again"
             )
-        write_with_fields(job.output, job.source, _added_fields(job, journal), _added(job, journal))
+        fields, values = _added_fields(job, journal), _added(job, journal)
+        write_with_fields(job.output, job.source, fields, values, job.contents)
         journal.path.unlink()
     pin = journal.pin
     return Summary(
@@ -156,7 +162,7 @@ def _check_is_new(output: Path) -> None:
 
 def _outcomes(client: RewardClient, job: ScoreJob, journal: Journal) -> Iterator[tuple[_Batch, Scores | ItemsFailed]]:
     """Batches of the rows that are left with what became of them, in order; a few are under way at a time."""
-    rows = (row for _, row in islice(rows_of(job.source), journal.num_rows, None))
+    rows = (row for _, row in islice(rows_of(job.source, job.contents), journal.num_rows, None))
     under_way: deque[tuple[_Batch, Future[Scores]]] = deque()
     try:
         while True:
@@ -245,12 +251,11 @@ def _by_rows(job: ScoreJob, numbers: list[int], failed: ItemsFailed) -> ItemsFai
 
 def _check_rows(job: ScoreJob) -> int:
     """Reads the input once, so that what is wrong with it shows at the beginning. Returns the number of rows."""
-    needed = [name for name in (job.prompt_field, job.completion_field) if name]
     added = {job.score_field, *(f"{job.score_field}_{name}" for name in ("truncated", "error", "version", "digest"))}
     count = 0
-    for place, row in checked_rows(job.source, job.output):
+    for place, row in checked_rows(job.source, job.output, job.contents):
         count += 1
-        if missing := [name for name in needed if name not in row]:
+        if missing := [name for name in job.contents if name not in row]:
             raise InvalidFile(f"{place} has no {missing[0]!r}, only {sorted(row)}; name other fields?")
         if taken := added & row.keys():
             raise InvalidFile(f"{place} has a field {min(taken)!r} already; choose another name for the score's")

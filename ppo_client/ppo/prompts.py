@@ -31,7 +31,7 @@ def load_prompts(
     """
     path = Path(data.prompts)
     prompts = []
-    for place, row in read_rows(path, data.where):
+    for place, row in read_rows(path, data.where, [data.field]):
         if data.field not in row:
             raise DataError(f"{place}: no field {data.field!r}; it has {', '.join(row)}")
         prompt = make_prompt(row[data.field], reward, tokenizer, place, keeps_eos=keeps_eos)

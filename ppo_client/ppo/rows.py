@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,16 @@ from ppo_client.ppo.errors import DataError
 _NUM_VALUES_TOLD = 5
 
 
-def read_rows(path: Path, where: str = "") -> Iterator[tuple[str, Row]]:
+def read_rows(path: Path, where: str = "", text_fields: Collection[str] = ()) -> Iterator[tuple[str, Row]]:
     """The rows of a file of any format that `data_files` reads, each with its place for messages.
 
     `where` is `field=value` or empty: only rows whose field is the text `value`, a number that prints so, or, for
-    `true` and `false` in any case, that boolean. Raises DataError, also where no row is; it names what there is.
+    `true` and `false` in any case, that boolean. `text_fields`: as in `rows_of`. Raises DataError, also where no row
+    is; it names what there is.
     """
     name, _, wanted = where.partition("=")
     fields, others, is_found = dict[str, None](), dict[str, None](), not where
-    for place, row in _readable(path):
+    for place, row in _readable(path, text_fields):
         if not where or (name in row and _is(row[name], wanted)):
             is_found = True
             yield place, row
@@ -33,9 +34,9 @@ def read_rows(path: Path, where: str = "") -> Iterator[tuple[str, Row]]:
         raise DataError(f"{path}: no rows with {where}: {_what_there_is(name, list(fields), list(others))}")
 
 
-def _readable(path: Path) -> Iterator[tuple[str, Row]]:
+def _readable(path: Path, text_fields: Collection[str]) -> Iterator[tuple[str, Row]]:
     try:
-        yield from rows_of(path)
+        yield from rows_of(path, text_fields)
     except InvalidFile as error:
         raise DataError(str(error)) from error
 

@@ -133,7 +133,7 @@ def _arguments(settings: SFTSettings) -> dict[str, Any]:
 def read_examples(settings: SFTSettings) -> list[dict[str, Any]]:
     """Rows with `text`, or with `prompt` and `completion`. Raises DataError where a row has neither."""
     rows = []
-    for place, row in read_rows(Path(settings.data), settings.where):
+    for place, row in read_rows(Path(settings.data), settings.where, ("text", "prompt", "completion")):
         names = ("text",) if "text" in row else ("prompt", "completion")
         if any(not isinstance(row.get(name), str) or not row[name] for name in names):
             raise DataError(

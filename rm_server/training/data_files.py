@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,9 +18,10 @@ class BadData(InvalidRequest):
     """A data file that cannot be used as it is."""
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def read_rows(path: Path, text_fields: Collection[str] = ()) -> Iterator[tuple[str, Row]]:
     """Yields each row with its place: ``file:line`` of JSON Lines, else ``file:row`` from 1. Empty lines are left out.
 
+    What a CSV column is, its values say, but for ``text_fields``: an answer like 042 is text, as it stands.
     Raises BadData for a file that is missing, of an unknown form, or broken.
     """
     if path.is_dir():
@@ -30,10 +31,10 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     if not path.exists():
         raise BadData(f"{path} cannot be read: there is no such file.")
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
-    if kind not in _READERS or path.name.endswith(".parquet.gz"):
+    if kind not in (*_READERS, "csv") or path.name.endswith(".parquet.gz"):
         raise BadData(f"{path}: data files end in .jsonl, .json, .csv, each with .gz, too, or in .parquet.")
     try:
-        yield from _READERS[kind](path)
+        yield from _read_csv(path, text_fields) if kind == "csv" else _READERS[kind](path)
     except UnicodeDecodeError as error:
         raise BadData(f"{path} is not UTF-8 text ({error}); a gzipped file's name must end in .gz.") from error
     except (OSError, EOFError, zlib.error) as error:
@@ -67,12 +68,14 @@ def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
         yield place, _object(row, place, "an array of objects is expected")
 
 
-def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
-    from pyarrow import ArrowException, csv
+def _read_csv(path: Path, text_fields: Collection[str]) -> Iterator[tuple[str, Row]]:
+    from pyarrow import ArrowException, csv, string
 
-    options = csv.ParseOptions(newlines_in_values=True)  # a text may have several lines
+    form = csv.ParseOptions(newlines_in_values=True)  # a text may have several lines
+    types = csv.ConvertOptions(column_types=dict.fromkeys(text_fields, string()))
     try:
-        table = csv.read_csv(str(path), parse_options=options)  # by its name, a .gz is unpacked
+        # By its name, a .gz is unpacked.
+        table = csv.read_csv(str(path), parse_options=form, convert_options=types)
     except ArrowException as error:
         raise BadData(f"{path} cannot be read: {error}") from error
     yield from _numbered(path, (row for batch in table.to_batches() for row in batch.to_pylist()))
@@ -107,6 +110,5 @@ def _numbered(path: Path, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
 _READERS: dict[str, Callable[[Path], Iterator[tuple[str, Row]]]] = {
     "jsonl": _read_json_lines,
     "json": _read_json,
-    "csv": _read_csv,
     "parquet": _read_parquet,
 }

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 SPLIT_FILE = "split.json"
 """In a folder that training made: which prompts it was trained on."""
 
+_TEXT_FIELDS = ("prompt", "chosen", "rejected", "group", "subset")
+
 _ASSISTANT_TURN = "\n\nAssistant:"
 """Before each answer in a dialogue that is one text, as in Anthropic's hh-rlhf."""
 
@@ -66,7 +68,7 @@ def read_preferences(path: Path) -> list[Preference]:
 
     Raises BadData for a file that cannot be read, a row that is no pair, or a file without pairs.
     """
-    rows = [_preference_of(row, place) for place, row in read_rows(path)]
+    rows = [_preference_of(row, place) for place, row in read_rows(path, _TEXT_FIELDS)]
     pairs = [pair for pair in rows if pair.chosen != pair.rejected]
     if not pairs:
         raise BadData(f"{path} has no pairs of different completions.")

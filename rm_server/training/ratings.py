@@ -24,7 +24,7 @@ class RatedText:
 def read_ratings(path: Path) -> list[RatedText]:
     """Reads ``{prompt, completion, rating}`` rows, with ``group`` where there is one. Raises BadData."""
     texts = []
-    for place, row in read_rows(path):
+    for place, row in read_rows(path, ("prompt", "completion", "group")):
         rating = row.get("rating")
         if isinstance(rating, bool) or not isinstance(rating, int | float) or not math.isfinite(rating):
             raise BadData(f"{place}: `rating` must be a finite number, not {rating!r:.100}.")

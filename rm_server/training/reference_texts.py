@@ -48,7 +48,7 @@ def read_texts(path: Path) -> list[Text]:
     Rows are preference pairs (``prompt``, ``chosen``, ``rejected``: two texts each), or have ``completion``,
     ``response`` or ``text``, with a ``prompt`` where there is one. Raises BadData.
     """
-    rows = read_rows(path)
+    rows = read_rows(path, ("prompt", *_COMPLETION_FIELDS))
     first = next(rows, None)
     if first is None:
         raise BadData(f"{path} has no rows.")

@@ -54,6 +54,13 @@ def test_every_format_is_the_same_rows_and_nothing_is_written_beside(tmp_path: P
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_text_in_csv_that_looks_like_a_number_is_text(tmp_path: Path) -> None:
+    """Answers to sums are all numbers, and 042 or 1.50 as a number is another answer."""
+    (tmp_path / "a.csv").write_text("prompt,answer,n\n6*7?,042,1\n3/2?,1.50,2\n", encoding="utf-8")
+    rows = [row for _, row in rows_of(tmp_path / "a.csv", ("prompt", "answer"))]
+    assert rows == [{"prompt": "6*7?", "answer": "042", "n": 1}, {"prompt": "3/2?", "answer": "1.50", "n": 2}]
+
+
 def test_of_a_folder_with_splits_one_is_named(tmp_path: Path) -> None:
     one = datasets.Dataset.from_list(ROWS)
     datasets.DatasetDict({"train": one, "test": one}).save_to_disk(tmp_path / "all")

@@ -255,6 +255,15 @@ def test_what_prompts_are_read_from_is_scored(
     assert read_rows(job.output) == [expected(number) for number in range(NUM_ROWS)]
 
 
+def test_a_csv_of_numbers_is_scored_as_it_stands(server: FakeServer, client: RewardClient, job: ScoreJob) -> None:
+    job = but(job, source=job.source.with_name("in.csv"))
+    job.source.write_text("prompt,completion,n\n1,042,7\n2,1.50,8\n", encoding="utf-8")
+    score_file(client, job)
+    [row, other] = read_rows(job.output)
+    assert (row["prompt"], row["completion"], row["n"]) == ("1", "042", 7)
+    assert (row["score"], other["score"]) == (3.0, 4.0)  # the fake server's score is the text's length
+
+
 def test_an_empty_file(client: RewardClient, job: ScoreJob) -> None:
     job.source.write_bytes(b"")
     summary = score_file(client, job)

@@ -39,6 +39,12 @@ def test_text(tmp_path: Path) -> None:
     assert prompts[0].token_ids == tokenizer("the end")["input_ids"]
 
 
+def test_a_csv_of_numbers_is_text(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("number,n\n042,1\n1.50,2\n", encoding="utf-8")
+    prompts = load(tmp_path / "p.csv", field="number", where="n=2", tokenizer=make_tokenizer())
+    assert [prompt.text for prompt in prompts] == ["1.50"]
+
+
 def test_an_eos_that_the_tokenizer_adds_is_taken_away(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     plain = tokenizer("the end")["input_ids"]

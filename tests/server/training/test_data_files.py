@@ -14,6 +14,9 @@ from pyarrow import parquet
 
 from rm_server.errors import InvalidRequest
 from rm_server.training.data_files import BadData, read_rows
+from rm_server.training.preferences import read_preferences
+from rm_server.training.ratings import read_ratings
+from rm_server.training.reference_texts import read_texts
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "Ärger,\nsagt er", "n": 1, "rating": 0.5, "group": "a"},
@@ -43,6 +46,16 @@ def test_every_form_is_the_same_rows_with_their_places(tmp_path: Path, name: str
     kept = ("prompt", "n", "rating") if "csv" in name else ROWS[0].keys()
     rows = [{key: row[key] for key in kept} for row in ROWS]
     assert list(read_rows(path)) == [(f"{path}:1", rows[0]), (f"{path}:{last}", rows[1])]
+
+
+def test_a_text_in_csv_that_looks_like_a_number_is_text(tmp_path: Path) -> None:
+    """Answers to sums are all numbers, and 042 or 1.50 as a number is another answer."""
+    (tmp_path / "a.csv").write_text("prompt,chosen,rejected\n6*7?,042,41\n3/2?,1.50,2\n", encoding="utf-8")
+    found = [(pair.prompt, pair.chosen, pair.rejected) for pair in read_preferences(tmp_path / "a.csv")]
+    assert found == [("6*7?", "042", "41"), ("3/2?", "1.50", "2")]
+    (tmp_path / "b.csv").write_text("prompt,completion,rating\n6*7?,042,1\n3/2?,1.50,2\n", encoding="utf-8")
+    assert [(text.completion, text.rating) for text in read_ratings(tmp_path / "b.csv")] == [("042", 1), ("1.50", 2)]
+    assert read_texts(tmp_path / "b.csv") == [("6*7?", "042"), ("3/2?", "1.50")]
 
 
 @pytest.mark.parametrize(
