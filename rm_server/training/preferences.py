@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rm_server.backends.items import Content, is_messages
+from rm_server.training.conversations import split_conversations, split_dialogues, without_prompt
 from rm_server.training.data_files import BadData, Row, read_rows
 from rm_server.training.rows import content_of, key_of, length_of, name_of
 
@@ -20,9 +20,6 @@ SPLIT_FILE = "split.json"
 """In a folder that training made: which prompts it was trained on."""
 
 _TEXT_FIELDS = ("prompt", "chosen", "rejected", "group", "subset")
-
-_ASSISTANT_TURN = "\n\nAssistant:"
-"""Before each answer in a dialogue that is one text, as in Anthropic's hh-rlhf."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +59,15 @@ def read_preferences(path: Path) -> list[Preference]:
     """Reads ``{prompt, chosen, rejected}`` rows, with ``group`` and ``subset`` where there are any.
 
     Rows may leave ``prompt`` out when ``chosen`` and ``rejected`` are whole conversations: what both begin with is the
-    prompt then. They are chat messages, or texts as in hh-rlhf. Without ``group``, pairs of the same prompt are a
-    group; with it, groups that share a prompt are made one. Pairs whose completions are the same are left out, with a
-    warning: there is nothing to learn from them.
+    prompt then. They are chat messages, or texts as in hh-rlhf. Conversations of messages may have a ``prompt``, too,
+    as UltraFeedback's have: it is one of their turns, or all messages that they begin with. Without ``group``, pairs of
+    the same prompt are a group; with it, groups that share a prompt are made one. Pairs whose completions are the same
+    are left out, with a warning: there is nothing to learn from them.
 
     Raises BadData for a file that cannot be read, a row that is no pair, or a file without pairs.
     """
     rows = [_preference_of(row, place) for place, row in read_rows(path, _TEXT_FIELDS)]
+    _warn_of_repeated_prompts(rows, path)
     pairs = [pair for pair in rows if pair.chosen != pair.rejected]
     if not pairs:
         raise BadData(f"{path} has no pairs of different completions.")
@@ -80,11 +79,11 @@ def read_preferences(path: Path) -> list[Preference]:
 def _preference_of(row: Row, place: str) -> Preference:
     chosen, rejected = content_of(row, "chosen", place), content_of(row, "rejected", place)
     if row.get("prompt") is None and is_messages(chosen) and is_messages(rejected):
-        prompt, chosen, rejected = _split_conversations(chosen, rejected, place)
+        prompt, chosen, rejected = split_conversations(chosen, rejected, place)
     elif row.get("prompt") is None and isinstance(chosen, str) and isinstance(rejected, str):
-        prompt, chosen, rejected = _split_dialogues(chosen, rejected, place)
+        prompt, chosen, rejected = split_dialogues(chosen, rejected, place)
     else:
-        prompt = content_of(row, "prompt", place)
+        prompt, chosen, rejected = without_prompt(content_of(row, "prompt", place), chosen, rejected, place)
     group = name_of(row, "group", place)
     return Preference(
         prompt=prompt,
@@ -96,30 +95,19 @@ def _preference_of(row: Row, place: str) -> Preference:
     )
 
 
-def _split_conversations(chosen: Content, rejected: Content, place: str) -> tuple[Content, Content, Content]:
-    """Both begin with the same messages: those are the prompt, the rest are the completions."""
-    length = 0
-    while length < min(len(chosen), len(rejected)) and chosen[length] == rejected[length]:
-        length += 1
-    if chosen != rejected and not 0 < length < min(len(chosen), len(rejected)):
-        raise BadData(
-            f"{place} has no `prompt`, and `chosen` and `rejected` are not two conversations that begin alike "
-            "and then differ."
+def _warn_of_repeated_prompts(pairs: Sequence[Preference], path: Path) -> None:
+    """Texts that begin with their prompt may be meant so, such as code that is gone on with; that all do is odd."""
+    texts = [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs if isinstance(pair.prompt, str)]
+    if texts and all(
+        isinstance(completion, str) and completion.startswith(prompt)
+        for prompt, *completions in texts
+        for completion in completions
+    ):
+        logger.warning(
+            "%s: every completion begins with its prompt, so the prompt is read twice. If that is not meant, put only "
+            "the answers into `chosen` and `rejected`.",
+            path,
         )
-    return chosen[:length], chosen[length:], rejected[length:]
-
-
-def _split_dialogues(chosen: str, rejected: str, place: str) -> tuple[str, str, str]:
-    """The prompt ends with the last turn's mark that both have; joined again, all is as it was."""
-    ends = (turn.end() for turn in re.finditer(_ASSISTANT_TURN, chosen))
-    length = max((end for end in ends if rejected.startswith(chosen[:end])), default=0)
-    if not 0 < length < min(len(chosen), len(rejected)):
-        raise BadData(
-            f"{place} has no `prompt`, and `chosen` and `rejected` are not two dialogues that begin alike up to an "
-            f"answer after {_ASSISTANT_TURN!r}. Put what both begin with into `prompt`, and only the answers into "
-            "`chosen` and `rejected`."
-        )
-    return chosen[:length], chosen[length:], rejected[length:]
 
 
 def _join_groups(pairs: Sequence[Preference]) -> list[Preference]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,29 @@ def test_conversations_that_begin_alike_are_divided(tmp_path: Path) -> None:
     assert read.lengths == (9, 2)
 
 
+def test_a_prompt_that_the_conversations_begin_with_is_read_once(tmp_path: Path) -> None:
+    """As in UltraFeedback's pairs: `prompt` is the user's turn, and both conversations have it, too."""
+    asked = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+    answers = [[{"role": "assistant", "content": text}] for text in ("Hello.", "What?")]
+    whole = {"chosen": asked + answers[0], "rejected": asked + answers[1]}
+    expected = read_preferences(write(tmp_path / "a.jsonl", whole))
+    for prompt in ("Hi", asked):
+        assert read_preferences(write(tmp_path / "b.jsonl", whole | {"prompt": prompt})) == [
+            replace(expected[0], place=f"{tmp_path / 'b.jsonl'}:1")
+        ]
+    apart = {"prompt": asked, "chosen": answers[0], "rejected": answers[1]}
+    assert read_preferences(write(tmp_path / "a.jsonl", apart)) == expected
+
+
+def test_texts_that_all_begin_with_their_prompt_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    twice = {"prompt": "Hi", "chosen": "Hi there", "rejected": "Hi you"}
+    with caplog.at_level(logging.WARNING):
+        read_preferences(write(tmp_path / "a.jsonl", twice, pair("p")))
+        assert caplog.text == ""
+        assert read_preferences(write(tmp_path / "a.jsonl", twice))[0].chosen == "Hi there"
+    assert "every completion begins with its prompt" in caplog.text
+
+
 def test_dialogues_in_one_text_are_divided_before_the_last_answer_that_both_begin(tmp_path: Path) -> None:
     begin = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant:"
     rows = [
@@ -84,6 +108,22 @@ def test_dialogues_in_one_text_are_divided_before_the_last_answer_that_both_begi
         (
             {"chosen": [{"role": "user", "content": "a"}], "rejected": [{"role": "user", "content": "b"}]},
             "not two conversations that begin alike",
+        ),
+        (
+            {
+                "prompt": "c",
+                "chosen": [{"role": "user", "content": "a"}],
+                "rejected": [{"role": "user", "content": "a"}],
+            },
+            "begin with a user's turn, so they are whole conversations",
+        ),
+        (
+            {
+                "prompt": "a",
+                "chosen": [{"role": "user", "content": "a"}],
+                "rejected": [{"role": "user", "content": "a"}],
+            },
+            "nothing after the prompt",
         ),
     ],
 )

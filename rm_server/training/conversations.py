@@ -1,0 +1,62 @@
+"""Pairs of whole conversations: what of them is the prompt, and what the completions."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+from rm_server.backends.items import Content, is_messages
+from rm_server.training.data_files import BadData
+
+_ROLES_BEFORE_ANSWERS = ("system", "developer", "user")
+
+_ASSISTANT_TURN = "\n\nAssistant:"
+"""Before each answer in a dialogue that is one text, as in Anthropic's hh-rlhf."""
+
+
+def split_conversations(chosen: Content, rejected: Content, place: str) -> tuple[Content, Content, Content]:
+    """Both begin with the same messages: those are the prompt, the rest are the completions."""
+    length = 0
+    while length < min(len(chosen), len(rejected)) and chosen[length] == rejected[length]:
+        length += 1
+    if chosen != rejected and not 0 < length < min(len(chosen), len(rejected)):
+        raise BadData(
+            f"{place} has no `prompt`, and `chosen` and `rejected` are not two conversations that begin alike "
+            "and then differ."
+        )
+    return chosen[:length], chosen[length:], rejected[length:]
+
+
+def split_dialogues(chosen: str, rejected: str, place: str) -> tuple[str, str, str]:
+    """The prompt ends with the last turn's mark that both have; joined again, all is as it was."""
+    ends = (turn.end() for turn in re.finditer(_ASSISTANT_TURN, chosen))
+    length = max((end for end in ends if rejected.startswith(chosen[:end])), default=0)
+    if not 0 < length < min(len(chosen), len(rejected)):
+        raise BadData(
+            f"{place} has no `prompt`, and `chosen` and `rejected` are not two dialogues that begin alike up to an "
+            f"answer after {_ASSISTANT_TURN!r}. Put what both begin with into `prompt`, and only the answers into "
+            "`chosen` and `rejected`."
+        )
+    return chosen[:length], chosen[length:], rejected[length:]
+
+
+def without_prompt(prompt: Content, chosen: Content, rejected: Content, place: str) -> tuple[Content, Content, Content]:
+    """Takes the prompt off completions that are whole conversations, which begin with it, or with turns up to it."""
+    if not (is_messages(chosen) and is_messages(rejected)):
+        return prompt, chosen, rejected
+    length = 0
+    if is_messages(prompt) and chosen[: len(prompt)] == rejected[: len(prompt)] == prompt:
+        length = len(prompt)
+    elif isinstance(prompt, str) and chosen[0].role in _ROLES_BEFORE_ANSWERS:
+        alike = itertools.takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False))
+        turns = [number for number, (turn, _) in enumerate(alike, start=1) if turn.content == prompt]
+        if not turns:
+            raise BadData(
+                f"{place}: `chosen` and `rejected` begin with a {chosen[0].role}'s turn, so they are whole "
+                "conversations, and `prompt` is none of the turns that both begin with. Leave `prompt` out, or put "
+                "only the answers into `chosen` and `rejected`."
+            )
+        length = turns[-1]
+    if length and length >= min(len(chosen), len(rejected)):
+        raise BadData(f"{place}: a completion has nothing after the prompt.")
+    return (chosen[:length], chosen[length:], rejected[length:]) if length else (prompt, chosen, rejected)
