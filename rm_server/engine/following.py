@@ -122,6 +122,11 @@ class Following:
                 return f"the composite {version_name(composite)} is made of it. Unload that first."
         return None
 
+    def _lacks_part(self, key: VersionKey) -> bool:
+        """Whether it is a loaded composite that only a part can make READY again."""
+        parts = self.in_catalog.parts.get(key, ())
+        return self.deployment.is_loaded(key) and not all(map(self.deployment.is_loaded, parts))
+
     def labels_naming(self, key: VersionKey) -> list[str]:
         """The labels that name a version, in the catalog or still here."""
         labels = {*self.in_catalog.labels.items(), *self.served.labels.items()}
@@ -212,7 +217,7 @@ class Following:
         What FAILED for a reason that has passed is tried again where it is wanted.
         """
         for key in self.deployment.may_work_now & self.wanted:
-            if not self.deployment.is_busy(key):
+            if not self.deployment.is_busy(key) and not self._lacks_part(key):
                 self.deployment.forget(key)
         for key in self.deployment.paged_out - (self.wanted - self.in_catalog.shadows.keys()):
             if not self.deployment.is_busy(key):

@@ -16,6 +16,7 @@ from fake_versions import until
 from fake_world import BY, World, running_world
 
 from rm_server.config import LimitSettings, RunSettings
+from rm_server.engine import deployment
 from rm_server.errors import (
     DeadlineExceeded,
     NonFiniteScore,
@@ -27,6 +28,7 @@ from rm_server.errors import (
 from rm_server.metrics import Metrics
 from rm_server.registry.manifest import Manifest, write_manifest
 from rm_server.registry.records import Arm, Split, VersionKey
+from rm_server.registry.runs import Look
 from rm_server.scoring.composites import Composites
 from rm_server.scoring.evaluation import Component
 from rm_server.scoring.runs import Runs
@@ -164,6 +166,28 @@ async def test_a_composite_fails_when_a_part_is_lost_and_comes_back(tmp_path: Pa
         await service.engine._pool.unload(("m", 2))
         await service.versions.load(key, None, **BY)
         assert service.world.state(key) == "READY"
+        assert (await service.score((2,))).items[0].value == 5.0
+
+
+async def test_a_composite_that_lacks_a_part_is_ready_again_when_it_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployment, "RETRY_S", 0.0)
+    looks: list[Look] = []
+
+    async def note(look: Look) -> None:
+        looks.append(look)
+
+    async with running_service(tmp_path) as service:
+        key = await service.deploy(HALF, DOUBLE)
+        service.versions.after_look(note)
+        service.engine._lost(("m", 2), NonFiniteScore("which does not pass"))
+        await service.engine._pool.unload(("m", 2))
+        begun = len(looks)
+        await until(lambda: len(looks) >= begun + 3)
+        assert [service.world.state(one) for one in (key, ("m", 2))] == ["FAILED", "FAILED"]
+        await service.versions.load(("m", 2), None, **BY)
+        await until(lambda: service.world.state(key) == "READY")
         assert (await service.score((2,))).items[0].value == 5.0
 
 
