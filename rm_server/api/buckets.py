@@ -73,14 +73,15 @@ class Usage:
     def begin(self, num_items: int, now: float) -> tuple[str, float] | None:
         """Counts a call that begins, and None; or the limit that is reached, and when to come back in seconds.
 
-        A call that is refused takes from no bucket.
+        A call that is refused takes from no bucket. One without items waits for none: a debt of items is no reason to
+        refuse the renewal of a lease.
         """
         limits = self.limits
         if limits.max_concurrent_requests is not None and self._num_under_way >= limits.max_concurrent_requests:
             return "max_concurrent_requests", FULL_SLOTS_RETRY_S
         if self._requests is not None and (wait_s := self._requests.wait_s(1, now)):
             return "max_requests_per_s", wait_s
-        if self._items is not None and (wait_s := self._items.wait_s(num_items, now)):
+        if self._items is not None and num_items and (wait_s := self._items.wait_s(num_items, now)):
             return "max_items_per_s", wait_s
         if self._requests is not None:
             self._requests.take(1)

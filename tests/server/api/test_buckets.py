@@ -70,6 +70,13 @@ def test_a_call_that_is_refused_takes_nothing() -> None:
     assert usage.begin(1, 1.0) is None
 
 
+def test_a_debt_of_items_holds_up_calls_with_items_alone() -> None:
+    usage = Usage(Limits(max_items_per_s=10.0), 0.0)
+    assert usage.begin(100, 0.0) is None
+    assert usage.begin(1, 0.0) == ("max_items_per_s", pytest.approx(9.1))
+    assert usage.begin(0, 0.0) is None
+
+
 def test_new_limits_keep_the_count_of_calls_under_way_and_the_same_ones_keep_their_debt() -> None:
     limits = Limits(max_items_per_s=1.0, max_concurrent_requests=2)
     usage = Usage(limits, 0.0)
