@@ -78,7 +78,9 @@ class Leases:
         for lease in leases:
             key = (lease.run, lease.model)
             present = self._leases.get(key)
-            if present is None or present.revision != lease.revision or present.last_seen <= lease.last_seen:
+            if present is None or present.revision != lease.revision:
+                continue  # it was given another version meanwhile: of that one's signs of life nothing was written
+            if present.last_seen <= lease.last_seen:
                 self._last_written.pop(key, None)
             else:
                 self._last_written[key] = lease.last_seen

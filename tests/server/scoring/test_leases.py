@@ -116,6 +116,18 @@ def test_a_sign_of_life_is_written_after_a_quarter_of_the_lease_or_when_the_run_
     assert leases.due(100.0, QUIET_S) == leases.unwritten() == []
 
 
+def test_a_sign_of_life_for_the_version_that_came_during_the_writing_is_still_to_be_written() -> None:
+    leases = Leases(100)
+    put(leases)
+    written = leases.renew("r", "m", 1.0)
+    put(leases, version=2, now=2.0, revision=2)
+    moved = leases.renew("r", "m", 3.0)
+    leases.note_written([written])
+    assert leases.unwritten() == [moved]
+    leases.note_written([moved])
+    assert leases.unwritten() == []
+
+
 def test_where_most_leases_are_held_not_all_are_looked_at_for_each_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     num_looked_at = 0
     is_active = Lease.is_active
