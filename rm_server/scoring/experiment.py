@@ -147,11 +147,13 @@ def ratio_mismatch(observed: Sequence[int], expected: Sequence[float]) -> float 
 
     A sample ratio mismatch says that runs are lost, or sent, otherwise than by chance, and then no comparison of the
     arms can be trusted (Fabijan et al. 2019, "Diagnosing sample ratio mismatch in online controlled experiments").
+    An arm that was closed all the time, and got none, is no part of it.
     """
-    if len(observed) < 2 or min(expected) < MIN_EXPECTED_RUNS:
+    counts = [(seen, wanted) for seen, wanted in zip(observed, expected, strict=True) if seen or wanted]
+    if len(counts) < 2 or min(wanted for _, wanted in counts) < MIN_EXPECTED_RUNS:
         return None
-    statistic = sum((seen - wanted) ** 2 / wanted for seen, wanted in zip(observed, expected, strict=True))
-    return float(special.chdtrc(len(observed) - 1, statistic))
+    statistic = sum((seen - wanted) ** 2 / wanted for seen, wanted in counts)
+    return float(special.chdtrc(len(counts) - 1, statistic))
 
 
 def _moments(values: Sequence[float]) -> tuple[float, float | None]:

@@ -127,6 +127,9 @@ def test_ratio_mismatch_is_scipys_chi_square() -> None:
     assert ratio_mismatch(observed, expected) == pytest.approx(stats.chisquare(observed, expected).pvalue, rel=1e-9)
     assert ratio_mismatch([10, 0], [6.0, 4.0]) is None  # too few to say
     assert ratio_mismatch([10], [10.0]) is None
+    # A closed arm, which gets no runs, leaves the comparison of the others as it is.
+    assert ratio_mismatch([40, 0, 80], [60.0, 0.0, 60.0]) == ratio_mismatch([40, 80], [60.0, 60.0])
+    assert ratio_mismatch([40, 0], [40.0, 0.0]) is None
 
 
 def test_in_simulated_experiments_without_a_difference_one_in_twenty_is_found() -> None:
