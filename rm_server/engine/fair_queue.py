@@ -197,9 +197,8 @@ class FairQueue(Generic[W]):
         return self._run_weights.get(run, 1.0)
 
     def _charge(self, key: VersionKey, batch: Sequence[W]) -> None:
-        if batch:
-            self._turns.charge(key, sum(item.num_tokens for item in batch))
-            self._left(key, batch)
+        self._turns.charge(key, sum(item.num_tokens for item in batch))
+        self._left(key, batch)
 
     def _left(self, key: VersionKey, items: Sequence[W]) -> None:
         self.num_items -= len(items)

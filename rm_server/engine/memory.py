@@ -157,7 +157,9 @@ def rooms_for(
         is_there = expected.shared.name in shared_already
         stays += 0 if is_there else expected.shared.num_bytes
         passes = 0 if is_there else passes
-    at_most = num_workers * (stays + max(passes, expected.working_bytes)) if stays else 0
+    if not stays:
+        return []
+    at_most = num_workers * (stays + max(passes, expected.working_bytes))
     rooms = []
     if limit is not None:
         rooms.append(Room(f"engine.memory_limit_mb ({in_mib(limit[0])})", num_workers * stays, limit[0] - limit[1]))
@@ -165,7 +167,7 @@ def rooms_for(
         rooms.append(Room("the machine's memory (a reserve stays)", at_most, machine_bytes - RESERVE_BYTES))
     if device[1] is not None:
         rooms.append(Room(f"the memory of {device[0]}", at_most, device[1]))
-    return rooms if stays else []
+    return rooms
 
 
 def in_mib(num_bytes: int) -> str:

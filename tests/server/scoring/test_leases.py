@@ -124,7 +124,7 @@ def test_a_sign_of_life_for_the_version_that_came_during_the_writing_is_still_to
     moved = leases.renew("r", "m", 3.0)
     leases.note_written([written])
     assert leases.unwritten() == [moved]
-    leases.note_written([moved])
+    leases.note_written([replace(moved, run="forgotten meanwhile"), moved])
     assert leases.unwritten() == []
 
 
