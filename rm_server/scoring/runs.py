@@ -103,7 +103,7 @@ class Runs:
                 lease = self._proposal(selector, run, seen, kept, lease_s or self._lease_s, check)
                 lease, is_given = await self._give(lease, seen, kept)
                 if is_given:
-                    return lease, kept is not None
+                    return lease, seen is not None and seen.key == lease.key
                 seen = lease
 
     async def renew(self, run: str, model: str) -> Lease:

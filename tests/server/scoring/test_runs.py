@@ -67,6 +67,8 @@ async def test_a_run_keeps_its_version_while_the_label_moves(tmp_path: Path) -> 
         assert (again.key, is_resumed) == (("m", 1), True)
         moved, is_resumed = await runs.register("r", "m", move=True)
         assert (moved.key, is_resumed) == (("m", 2), False)
+        moved, is_resumed = await runs.register("r", "m", move=True)
+        assert (moved.key, is_resumed) == (("m", 2), True)  # it had that already
 
 
 async def test_scoring_by_the_bare_name_takes_a_lease_and_renews_it(tmp_path: Path) -> None:
