@@ -43,7 +43,8 @@ class Encoder(Protocol):
     def encode_usual(self, pairs: Sequence[tuple[Content, Content]]) -> Sequence[EncodedItem | None]:
         """Encodes at once those of the pairs that `encode` would neither cut nor refuse.
 
-        None where that is not so, or where it is not known before a closer look. Raises nothing.
+        None where that is not so, or where it is not known before a closer look. Where it raises, `encode` says which
+        of them is to blame.
         """
         ...
 

@@ -126,19 +126,30 @@ class Encoding:
 
     def _on_chunk(self, job: _Job, start: int, chunk: asyncio.Future[list[EncodedItem | RmError]]) -> None:
         self._num_idle += 1
-        if not chunk.cancelled():
-            job.items[start] = chunk.result()
-            job.num_encoded += len(job.items[start])
-            if job.num_encoded == len(job.pairs) and not job.done.done():
-                job.done.set_result([item for start in sorted(job.items) for item in job.items[start]])
+        if not chunk.cancelled() and not job.done.done():
+            if (error := chunk.exception()) is not None:  # a tokenizer's panic: that is no Exception
+                _log.error("Items could not be encoded.", exc_info=error)
+                job.done.set_exception(_not_encoded())
+            else:
+                job.items[start] = chunk.result()
+                job.num_encoded += len(job.items[start])
+                if job.num_encoded == len(job.pairs):
+                    job.done.set_result([item for start in sorted(job.items) for item in job.items[start]])
         self._dispatch()
 
 
 def _encode(encoder: Encoder, pairs: Sequence[Pair], truncation: TruncationRule | None) -> list[EncodedItem | RmError]:
     return [
         _encode_one(encoder, prompt, completion, truncation) if item is None else item
-        for item, (prompt, completion) in zip(encoder.encode_usual(pairs), pairs, strict=True)
+        for item, (prompt, completion) in zip(_usual(encoder, pairs), pairs, strict=True)
     ]
+
+
+def _usual(encoder: Encoder, pairs: Sequence[Pair]) -> Sequence[EncodedItem | None]:
+    try:
+        return encoder.encode_usual(pairs)
+    except Exception:
+        return [None] * len(pairs)  # one by one the guilty item fails alone, and says why
 
 
 def _encode_one(
@@ -150,7 +161,11 @@ def _encode_one(
         return error
     except Exception:
         _log.exception("An item could not be encoded.")
-        return InternalError("The item could not be encoded; the server's log says why.")
+        return _not_encoded()
+
+
+def _not_encoded() -> InternalError:
+    return InternalError("The item could not be encoded; the server's log says why.")
 
 
 def _cost(content: Content) -> float:

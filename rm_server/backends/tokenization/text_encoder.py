@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from rm_server.backends.explanation import Reading, ReadToken
 from rm_server.backends.items import Content, EncodedItem, Int32Array, is_ids
+from rm_server.backends.json_file import first_line
 from rm_server.backends.tokenization.content_checks import check_length, check_unicode, checked_ids, longest_text
 from rm_server.backends.tokenization.joining import JoinedText, Joiner, Span, message_spans
 from rm_server.backends.tokenization.plain_ids import plain_ids
@@ -168,8 +169,11 @@ class TextEncoder:
     def _tokenized(self, joined: JoinedText) -> Any:
         check_length(sum(map(len, joined.texts)), self.max_tokens)
         check_unicode("".join(joined.texts))
-        # `encode` holds the GIL, so that a long text would stop the whole server; `encode_batch` lets go of it.
-        encoding = self._rust.encode_batch([joined.text], add_special_tokens=joined.adds_special_tokens)[0]
+        try:
+            # `encode` holds the GIL, so that a long text would stop the whole server; `encode_batch` lets go of it.
+            encoding = self._rust.encode_batch([joined.text], add_special_tokens=joined.adds_special_tokens)[0]
+        except Exception as error:  # tokenizers has no other class for what a text lacks, such as an unknown token
+            raise UnsupportedContent(f"The version's tokenizer does not take the text: {first_line(error)}") from error
         self._saw(joined.text, len(encoding))
         return encoding
 

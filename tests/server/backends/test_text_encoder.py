@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 import tiny_models
 from tiny_models import BOS, BOS_ID, CHAT_TEMPLATE, CLS, CLS_ID, EOS, EOS_ID, SEP, SEP_ID, VOCAB_SIZE
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rm_server.backends.items import ChatMessage, Content, RenderedText
 from rm_server.backends.loading import load_text_encoder
@@ -226,6 +229,16 @@ def test_prompt_and_completion_are_of_one_kind(llama: Path) -> None:
 def test_an_empty_completion_is_refused(llama: Path, nothing: Any) -> None:
     with pytest.raises(EmptyItem, match="no completion"):
         encoder(llama, JOINED).encode("a", nothing)
+
+
+def test_a_text_for_which_the_tokenizer_has_no_token_is_refused() -> None:
+    words = Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="[UNK]"))  # which it has not
+    words.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    knows_two = TextEncoder(tokenizer, JOINED, vocabulary_size=2, max_tokens=100, uses_type_ids=False)
+    assert knows_two.encode("", "a b").ids.tolist() == [0, 1]
+    with pytest.raises(UnsupportedContent, match=r"Missing \[UNK\] token"):
+        knows_two.encode("", "a c")
 
 
 def test_text_that_is_no_unicode_is_refused(llama: Path, bert: Path) -> None:

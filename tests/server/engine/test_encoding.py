@@ -104,3 +104,32 @@ async def test_a_foreign_errors_text_stays_in_the_log(
     assert isinstance(broken, InternalError)
     assert "secret" not in broken.message
     assert "/secret/path" in caplog.text
+
+
+class UsualEncoder(GatedEncoder):
+    """Breaks at "!" with all that it is given at once, and at "?" as Rust does: with what is no Exception."""
+
+    def encode_usual(self, pairs: Sequence[tuple[Content, Content]]) -> Sequence[EncodedItem | None]:
+        if any(str(completion).startswith("!") for _, completion in pairs):
+            raise RuntimeError("a batch of texts")
+        if any(str(completion).startswith("?") for _, completion in pairs):
+            raise BaseException("panic")
+        return super().encode_usual(pairs)
+
+
+@pytest.mark.parametrize("length", [1, 1001])
+async def test_an_item_that_breaks_the_encoder_does_not_fail_its_neighbours(encoding: Encoding, length: int) -> None:
+    encoder = UsualEncoder()
+    encoder.gate.set()
+    broken, good = await encoding.encode(encoder, [("", "!" * length), ("", "g" * length)], None)
+    assert isinstance(broken, InternalError)
+    assert isinstance(good, EncodedItem)
+
+
+async def test_nobody_waits_for_ever_where_an_encoder_panics(encoding: Encoding) -> None:
+    encoder = UsualEncoder()
+    encoder.gate.set()
+    calls = [asyncio.ensure_future(encoding.encode(encoder, call(letter, 2), None)) for letter in "?g"]
+    with pytest.raises(InternalError):
+        await calls[0]
+    assert len(await calls[1]) == 2
