@@ -100,6 +100,10 @@ def test_a_run_stays_in_the_arm_that_it_had_while_that_takes_runs() -> None:
     assert choose_arm(divided, "run-0", 0.0, had="gone") == choose_arm(divided, "run-0", 0.0)
 
 
+def test_the_shares_of_the_open_arms_add_up_where_one_is_closed() -> None:
+    assert shares(split(Arm("a", 1, 6.0), Arm("b", 2, 2.0), Arm("c", 3, 0.0)), 0.0) == {"a": 0.75, "b": 0.25, "c": 0.0}
+
+
 def test_no_arm_takes_runs_when_all_weights_are_0() -> None:
     assert choose_arm(two(0.0, 0.0), "run-0", 0.0) is None
     assert shares(two(0.0, 0.0), 0.0) == {"a": 0.0, "b": 0.0}
