@@ -129,7 +129,8 @@ class HttpService:
     ) -> web.Response:
         call = Call(method, actor="", run=request.query.get("run", ""), trace_context=trace_context(request.headers))
         if request_id := request.headers.get("x-request-id"):
-            call.request_id = request_id
+            # Of bytes that are no UTF-8, aiohttp makes surrogates, which neither the score log nor a shadow can take.
+            call.request_id = request_id.encode("utf-8", "replace").decode()
         with self._calls.under_way(call):
             permit = self._permit(request, _rule(request))
             call.actor = permit.actor

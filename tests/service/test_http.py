@@ -198,6 +198,8 @@ def test_a_token_beyond_its_limit_is_429_with_the_time_to_come_back(tmp_path: Pa
 def test_the_request_id_comes_back(server: RunningServer) -> None:
     _, _, headers = post(server, "/get_reward", {"query": ["a"]}, **{"x-request-id": "r-17"})
     assert headers["x-request-id"] == "r-17"
+    status, _, headers = post(server, "/get_reward", {"query": ["a"]}, **{"x-request-id": "r-\xff"})
+    assert (status, headers["x-request-id"]) == (200, "r-?")  # what is no text is not kept beside the scores
 
 
 def test_without_a_default_model_the_bare_path_wants_one(tmp_path: Path) -> None:
