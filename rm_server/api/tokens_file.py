@@ -24,6 +24,7 @@ _HEADER = (
     "# Who may call rm-server. `rm-server token new` and `token revoke` change this file; running servers follow.\n"
 )
 _NOBODY = "token = []  # nobody may call\n"
+_NOBODY_LINE = re.compile(r"^[ \t]*token[ \t]*=[ \t]*\[\s*\].*\n?", re.MULTILINE)
 _ENTRY = re.compile(r"^[ \t]*\[\[[ \t]*token[ \t]*\]\]", re.MULTILINE)
 
 
@@ -50,7 +51,7 @@ def add_token(path: Path, entry: TokenEntry) -> None:
                 f"{path} has a token {entry.name!r} already: give another name, or revoke that one first."
             )
         if not entries:
-            text = _HEADER  # `token = []`, which it may have said, does not go with entries
+            text = _NOBODY_LINE.sub("", text)  # it does not go with entries
         text = f"{text.rstrip()}\n\n{_as_toml(entry)}"
         parse_tokens(text, str(path))
         _replace(path, text)
@@ -66,7 +67,9 @@ def revoke_token(path: Path, name: str) -> TokenEntry:
             raise ConfigError(f"{path} has no token {name!r}; it has {', '.join(names) or 'none'}.")
         index = names.index(name)
         rest = (*entries[:index], *entries[index + 1 :])
-        text = _without(text, index) if rest else _HEADER + _NOBODY
+        text = _without(text, index)
+        if not rest:
+            text = f"{text.rstrip()}\n{_NOBODY}"
         if _entries_or_none(text) != rest:
             raise ConfigError(f"{path} is written in a way that cannot be changed safely: take {name} out by hand.")
         _replace(path, text)

@@ -63,6 +63,10 @@ def test_what_people_wrote_stays(tmp_path: Path) -> None:
     revoke_token(path, "b")
     assert "# ours" in path.read_text()
     assert "# the first trainer" in path.read_text()
+    revoke_token(path, "a")  # the last one
+    add_token(path, entry("c"))
+    assert path.read_text().startswith("# ours\n")
+    assert [token.name for token in read_tokens(path)] == ["c"]
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
