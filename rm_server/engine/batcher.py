@@ -64,7 +64,8 @@ class VersionQueue(Generic[W]):
         left_tokens = max_tokens
         full: set[str] = set()
         is_run_done = False
-        opener = self._opener()
+        # It may be too long for another version's batch, and would lose its turn to open one of its own.
+        opener = None if fits_only else self._opener()
         while left_tokens > 0 and len(batch) < max_items:
             run = opener or self._turns.next(skip=full)
             opener = None

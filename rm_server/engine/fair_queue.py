@@ -128,7 +128,7 @@ class FairQueue(Generic[W]):
         """
         taken: list[W] = []
         for key in self._turns:
-            if key in keys and max_tokens > 0 and max_items > len(taken):
+            if key in keys:
                 batch = self._versions[key].next_batch(max_tokens, max_items - len(taken), fits_only=True)
                 max_tokens -= sum(item.num_tokens for item in batch)
                 taken += batch

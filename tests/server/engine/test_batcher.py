@@ -103,6 +103,17 @@ def test_a_long_item_is_passed_over_by_no_more_batches_than_there_are_runs() -> 
     assert [number for number, batch in enumerate(made) if ("long", 90) in batch] == [2, 4, 6]
 
 
+def test_what_is_taken_along_by_others_costs_a_long_item_no_turn() -> None:
+    queue = queue_of(("a", [90] * 3), ("b", [90] * 3))
+    opened = []
+    while queue.num_items:
+        assert queue.next_batch(10, 100, fits_only=True) == []  # another version's batch has room for short ones
+        (item,) = queue.next_batch(100, 100)
+        assert item.call is not None
+        opened.append(item.call.run)
+    assert opened == ["a", "b"] * 3
+
+
 def test_thousands_of_runs_do_not_hold_up_a_batch() -> None:
     started = time.thread_time()
     queue = queue_of(*((f"run {number}", [60]) for number in range(8000)))
