@@ -61,6 +61,6 @@ def room_from(residents: Sequence[Resident], missing_bytes: int, now: float) -> 
 
 def freed_bytes(residents: Sequence[Resident], going: Collection[Resident]) -> int:
     """What is free when those have gone."""
-    kept = {resident.shared for resident in residents if resident not in going}
-    shared = {resident.shared for resident in going} - kept - {None}
-    return sum(resident.own_bytes for resident in going) + sum(memory.num_bytes for memory in shared if memory)
+    kept = {resident.shared.name for resident in residents if resident.shared and resident not in going}
+    shared = {resident.shared.name: resident.shared.num_bytes for resident in going if resident.shared}
+    return sum(resident.own_bytes for resident in going) + sum(shared[name] for name in shared.keys() - kept)

@@ -51,6 +51,8 @@ def resident(
         ([resident(A, 1, 1, shares=True), resident(B, 1, 2, shares=True, stays=True)], 50, None),
         ([resident(A, 1, 1, shares=True), resident(B, 1, 2, shares=True, stays=True)], 1, [A]),
         ([resident(A, 1, 1, shares=True), resident(B, 60, 2)], 101, [A]),
+        # Measured when another worker was up, it is the same base.
+        ([resident(A, 1, 1, shares=True), Resident(B, 1, 2, False, SharedMemory("base", 200))], 50, None),
         # Now is 100.
         ([resident(A, 10, 1, is_busy=True), resident(B, 10, 2)], 5, [B]),
         ([resident(A, 10, 1, is_busy=True)], 5, None),
