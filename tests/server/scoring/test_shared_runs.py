@@ -21,7 +21,8 @@ from rm_server.errors import CatalogUnavailable, Draining, VersionChanged, Versi
 from rm_server.metrics import Metrics
 from rm_server.registry.backup import back_up, restore
 from rm_server.registry.records import Arm, RampPoint, Split
-from rm_server.registry.runs import find_run, look
+from rm_server.registry.run_records import Lease
+from rm_server.registry.runs import assign_run, find_run, look
 from rm_server.scoring.routing import Route
 from rm_server.scoring.runs import Runs
 from rm_server.scoring.selector import parse
@@ -411,3 +412,23 @@ async def test_a_digest_that_is_not_the_one_given_is_refused(tmp_path: Path) -> 
         clock.now += 901
         with pytest.raises(VersionChanged, match="move"):
             await one.call("m", "r")
+
+
+async def test_what_another_server_gave_meanwhile_is_held_against_the_expected_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    async with server(tmp_path, clock) as one:
+        await deploy(one)
+        digests = {number: one.world.versions.snapshot.versions["m", number].digest for number in (1, 2)}
+        elsewhere = Lease("r", "m", 2, digests[2], None, 900.0, clock.now, clock.now + 900.0)
+        look_up = one.runs._look_up
+
+        async def too_early(run: str, model: str) -> Lease | None:
+            seen = await look_up(run, model)
+            assign_run(one.world.elsewhere, elsewhere, seen)
+            return seen
+
+        monkeypatch.setattr(one.runs, "_look_up", too_early)
+        with pytest.raises(VersionChanged, match=digests[2]):
+            await one.runs.register("r", "m", expected_digest=digests[1])
