@@ -294,9 +294,9 @@ class VersionManager:
     ) -> int | None:
         async with self._following.lock(key):
             record = self._following.record(key)
-            if load and not (self._deployment.is_loaded(key) and key in self._following.in_catalog.wanted):
+            if load and not (self._is_ready(key) and key in self._following.in_catalog.wanted):
                 await self._load_and_want(record, None, actor, comment)
-            if not self._deployment.is_loaded(key):
+            if not self._is_ready(key):
                 raise VersionNotLoaded(
                     f"{version_name(key)} is not loaded, so the label {label!r} cannot move to it. Load it "
                     "first, or ask to."
@@ -333,9 +333,9 @@ class VersionManager:
         async with AsyncExitStack() as stack:
             for key in sorted(keys, reverse=True):  # a composite before its parts, as in every load
                 await stack.enter_async_context(self._following.lock(key))
-                if load and not self._deployment.is_loaded(key):
+                if load and not self._is_ready(key):
                     await self._load_and_want(self._following.record(key), None, actor)
-                if not self._deployment.is_loaded(key):
+                if not self._is_ready(key):
                     self._following.record(key)
                     raise VersionNotLoaded(f"{version_name(key)} is not loaded, so it cannot {what}. Load it first.")
                 self._retiring.pop(key, None)
@@ -385,6 +385,10 @@ class VersionManager:
             await self.refresh()
         except CatalogUnavailable as error:
             _log.warning("The catalog was changed, and could not be read after that; it will be soon: %s", error)
+
+    def _is_ready(self, key: VersionKey) -> bool:
+        """Whether its calls are answered: a composite that is loaded may lack a part."""
+        return self.state_of(key).state == "READY"
 
     def _check_not_needed(self, key: VersionKey) -> None:
         if (need := self._following.need_of(key)) is not None:

@@ -169,6 +169,19 @@ async def test_a_composite_fails_when_a_part_is_lost_and_comes_back(tmp_path: Pa
         assert (await service.score((2,))).items[0].value == 5.0
 
 
+async def test_what_lacks_a_part_gets_no_label_until_it_is_loaded_again(tmp_path: Path) -> None:
+    async with running_service(tmp_path) as service:
+        key = await service.deploy(HALF, DOUBLE)
+        service.engine._lost(("m", 2), NonFiniteScore("as if a new worker could not load it"))
+        with pytest.raises(VersionNotLoaded, match="cannot move to it"):
+            await service.versions.set_label("q", "stable", 1, **BY)
+        with pytest.raises(VersionNotLoaded, match="cannot be pinned"):
+            await service.versions.set_pin("r", key, **BY)
+        await service.engine._pool.unload(("m", 2))
+        await service.versions.set_label("q", "stable", 1, load=True, **BY)
+        assert service.world.state(key) == "READY"
+
+
 async def test_a_composite_that_lacks_a_part_is_ready_again_when_it_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
