@@ -115,6 +115,14 @@ def test_other_inputs_are_refused(value: Any) -> None:
         vllm_groups({"input": value}, any_number)
 
 
+@pytest.mark.parametrize(
+    "value", ["Hi", {"role": "user", "content": "Hi"}, ["Hi"], [{"role": "user"}], [{"content": ["Hi"]}]], ids=repr
+)
+def test_other_messages_are_refused(value: Any) -> None:
+    with pytest.raises(InvalidRequest, match="expected"):
+        vllm_groups({"messages": value}, any_number)
+
+
 @pytest.mark.parametrize("value", [None, "text", [1], [None], [["a"]]], ids=repr)
 def test_other_queries_are_refused(value: Any) -> None:
     with pytest.raises(InvalidRequest, match="expected"):
