@@ -33,8 +33,8 @@ def kept_tokens(in_prompt: BoolArray, in_completion: BoolArray, max_tokens: int,
         )
     completion = np.flatnonzero(in_completion)
     candidates = np.concatenate([np.flatnonzero(in_prompt), completion]) if rule == "keep_end" else completion[::-1]
-    # The last candidate is a token of the completion; where it has none (white space only), the prompt may go.
-    num_removable = len(candidates) - (1 if len(completion) else 0)
+    # The last candidate stays: a token of the completion, or of the prompt where that has none (white space only).
+    num_removable = len(candidates) - 1
     if excess > num_removable:
         raise ItemTooLong(
             f"The item has {len(in_prompt)} tokens, the version takes {max_tokens}, and {rule} can cut only "

@@ -31,6 +31,7 @@ def cut(item: str, max_tokens: int, rule: str) -> str:
         ("stpptccts", 6, "keep_end", "st..t.cts"),
         ("stpptccts", 8, "keep_start", "stpptc.ts"),
         ("pppp", 2, "keep_end", "..pp"),
+        ("spps", 3, "keep_end", "s.ps"),
         ("sppsccs", 6, "keep_end", "s.psccs"),
     ],
 )
@@ -45,6 +46,7 @@ def test_cuts_what_the_rule_says(item: str, max_tokens: int, rule: str, expected
         ("spppcccs", 2, "keep_end", "can cut only 5"),
         ("spppcccs", 5, "keep_start", "can cut only 2"),
         ("ssss", 3, "keep_end", "can cut only 0"),
+        ("spps", 2, "keep_end", "can cut only 1"),  # special tokens alone are the same for every item
         ("pppp", 3, "keep_start", "can cut only 0"),
     ],
 )
