@@ -128,6 +128,7 @@ def test_what_is_dropped_is_not_in_a_batch() -> None:
     for item in [*queue.runs["a"].items()[:2], *queue.runs["b"].items()]:
         queue.drop(item)
     assert (queue.num_items, queue.num_tokens, list(queue.runs)) == (1, 30, ["a"])
+    assert queue.runs["a"].num_tokens == 30  # by which a full queue lets the run in or not
     assert batches(queue, 100) == [[("a", 30)]]
 
 
