@@ -19,7 +19,7 @@ from ppo_client.ppo.evaluation_facts import EvaluationFacts, evaluation_facts, t
 from ppo_client.ppo.prompts import load_prompts
 from ppo_client.ppo.run_logs import read_evaluations
 from ppo_client.ppo.scores.connect import AWAY_ERRORS
-from ppo_client.ppo.scores.reward_source import RewardDesk, parts_of
+from ppo_client.ppo.scores.reward_source import Advice, RewardDesk, parts_of
 from ppo_client.ppo.scores.waiting import Patience
 
 if TYPE_CHECKING:
@@ -55,6 +55,13 @@ _DEFAULTS: Mapping[str, Any] = {
     "seed": 0,
 }
 """What --like can give, and what holds where neither it nor an option does."""
+
+_ADVICE = Advice(
+    failed="What is too long can be cut (--truncation), and prompts with such a text can be left out "
+    "(--on-failed-item drop)",
+    empty="say with --empty-score what such a response is worth; with --min-response-tokens of 1 or more EOS cannot "
+    "come first",
+)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -230,6 +237,7 @@ def _evaluator(client: RewardClient, args: argparse.Namespace) -> Evaluator:
         patience,
         args.truncation,
         drops_failed_items=args.on_failed_item == "drop",
+        advice=_ADVICE,
     )
     judge = replace(desk, parts=(RewardModelConfig(args.second),)) if args.second else None
     return Evaluator(

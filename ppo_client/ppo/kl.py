@@ -42,7 +42,7 @@ def check_finite(log_probs: Tensor, reference_log_probs: Tensor, response_ids: T
         f"{int(response_ids[row, column])} in place {column} of its response, has log π = "
         f"{float(log_probs[row, column]):.4g} and log π_ref = {float(reference_log_probs[row, column]):.4g}. Nothing "
         "was learnt from this batch. Where log π_ref is the lower one, the reference rules out what the policy writes: "
-        "look at whether policy.reference has the policy's vocabulary; where one is NaN, at that model's weights"
+        "look at whether it has the policy's vocabulary; where one is NaN, at that model's weights"
     )
 
 

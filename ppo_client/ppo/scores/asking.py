@@ -31,8 +31,7 @@ def ask(
         elif empty_score is None:
             raise EmptyResponse(
                 f"a response to {prompt.text!r:.80} has no text (EOS first, or special tokens alone), so there is "
-                "nothing to score: set reward.empty_score to what such a response is worth (on resume, too); with "
-                "rollout.min_response_tokens of 1 or more EOS cannot come first"
+                f"nothing to score: {desk.advice.empty}"
             )
         else:
             known.append(Given(empty_score, (), ()))

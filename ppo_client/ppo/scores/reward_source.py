@@ -66,6 +66,20 @@ def parts_of(reward: RewardConfig) -> tuple[RewardModelConfig, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class Advice:
+    """What can be done about a response without a score, by the names that it has where the desk is."""
+
+    failed: str = (
+        "What is too long can be cut (reward.truncation), and a run can go on without such episodes "
+        '(reward.on_failed_item = "drop"); both may be set on resume'
+    )
+    empty: str = (
+        "set reward.empty_score to what such a response is worth (on resume, too); with rollout.min_response_tokens of "
+        "1 or more EOS cannot come first"
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class RewardDesk:
     """Sends requests to one source, by the run's rules."""
 
@@ -75,6 +89,7 @@ class RewardDesk:
     truncation: TruncationRule | None = None
     """Of what is too long for a model; None: the version's own rule"""
     drops_failed_items: bool = False
+    advice: Advice = Advice()
 
     def ask(self, prompts: Sequence[Content], completions: Sequence[Content]) -> PendingScores:
         """Asks all models at the same time."""
@@ -133,10 +148,7 @@ class _Request:
             scores = self._desk.patience.result(self._future, self._submit, what, self._may_pass)
         except ItemsFailed as failed:
             if not self._desk.drops_failed_items:
-                raise FailedItems(
-                    f"{failed} What is too long can be cut (reward.truncation), and a run can go on without such "
-                    'episodes (reward.on_failed_item = "drop"); both may be set on resume'
-                ) from failed
+                raise FailedItems(f"{failed} {self._desk.advice.failed}") from failed
             calibration = failed.calibration.digest if failed.calibration else None
             return _Answer(
                 values=[failed.scores.get(row) for row in range(len(self._completions))],

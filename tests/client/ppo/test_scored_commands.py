@@ -257,6 +257,24 @@ def test_evaluate_drops_what_a_run_dropped(
     assert "each of the prompts has a response without a score" in capsys.readouterr().err
 
 
+def test_evaluate_names_its_own_options_where_a_text_has_no_score(
+    server: FakeServer, policies: tuple[str, str], prompts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    GenerationConfig(eos_token_id=list(range(VOCAB_SIZE))).save_pretrained(policies[0])  # so each response is empty
+    arguments = ["evaluate", "--policy", policies[0], "--reference", policies[1], "--prompts", prompts]
+    arguments += ["--server", server.address, "--reward", "length@1", "--max-response-tokens", "6"]
+    assert cli.main([*arguments, "--min-response-tokens", "0"]) == 1
+    empty = capsys.readouterr().err
+    assert "say with --empty-score what such a response is worth" in empty
+    server.will(fail_items(0, reason="ITEM_TOO_LONG"))
+    assert cli.main(arguments) == 1
+    failed = capsys.readouterr().err
+    assert "(--truncation)" in failed
+    assert "(--on-failed-item drop)" in failed
+    for settings_of_runs in ("reward.", "rollout.", "resume"):
+        assert settings_of_runs not in empty + failed
+
+
 @pytest.mark.parametrize("device", ["meta", ""])
 @pytest.mark.parametrize("command", ["evaluate", "sample"])
 def test_models_and_tensors_are_on_the_device_that_is_named(
