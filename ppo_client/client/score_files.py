@@ -13,7 +13,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -37,6 +37,7 @@ from ppo_client.client.score_call import ScoreOptions, TruncationRule
 from ppo_client.client.scores import Scores
 
 _BATCHES_UNDER_WAY = 4
+_WAIT_TOLD_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +119,14 @@ class _Batch:
 
 
 def score_file(
-    client: RewardClient, job: ScoreJob, *, on_progress: Callable[[int, int, int], None] = lambda *_: None
+    client: RewardClient,
+    job: ScoreJob,
+    *,
+    on_progress: Callable[[int, int, int], None] = lambda *_: None,
+    on_wait: Callable[[float], None] = lambda _: None,
 ) -> Summary:
-    """Does the job, or what is left of it. ``on_progress``: called with rows done, rows in all, rows failed.
+    """Does the job, or what is left of it. ``on_progress``: called with rows done, rows in all, rows failed;
+    ``on_wait``: now and then while no answer comes, with the seconds that it has been waited for.
 
     Raises InvalidFile, and what RewardClient raises; then what was done until there is kept.
     """
@@ -131,7 +137,7 @@ def score_file(
         _check_is_new(job.output)  # of whoever had the journal before
         resumed = journal.num_rows
         on_progress(resumed, total, journal.num_failed)
-        for batch, outcome in _outcomes(client, job, journal):
+        for batch, outcome in _outcomes(client, job, journal, on_wait):
             journal.add(*_lines(job, journal.num_rows, batch, outcome))
             on_progress(journal.num_rows, total, journal.num_failed)
         # Rows are read anew to be written beside their scores, hours later perhaps.
@@ -160,7 +166,9 @@ def _check_is_new(output: Path) -> None:
         raise InvalidFile(f"{output} is there already; remove it, or choose another name")
 
 
-def _outcomes(client: RewardClient, job: ScoreJob, journal: Journal) -> Iterator[tuple[_Batch, Scores | ItemsFailed]]:
+def _outcomes(
+    client: RewardClient, job: ScoreJob, journal: Journal, on_wait: Callable[[float], None]
+) -> Iterator[tuple[_Batch, Scores | ItemsFailed]]:
     """Batches of the rows that are left with what became of them, in order; a few are under way at a time."""
     rows = (row for _, row in islice(rows_of(job.source, job.contents), journal.num_rows, None))
     under_way: deque[tuple[_Batch, Future[Scores]]] = deque()
@@ -177,12 +185,20 @@ def _outcomes(client: RewardClient, job: ScoreJob, journal: Journal) -> Iterator
                 return
             batch, future = under_way.popleft()
             try:
-                yield batch, future.result()
+                yield batch, _awaited(future, on_wait)
             except ItemsFailed as error:
                 yield batch, error
     finally:
         for _, future in under_way:
             future.cancel()
+
+
+def _awaited(future: Future[Scores], on_wait: Callable[[float], None]) -> Scores:
+    waited_s = 0.0
+    while not wait((future,), timeout=_WAIT_TOLD_EVERY_S).done:
+        waited_s += _WAIT_TOLD_EVERY_S
+        on_wait(waited_s)
+    return future.result()
 
 
 def _submit(client: RewardClient, job: ScoreJob, pin: _Pin | None, batch: _Batch) -> Future[Scores]:

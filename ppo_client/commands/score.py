@@ -75,10 +75,10 @@ def run(args: argparse.Namespace) -> int:
         keep_going=args.keep_going,
         batch_size=args.batch_size,
     )
-    progress = Progress()
+    progress = Progress(args.timeout_s)
     with RewardClient(args.server, timeout_s=args.timeout_s) as client:
         try:
-            summary = score_file(client, job, on_progress=progress.show)
+            summary = score_file(client, job, on_progress=progress.show, on_wait=progress.wait)
         finally:
             progress.end()
     if args.json:
@@ -97,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
 class Progress:
     """How far it is, on standard error: a line that changes in a terminal, a line now and then elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
         self._is_terminal = sys.stderr.isatty()
         self._pause_s = 0.1 if self._is_terminal else 10.0
         self._began = time.monotonic()
@@ -115,6 +116,11 @@ class Progress:
         rate = (done - self._first) / max(now - self._began, 1e-9)
         text = f"{done} of {total} rows ({done / max(total, 1):.0%}), {rate:.0f} rows/s, {failed} failed"
         print(f"\r{text}" if self._is_terminal else text, end="" if self._is_terminal else "\n", file=sys.stderr)
+
+    def wait(self, seconds: float) -> None:
+        """No answer has come for so long."""
+        self.end()
+        print(f"no answer for {seconds:.0f} s; a call is given up after {self._timeout_s:g} s", file=sys.stderr)
 
     def end(self) -> None:
         """Leaves the line."""

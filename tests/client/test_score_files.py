@@ -13,14 +13,14 @@ import pytest
 from pyarrow import csv
 from rm_api.v1 import errors_pb2, scoring_pb2
 
-from ppo_client import RewardClient, errors
+from ppo_client import RewardClient, cli, errors
 from ppo_client.client.data_files import rows_of
 from ppo_client.client.row_writer import write_rows
 from ppo_client.client.score_files import ScoreJob, score_file
 from ppo_client.commands import score
 
 from .conftest import QUICK
-from .fake_server import DIGESTS, FakeServer, change, fail, fail_items, usual
+from .fake_server import DIGESTS, FakeServer, change, fail, fail_items, usual, wait_until_cancelled
 
 NUM_ROWS = 23
 ROWS: list[dict[str, Any]] = [{"prompt": "p", "completion": "x" * number, "id": number} for number in range(NUM_ROWS)]
@@ -391,11 +391,27 @@ def test_the_command_fails_if_a_row_has(
     assert json.loads(capsys.readouterr().out)["failed"] == 1
 
 
+def test_the_command_says_how_long_it_waits_for_a_server_that_does_not_answer(
+    server: FakeServer, job: ScoreJob, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppo_client.client.score_files._WAIT_TOLD_EVERY_S", 1.0)
+    server.will(wait_until_cancelled)
+    arguments = ["score", str(job.source), str(job.output), "--model", "length", "--server", server.address]
+    assert cli.main([*arguments, "--timeout-s", "2.5"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if line.startswith("no answer")] == [
+        "no answer for 1 s; a call is given up after 2.5 s",
+        "no answer for 2 s; a call is given up after 2.5 s",
+    ]
+    assert told[-1].startswith("ppo-client score: ")
+    assert "after 2.5 s" in told[-1]
+
+
 def test_in_a_terminal_progress_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    progress = score.Progress()
+    progress = score.Progress(timeout_s=60.0)
     progress.show(0, 10, 0)
     progress.show(5, 10, 0)  # too soon to be read
     progress.show(10, 10, 1)
