@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ppo_client.ppo.config_file import load_config
+from ppo_client.ppo.config_file import load_config, override
 from ppo_client.ppo.sft import SFTSettings, fine_tune
 
 _EXAMPLES = """examples:
@@ -35,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    named = [f"{name}={json.dumps(getattr(args, name))}" for name in ("model", "data", "output") if getattr(args, name)]
+    named = [override(name, value) for name in ("model", "data", "output") if (value := getattr(args, name))]
     settings = load_config(SFTSettings, args.config, [*named, *args.set])
     metrics = fine_tune(settings)
     if args.json:

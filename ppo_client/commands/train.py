@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppo_client.ppo.config import PPOConfig
-from ppo_client.ppo.config_file import load_config, to_toml
+from ppo_client.ppo.config_file import load_config, override, to_toml
 
 if TYPE_CHECKING:
     from ppo_client.ppo.trainer import PPOTrainer
@@ -101,7 +101,7 @@ def _overrides(args: argparse.Namespace) -> list[str]:
     named = []
     for name, value in vars(args).items():
         if "." in name and value is not None:
-            named.append(f"{name}={value if name in _NUMBERS else json.dumps(value)}")
+            named.append(f"{name}={value}" if name in _NUMBERS else override(name, value))
     return [*named, *args.set]
 
 

@@ -28,9 +28,14 @@ def load_config(cls: type[T], path: Path | None, overrides: Sequence[str] = ()) 
             raise ConfigError(f"{path} cannot be read: {error}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not TOML: {error}") from error
-    for override in overrides:
-        _put(settings, override)
+    for setting in overrides:
+        _put(settings, setting)
     return from_mapping(cls, settings)
+
+
+def override(name: str, value: Any) -> str:
+    """What sets `name` to just this value: a text may look like anything in TOML."""
+    return f"{name}={_toml_value(value)}"
 
 
 def from_mapping(cls: type[T], settings: Mapping[str, Any]) -> T:
@@ -86,11 +91,11 @@ def _toml_value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _put(settings: dict[str, Any], override: str) -> None:
+def _put(settings: dict[str, Any], setting: str) -> None:
     """Sets `section.key=value`; the value is TOML, or else a plain string."""
-    name, equals, text = override.partition("=")
+    name, equals, text = setting.partition("=")
     if not equals or not name.strip():
-        raise ConfigError(f"{override!r} is not a setting: write it as section.key=value")
+        raise ConfigError(f"{setting!r} is not a setting: write it as section.key=value")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -100,7 +105,7 @@ def _put(settings: dict[str, Any], override: str) -> None:
     for section in sections:
         place = place.setdefault(section, {})
         if not isinstance(place, dict):
-            raise ConfigError(f"{override!r}: {section} is a value, not a section")
+            raise ConfigError(f"{setting!r}: {section} is a value, not a section")
     place[key] = value
 
 

@@ -13,7 +13,7 @@ from ppo_client.ppo import checkpoint as disk
 from ppo_client.ppo.assembly import assemble
 from ppo_client.ppo.checkpoint import RunState
 from ppo_client.ppo.config import EvaluationConfig, PPOConfig
-from ppo_client.ppo.config_file import changed_keys, load_config, to_toml
+from ppo_client.ppo.config_file import changed_keys, load_config, override, to_toml
 from ppo_client.ppo.distributed import is_true_anywhere, own_rows
 from ppo_client.ppo.errors import CheckpointError, ConfigError
 from ppo_client.ppo.inputs import with_absolute_paths
@@ -82,7 +82,7 @@ def resume_run(output: Path, rewards: RewardSource | None = None, overrides: Seq
         raise CheckpointError(f"no run in {output}: config.toml is missing")
     before = load_config(PPOConfig, saved)
     # A run that was moved is resumed where it is now.
-    config = load_config(PPOConfig, saved, [*overrides, f"train.output={str(output)!r}"])
+    config = load_config(PPOConfig, saved, [*overrides, override("train.output", str(output))])
     if fixed := [key for key in changed_keys(before, config) if key not in CHANGEABLE_ON_RESUME]:
         raise ConfigError(
             f"{', '.join(fixed)} cannot change in a run under way. Start a new run, with policy.model set to "

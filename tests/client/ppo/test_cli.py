@@ -106,11 +106,13 @@ def test_a_signal_that_comes_when_all_is_done_stops_nothing(
 
 def test_show_config_prints_what_would_be_used(config_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--seed", "9", "--reward-target", "a:1", "--reward-target", "b:2", "--set", "kl.coefficient=0.5"]
+    arguments += ["--output", 'runs/"📂\\']
     assert cli.main(["train", str(config_path), *arguments, "--show-config"]) == 0
     shown = config_path.with_name("shown.toml")
     shown.write_text(capsys.readouterr().out, encoding="utf-8")
     config = load_config(PPOConfig, shown)
     assert (config.train.seed, config.reward.targets, config.kl.coefficient) == (9, ("a:1", "b:2"), 0.5)
+    assert config.train.output == 'runs/"📂\\'
 
 
 @pytest.mark.parametrize(

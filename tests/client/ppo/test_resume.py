@@ -142,13 +142,14 @@ def test_what_steers_the_update_may_change_and_the_log_says_when(
     assert "events" not in read_jsonl(folder / "run" / "metrics.jsonl")[-1]
 
 
-def test_a_run_that_was_moved_is_resumed_where_it_is(folder: Path) -> None:
-    config = make_config(folder, train={"num_steps": 2})
+@pytest.mark.parametrize("name", ["elsewhere", r"else\where '\""])
+def test_a_run_that_was_moved_is_resumed_where_it_is(folder: Path, name: str) -> None:
+    config = make_config(folder, train={"num_steps": 1})
     PPOTrainer(config, FakeRewards()).train()
-    (folder / "run").rename(folder / "elsewhere")
-    assert PPOTrainer.resume(folder / "elsewhere", FakeRewards(), ["train.num_steps=3"]).train().step == 3
+    (folder / "run").rename(folder / name)
+    assert PPOTrainer.resume(folder / name, FakeRewards(), ["train.num_steps=2"]).train().step == 2
     assert not (folder / "run").exists()
-    assert len(read_jsonl(folder / "elsewhere" / "metrics.jsonl")) == 3
+    assert len(read_jsonl(folder / name / "metrics.jsonl")) == 2
 
 
 @pytest.mark.parametrize("changed", ["data.prompts", "policy.model"])

@@ -84,10 +84,10 @@ def test_an_encoder_decoder_cannot_learn_texts_without_prompts(tmp_path: Path) -
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy = save_policy(tmp_path / "policy", "llama")
     data = write(tmp_path / "data.jsonl", {"text": "a b", "split": "train"}, {"text": "c", "split": "test"})
-    arguments = ["--model", str(policy), "--data", data, "--output", str(tmp_path / "tuned"), "--json"]
+    arguments = ["--model", str(policy), "--data", data, "--output", str(tmp_path / "📂"), "--json"]
     assert cli.main(["sft", *arguments, "--set", "max_steps=1", "--set", "where=split=train"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["output"] == str(tmp_path / "tuned")
-    assert (tmp_path / "tuned" / "model.safetensors").is_file()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["output"] == str(tmp_path / "📂")
+    assert (tmp_path / "📂" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
