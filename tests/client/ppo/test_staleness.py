@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_policies import KINDS, FakeRewards, make_config, read_jsonl, save_id_prompts, save_policy, without_times
+from torch import Tensor
 
 from ppo_client.ppo import PPOTrainer
 from ppo_client.ppo.checkpoint import latest_checkpoint, load_tensors
@@ -131,8 +132,8 @@ def test_what_several_processes_wrote_is_gone_on_with_in_one(folder: Path, num_p
 
 
 def test_what_was_written_is_shared_out_in_the_order_of_the_batch() -> None:
-    def chunk(*rows: int) -> dict[str, Any]:
-        return {"has_eos": torch.tensor(rows), "entropies": None}
+    def chunk(*rows: int) -> dict[str, Tensor]:
+        return {"has_eos": torch.tensor(rows)}
 
     chunks = [chunk(0, 1, 2), chunk(3), chunk(4, 5)]
     for sizes in ((6,), (3, 3), (2, 2, 2), (1,) * 6):
