@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import pytest
 from rm_api.v1 import scoring_pb2
 from waiting import wait_until
 
-from ppo_client import errors
+from ppo_client import RetryPolicy, errors
 from ppo_client.client.caller import Caller
 from ppo_client.client.settings import ClientSettings
 
@@ -43,12 +44,14 @@ class Clock:
 
 
 @asynccontextmanager
-async def caller_of(*servers: FakeServer, clock: Clock | None = None, **settings: Any) -> AsyncIterator[Caller]:
-    """A caller whose first call goes to the first server."""
+async def caller_of(
+    *servers: FakeServer, clock: Clock | None = None, draw: float = 0.0, **settings: Any
+) -> AsyncIterator[Caller]:
+    """A caller whose first call goes to the first server, where `draw` is small."""
     settings.setdefault("retry", QUICK)
     targets = tuple(server.address for server in servers)
     options: dict[str, Any] = {} if clock is None else {"clock": clock}
-    caller = Caller(ClientSettings(targets, **settings), draw=lambda: 0.0, **options)
+    caller = Caller(ClientSettings(targets, **settings), draw=lambda: draw, **options)
     try:
         yield caller
     finally:
@@ -94,6 +97,30 @@ async def test_a_server_that_drains_is_left_at_once_for_another(start_server: St
     async with caller_of(first, second) as caller:
         assert [(await ask(caller)).version for _ in range(4)] == [2, 2, 2, 2]
     assert len(first.seen) == 1
+
+
+@pytest.mark.parametrize(("num_servers", "pause"), [(1, "0.20"), (2, "0.00")])
+async def test_a_pause_is_made_where_there_is_no_other_server(
+    start_server: StartServer, num_servers: int, pause: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "ppo_client")
+    servers = [start_server() for _ in range(num_servers)]
+    async with caller_of(*servers, draw=0.4, retry=RetryPolicy(base_backoff_s=0.5)) as caller:
+        await ask(caller)
+        servers[-1].will(DRAINING)
+        began = time.monotonic()
+        await ask(caller)
+        assert time.monotonic() - began > float(pause)
+    assert [message for message in caplog.messages if message.endswith(f"; again in {pause} s")]
+
+
+@pytest.mark.parametrize(("draw", "first"), [(0.0, 1), (0.4, 2), (0.9, 3)])
+async def test_clients_do_not_all_begin_with_the_same_server(
+    start_server: StartServer, draw: float, first: int
+) -> None:
+    servers = [start_server(version=number) for number in (1, 2, 3)]
+    async with caller_of(*servers, draw=draw) as caller:
+        assert (await ask(caller)).version == first
 
 
 async def test_a_full_server_is_asked_again_when_it_said(start_server: StartServer) -> None:
@@ -149,8 +176,8 @@ async def test_in_an_outage_many_calls_make_few_attempts(server: FakeServer) -> 
 async def test_no_hedge_while_the_first_server_is_quick(start_server: StartServer) -> None:
     first, second = start_server(version=1), start_server(version=2)
     async with caller_of(first, second, hedge_after_s=20.0) as caller:
-        assert (await ask(caller, is_hedged=True)).version == 1
-    assert second.seen == []
+        versions = [(await ask(caller, is_hedged=True)).version for _ in range(4)]
+    assert versions == [1, 2, 1, 2], "a hedge would take the other server's turn"
 
 
 async def test_a_slow_server_is_overtaken_by_a_second_one_and_its_call_cancelled(start_server: StartServer) -> None:

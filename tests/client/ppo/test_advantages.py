@@ -84,4 +84,5 @@ def test_explained_variance() -> None:
     assert explained_variance(returns, returns, mask) == pytest.approx(1.0)
     assert explained_variance(torch.zeros(2, 3), returns, mask) == pytest.approx(0.0)
     assert explained_variance(-returns, returns, mask) == pytest.approx(-3.0)
+    assert explained_variance(-returns / 100, returns / 100, mask) == pytest.approx(-3.0), "a share, on any scale"
     assert explained_variance(returns, torch.ones(2, 3), mask) == 0.0
