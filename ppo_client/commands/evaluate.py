@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
@@ -176,6 +177,8 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError("--batch-size, --max-prompt-tokens and --count must be at least 1, and --temperature above 0")
     if not 0 <= args.min_response_tokens <= args.max_response_tokens:
         raise ConfigError("--min-response-tokens must lie between 0 and --max-response-tokens")
+    if not math.isfinite(args.empty_score or 0):
+        raise ConfigError("--empty-score must be a finite number")
     if "{prompt}" not in args.prompt_template:
         raise ConfigError('--prompt-template has no "{prompt}", so the reward model would not see the prompt')
     with RewardClient(args.server) as client:

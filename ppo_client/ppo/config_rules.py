@@ -120,6 +120,7 @@ def _rollout_rules(rollout: RolloutConfig) -> Rules:
 def _reward_rules(config: PPOConfig) -> Rules:
     reward, rollout = config.reward, config.rollout
     fixed_length = rollout.min_response_tokens == rollout.max_response_tokens
+    given = (reward.empty_score, reward.missing_eos_score, reward.missing_eos_penalty)
     return [
         (
             bool(reward.model or reward.models),
@@ -154,6 +155,10 @@ def _reward_rules(config: PPOConfig) -> Rules:
         (
             reward.missing_eos_penalty is None or reward.missing_eos_penalty > 0,
             "reward.missing_eos_penalty is subtracted, so it must be above 0",
+        ),
+        (
+            all(math.isfinite(number or 0) for number in given),
+            "reward.empty_score, missing_eos_score and missing_eos_penalty must be finite, or no gradient would be",
         ),
         (
             "{prompt}" in reward.prompt_template,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ def test_what_is_required_is_named_together() -> None:
         ("rollout", {"min_response_tokens": 9}, r"between 0 and rollout.max_response_tokens \(6\)"),
         ("reward", {"missing_eos_penalty": 1.0, "missing_eos_score": -1.0}, "exclude each other"),
         ("reward", {"missing_eos_penalty": -1.0}, "is subtracted, so it must be above 0"),
+        ("reward", {"missing_eos_penalty": math.inf}, "must be finite"),
+        ("reward", {"empty_score": -math.inf}, "must be finite"),
         ("reward", {"normalize_samples": 3}, "use at least 16, or 0"),
         ("reward", {"clip": 0.0}, "remove it to clip nothing"),
         ("reward", {"prompt_template": "no place"}, "would not see the prompt"),

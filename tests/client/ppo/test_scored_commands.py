@@ -337,6 +337,10 @@ def test_evaluate_refuses_a_reference_that_cannot_read_what_the_policy_writes(
             ["evaluate", "--policy", "x", "--reference", "y", "--prompts", "z", "--reward", "m", "--count", "0"],
             "--max-prompt-tokens and --count must be at least 1",
         ),
+        (
+            ["evaluate", "--policy", "x", "--reference", "y", "--prompts", "z", "--reward", "m", "--empty-score=nan"],
+            "--empty-score must be a finite number",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
