@@ -101,6 +101,21 @@ def test_an_update_stops_before_the_minibatch_that_is_too_far(folder: Path) -> N
     assert all(p.grad is None or not bool(p.grad.any()) for p in run.actor_critic.parameters())
 
 
+def test_an_update_that_is_too_far_from_the_start_makes_no_step(folder: Path) -> None:
+    before = parameters(run := make_run(folder, stop_kl=0.01))
+    batch = make_batch(run)
+    statistics = run.updater.update(replace(batch, log_probs=batch.log_probs - 0.5), step=2)
+    assert (statistics.stopped_early, statistics.num_optimizer_steps, statistics.gradient_norm) == (True, 0, 0.0)
+    assert statistics.mean == statistics.first
+    assert all(torch.equal(a, b) for a, b in zip(before, parameters(run), strict=True))
+
+
+def test_the_gradient_norm_is_a_mean_over_the_steps(folder: Path) -> None:
+    runs = [make_run(folder, f"{n}", num_epochs=n, num_minibatches=1, learning_rate=1e-12) for n in (1, 3)]
+    once, thrice = (update(run).gradient_norm for run in runs)
+    assert thrice == pytest.approx(once, rel=1e-3)
+
+
 def test_gradients_are_clipped(folder: Path) -> None:
     before = parameters(run := make_run(folder, max_grad_norm=1e-12))
     statistics = update(run)
