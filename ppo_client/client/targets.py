@@ -41,7 +41,7 @@ class Targets:
         turns = [(self._next + step) % len(self._targets) for step in range(len(self._targets))]
         ready = [index for index in turns if self._targets[index].out_until <= now]
         fresh = [index for index in ready if index not in avoid]
-        if fresh or ready:
+        if ready:
             index = (fresh or ready)[0]
         else:
             index = min(turns, key=lambda index: (index in avoid, self._targets[index].out_until))

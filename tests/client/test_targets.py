@@ -45,6 +45,14 @@ def test_is_left_out_longer_each_time_up_to_half_a_minute() -> None:
     assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
 
 
+def test_clients_come_back_to_a_server_one_after_the_other() -> None:
+    for draw, out_s in ((0.0, 0.25), (0.5, 0.375), (1.0, 0.5)):
+        targets = Targets("ab")
+        targets.failed(1, now=0.0, began=0.0, draw=draw)
+        assert not targets.is_other_ready(out_s - 0.001, than=0)
+        assert targets.is_other_ready(out_s, than=0)
+
+
 def test_calls_that_fail_together_count_once() -> None:
     targets = Targets("ab")
     assert [targets.failed(1, now=1.0, began=0.5, draw=1.0) for _ in range(8)] == [True, *[False] * 7]

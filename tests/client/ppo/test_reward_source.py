@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from itertools import count
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -154,10 +156,36 @@ def test_a_run_that_is_to_stop_does_not_wait_for_an_answer() -> None:
     assert source.futures[0].cancelled()
 
 
+class Slow(Never):
+    """Answers after a while."""
+
+    def submit(self, model: str, **request: Any) -> Future[Scores]:
+        future = super().submit(model, **request)
+        Timer(0.25, future.set_result, [make_scores([1.0])]).start()
+        return future
+
+
+def test_a_run_that_is_to_stop_takes_an_answer_that_is_about_to_come() -> None:
+    desk = make_desk(Slow(), Clock(), 600.0, stop=Stop(is_wanted=True))  # by this clock no time passes
+    assert desk.ask(["p"], ["c"]).result()[0].value == 1.0
+
+
+def test_a_long_wait_is_trouble_once_and_no_reason_to_stop() -> None:
+    ticks, troubles = count(step=10.0), list[None]()
+    desk = make_desk(Slow(), Clock(), 600.0, on_trouble=lambda: troubles.append(None))
+    desk = replace(desk, patience=replace(desk.patience, clock=lambda: next(ticks)))
+    assert desk.ask(["p"], ["c"]).result()[0].value == 1.0
+    assert len(troubles) == 1
+
+
 def test_a_source_that_never_answers_is_as_one_that_is_away() -> None:
-    desk = RewardDesk(Never(), (RewardModelConfig("m"),), Patience(0.0, timeout_s=0.2, report=lambda text: None))
+    source, ticks = Never(), count(step=0.1)
+    desk = make_desk(source, Clock(), 1.0, timeout_s=0.2)
+    desk = replace(desk, patience=replace(desk.patience, clock=lambda: next(ticks)))
     with pytest.raises(RewardServiceAway, match=r"no answer within 0\.2 s"):
         desk.ask(["p"], ["c"]).result()
+    assert len(source.futures) > 1
+    assert all(future.cancelled() for future in source.futures)
 
 
 def test_several_models_are_asked_at_once_weighted_and_named() -> None:
