@@ -405,6 +405,7 @@ def test_the_command_says_how_long_it_waits_for_a_server_that_does_not_answer(
     ]
     assert told[-1].startswith("ppo-client score: ")
     assert "after 2.5 s" in told[-1]
+    assert [path.name for path in job.output.parent.iterdir()] == ["in.jsonl"], "nothing was done, nothing is left"
 
 
 def test_in_a_terminal_progress_is_one_line(

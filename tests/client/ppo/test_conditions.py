@@ -29,10 +29,12 @@ def test_rows_under_one_set_of_conditions_do_not_differ() -> None:
 
 
 def test_what_differs_is_named_with_each_row_s_value() -> None:
-    found = differences([row("a"), row("b", max_response_tokens=64), row("c", scores="calibrated") | {"judges": []}])
+    other = row("c", scores="calibrated") | {"versions": ["m@3", "n@1"], "judges": []}
+    found = differences([row("a"), row("b", max_response_tokens=64), other])
     assert found == [
         "most tokens: 48 (a), 64 (b), 48 (c)",
         "scores: raw (a), raw (b), calibrated (c)",
+        "scored by: m@1 (a), m@1 (b), m@3, n@1 (c)",
         "judged by: m@2 (a), m@2 (b),  (c)",
     ]
 

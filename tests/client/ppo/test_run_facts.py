@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ppo_client.ppo.run_facts import run_facts, signs
+from ppo_client.ppo.run_facts import evaluation_signs, run_facts, signs
 from ppo_client.ppo.text_facts import distinct_share, repeated_share
 
 
@@ -71,6 +71,11 @@ def test_signs_compare_earlier_and_later_samples() -> None:
     assert repeated.first == 0.0
     assert repeated.last is not None
     assert repeated.last > 0.5
+
+
+def test_where_the_reward_itself_judges_no_sign_is_of_a_second_opinion() -> None:
+    alone = {"versions": ["m@1"], "judges": ["m@1"], "score_length_correlation": 0.1, "repeated_3": 0.2}
+    assert [sign.last for sign in evaluation_signs([alone])] == [0.1, 0.2]
 
 
 def test_no_samples_no_signs() -> None:
