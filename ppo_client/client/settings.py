@@ -166,11 +166,9 @@ def read_tls(tls: bool | str | Path | Tls | None, environment: Mapping[str, str]
 
 def is_loopback(target: str) -> bool:
     """Whether the address stays on this machine."""
-    scheme, _, address = target.rpartition(":///")
-    if not scheme and target.startswith(("unix:", "unix-abstract:")):
+    if target.startswith(("unix:", "unix-abstract:")):
         return True
-    if scheme in ("unix", "unix-abstract"):
-        return True
+    address = target.rpartition(":///")[2]
     for prefix in ("ipv4:", "ipv6:"):
         address = address.removeprefix(prefix)
     host = address.rpartition(":")[0].strip("[]")
