@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from ppo_client.client.content import to_items
+from ppo_client.client.content import is_empty, to_items
 from ppo_client.client.errors import InvalidRequest, InvalidTokenIds, MalformedRequest, UnsupportedContent
 
 
@@ -124,6 +124,7 @@ def test_no_items_are_fine() -> None:
         ([[{"role": "user"}]], [[]], UnsupportedContent, "fields \\['role'\\]"),
         ([[{"role": "user", "content": "x", "tool_calls": [1]}]], [[]], UnsupportedContent, "tool_calls"),
         ([[{"role": "user", "content": [{"type": "image"}]}]], [[]], UnsupportedContent, "both must be text"),
+        ([[{"role": 1, "content": "x"}]], [[]], UnsupportedContent, "both must be text"),
         ([[{"role": "user", "content": "x"}, "y"]], [[]], UnsupportedContent, "message 1 is str"),
     ],
 )
@@ -133,3 +134,20 @@ def test_what_cannot_be_sent_is_refused_by_name_and_place(
     with pytest.raises(cls, match=says) as caught:
         to_items(prompts, completions)
     assert type(caught.value) is cls
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("", True),
+        (" ", False),
+        ([], True),
+        ([0], False),
+        ([{"role": "assistant", "content": ""}], True),
+        ([{"role": "assistant", "content": "x"}], False),
+        ([{"role": "user", "content": ""}, {"role": "assistant", "content": "x"}], False),
+        (None, False),
+    ],
+)
+def test_what_is_empty(completion: Any, expected: bool) -> None:
+    assert is_empty(completion) is expected

@@ -14,7 +14,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from ppo_client.client.data_files import rows_of
+from ppo_client.client.data_files import file_digest, rows_of
 from ppo_client.client.errors import InvalidFile
 
 ROWS: list[dict[str, Any]] = [
@@ -59,6 +59,23 @@ def test_a_text_in_csv_that_looks_like_a_number_is_text(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("prompt,answer,n\n6*7?,042,1\n3/2?,1.50,2\n", encoding="utf-8")
     rows = [row for _, row in rows_of(tmp_path / "a.csv", ("prompt", "answer"))]
     assert rows == [{"prompt": "6*7?", "answer": "042", "n": 1}, {"prompt": "3/2?", "answer": "1.50", "n": 2}]
+
+
+def test_blank_lines_are_no_rows_and_have_their_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n{"a": 2}\n \n')
+    places = [(place.rpartition(", ")[2], row["a"]) for place, row in rows_of(tmp_path / "a.jsonl")]
+    assert places == [("line 1", 1), ("line 3", 2)]
+
+
+def test_the_digest_of_a_folder_is_that_of_all_that_is_in_it(tmp_path: Path) -> None:
+    for name, files in {"a": "xy", "same": "xy", "fewer": "x", "renamed": "xz", "changed": "xy"}.items():
+        (tmp_path / name / "inner").mkdir(parents=True)
+        for file in files:
+            (tmp_path / name / "inner" / file).write_text("1")
+    (tmp_path / "changed" / "inner" / "y").write_text("2")
+    a, same, *others = (file_digest(tmp_path / name) for name in ("a", "same", "fewer", "renamed", "changed"))
+    assert a == same
+    assert len({a, *others}) == 4
 
 
 def test_of_a_folder_with_splits_one_is_named(tmp_path: Path) -> None:
