@@ -64,6 +64,12 @@ def test_a_writer_that_dies_leaves_the_old_one(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000001", "step-000002"]
 
 
+def test_of_a_run_that_has_learnt_nothing_a_new_one_finds_nothing(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 0, write_text("of other settings, perhaps"), keep=1)
+    assert clear_unless_begun(tmp_path) is True
+    assert saved_steps(tmp_path) == []
+
+
 def test_a_process_killed_while_it_replaces_the_only_one_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,8 @@ def test_overlong(tmp_path: Path) -> None:
         load(path, max_prompt_tokens=2, reward=reward)
     assert [p.token_ids for p in load(path, max_prompt_tokens=2, overlong="drop", reward=reward)] == [[4]]
     kept = load(path, max_prompt_tokens=2, overlong="keep_end", reward=reward)
+    with pytest.raises(DataError, match="no prompts that fit into 2 tokens"):
+        load(write(tmp_path / "long.jsonl", {"prompt": [1, 2, 3]}), max_prompt_tokens=2, overlong="drop", reward=reward)
     assert [(p.token_ids, p.content) for p in kept] == [([2, 3], [2, 3]), ([4], [4])]
 
 
