@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from rm_server.engine.host import LoadOrder, LoadReport, attempt
@@ -288,7 +288,7 @@ class Crew:
                     )
                 if (wrong := await asyncio.to_thread(attempt, f"Verifying {version_name(key)}", verify)) is not None:
                     raise wrong
-                check(await worker.load(order))
+                check(await worker.load(replace(order, gives_way=False)))  # all calls wait for it, or for fewer workers
                 seat.keys.add(key)
             except WorkerDied:
                 num_deaths[key] += 1

@@ -86,6 +86,8 @@ class Deployment:
         self._busy: dict[VersionKey, State] = {}
         self._failed: dict[VersionKey, _Failure] = {}
         self._paged_out: set[VersionKey] = set()
+        self.has_callers = False
+        """False while the server starts: a load then takes nobody's time."""
         self.make_room: MakeRoom | None = None
         """Pages out others where a version does not fit."""
         self.composite_trial: Trial | None = None
@@ -167,12 +169,14 @@ class Deployment:
         try:
             if first is not None:
                 await first()
+            # Callers of other versions should not feel it; those of one that was paged out wait for it.
+            gives_way = self.has_callers and bool(self._engine.loaded) and key not in self._paged_out
             verify = partial(_verify, self._artifacts, record)
-            await giving_way(verify)
+            await (giving_way(verify) if gives_way else asyncio.to_thread(verify))
             folder = self._artifacts.path(record.digest)
             manifest, chosen = await self._chosen(record, precision)
             loaded = await self._engine.load(
-                key, folder, manifest, chosen, verify, self._trial_of(record), self.make_room
+                key, folder, manifest, chosen, verify, self._trial_of(record), self.make_room, gives_way
             )
             self._failed.pop(key, None)
             self._paged_out.discard(key)

@@ -154,6 +154,7 @@ class Engine:
         verify: Verify = lambda: None,
         trial: Trial | None = None,
         make_room: MakeRoom | None = None,
+        gives_way: bool = False,
     ) -> LoadedVersion:
         """Loads beside what serves, warms up and checks. Works, or changes nothing.
 
@@ -161,12 +162,13 @@ class Engine:
         ``verify`` is asked again before a worker that takes the place of a dead one loads the same files. ``trial`` may
         encode and submit items before any request may use the version, and raises what is wrong with it.
         ``make_room`` is asked to unload others where the version does not fit; without it, or where it cannot, the
-        version is refused with the figures.
+        version is refused with the figures. ``gives_way``: see `LoadOrder`.
 
         Raises BrokenVersion's members, OutOfMemory, WorkerFailed, Draining; VersionInUse where it is being unloaded, or
         is loaded in another precision.
         """
-        return await self._tasks.to_the_end(self._load(key, folder, manifest, precision, verify, trial, make_room))
+        load = self._load(key, folder, manifest, precision, verify, trial, make_room, gives_way)
+        return await self._tasks.to_the_end(load)
 
     async def unload(self, key: VersionKey) -> None:
         """Takes no new requests, finishes those under way, frees the memory. Goes on when the caller is cancelled.
@@ -341,6 +343,7 @@ class Engine:
         verify: Verify,
         trial: Trial | None,
         make_room: MakeRoom | None,
+        gives_way: bool,
     ) -> LoadedVersion:
         async with self._load_turn:
             if self._is_draining:
@@ -352,7 +355,7 @@ class Engine:
                     f"{version_name(key)} is being unloaded, or is loaded in another precision than {precision}; "
                     "unload it first."
                 )
-            version = await self._loader.load(key, folder, manifest, precision, verify, make_room)
+            version = await self._loader.load(key, folder, manifest, precision, verify, make_room, gives_way)
             entry = self._entries[key] = Entry(version)
             if trial is not None:
                 try:

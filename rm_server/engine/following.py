@@ -185,6 +185,7 @@ class Following:
         await self._look()
         while self._steps:
             await asyncio.wait(self._steps.values())
+        self.deployment.has_callers = True
         self.tasks.spawn(self._follow(each_look))
 
     async def refresh(self) -> None:

@@ -40,13 +40,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LoadOrder:
-    """All that a worker needs to load a version. ``probes``: what it computes to warm up and to be checked."""
+    """All that a worker needs to load a version.
+
+    ``probes``: what it computes to warm up and to be checked. ``gives_way``: nobody waits for it, so that it takes what
+    time others leave.
+    """
 
     key: VersionKey
     folder: Path
     manifest: Manifest
     settings: ComputeSettings
     probes: tuple[Batch, ...]
+    gives_way: bool = False
 
 
 @dataclass(frozen=True, slots=True)

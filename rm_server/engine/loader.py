@@ -50,6 +50,7 @@ class Loader:
         precision: Precision,
         verify: Verify,
         make_room: MakeRoom | None,
+        gives_way: bool,
     ) -> LoadedVersion:
         """Loads into all workers, or into none. Raises BrokenVersion's members, OutOfMemory, WorkerFailed."""
         doing = f"Loading {version_name(key)}"
@@ -62,7 +63,7 @@ class Loader:
         def check_report(report: LoadReport) -> None:
             check(key, manifest, report.precision, probes, report.probe_scores)
 
-        order = LoadOrder(key, folder, manifest, settings, self._batches(probes.items))
+        order = LoadOrder(key, folder, manifest, settings, self._batches(probes.items), gives_way)
         reports = await self._pool.load(order, check_report, verify)
         self._memory.came(key, folder, precision, reports)
         self._num_loads += 1

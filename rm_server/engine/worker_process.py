@@ -21,7 +21,7 @@ from typing import Any
 
 from rm_server.engine.frames import frame, read_frames
 from rm_server.engine.giving_way import give_way
-from rm_server.engine.host import Host, imported
+from rm_server.engine.host import Host, LoadOrder, imported
 from rm_server.errors import RmError
 
 READY = 0
@@ -80,8 +80,9 @@ def serve(link: Link, host: Host) -> None:
             number, what, *arguments = task
             answer(number, answers[what](*arguments))
 
-    def load(number: int, order: Any) -> None:
-        give_way()
+    def load(number: int, order: LoadOrder) -> None:
+        if order.gives_way:
+            give_way()
         answer(number, host.load(order))
 
     def guarded(function: Any, *arguments: Any) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -98,10 +100,10 @@ def test_what_is_paged_out_is_left_alone_and_keeps_its_label() -> None:
 
 
 @asynccontextmanager
-async def small_world(folder: Path, min_stay_s: float = 0.0) -> AsyncIterator[World]:
+async def small_world(folder: Path, min_stay_s: float = 0.0, **settings: Any) -> AsyncIterator[World]:
     limit_mb = 2500 / 1024 / 1024
     async with running_world(
-        folder, memory_limit_mb=limit_mb, estimate=lambda *_: Footprint(1000), min_stay_s=min_stay_s
+        folder, memory_limit_mb=limit_mb, estimate=lambda *_: Footprint(1000), min_stay_s=min_stay_s, **settings
     ) as world:
         yield world
 
@@ -138,6 +140,16 @@ async def test_the_least_recently_used_makes_room_and_comes_back(tmp_path: Path)
         await world.versions.refresh()
         assert one in world.versions.wanted
         assert world.state(one) == "PAGED_OUT"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities for threads")
+async def test_what_comes_back_for_a_request_gives_way_to_nobody(tmp_path: Path) -> None:
+    async with small_world(tmp_path, workers=1) as world:
+        one, two, three = await loaded(world, 1, 2, 3)
+        assert await score(world, one, 3) == 3
+        usual = os.getpriority(os.PRIO_PROCESS, 0)
+        gave_way = [[value > usual for value in fake.noted(world.files(key), "niceness")] for key in (one, two, three)]
+        assert gave_way == [[False, False], [True], [True]]  # there was nobody to give way to when the first one came
 
 
 async def test_who_asks_at_once_waits_for_one_load(tmp_path: Path) -> None:

@@ -169,7 +169,9 @@ def test_a_cpu_is_not_asked_whether_it_is_lost(connection: Connection, tmp_path:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities for threads")
-def test_a_load_gives_way_to_computing(connection: Connection, tmp_path: Path) -> None:
-    connection.send(1, "load", order(tmp_path))
-    connection.answer()
-    assert fake.noted(tmp_path, "niceness") == [min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)]
+def test_a_load_that_nobody_waits_for_gives_way_to_computing(connection: Connection, tmp_path: Path) -> None:
+    for number, gives_way in enumerate((True, False), start=1):
+        connection.send(number, "load", replace(order(tmp_path), gives_way=gives_way))
+        connection.answer()
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    assert fake.noted(tmp_path, "niceness") == [min(19, usual + NICENESS), usual]

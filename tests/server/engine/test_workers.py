@@ -82,6 +82,17 @@ async def test_a_version_that_kills_each_new_worker_is_given_up_and_the_others_s
         assert await outcomes(engine.submit(KEY, items([2]))) == [1.0]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities for threads")
+async def test_what_a_new_worker_loads_gives_way_to_nobody(tmp_path: Path) -> None:
+    """Beside other busy programs, calls would wait for minutes until one serves again."""
+    async with running_engine(workers=1) as engine:
+        await engine.load(KEY, tmp_path, fake.make_version(tmp_path), "fp32", gives_way=True)
+        os.kill(engine.worker_pids[0], signal.SIGKILL)
+        await fake.until(lambda: len(fake.noted(tmp_path, "niceness")) == 2)
+        first, again = fake.noted(tmp_path, "niceness")
+        assert again == os.getpriority(os.PRIO_PROCESS, 0) < first
+
+
 async def test_a_killed_worker_is_noticed_while_it_is_idle(tmp_path: Path) -> None:
     async with running_engine(workers=1) as engine:
         await load(engine, tmp_path)
