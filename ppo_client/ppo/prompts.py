@@ -40,8 +40,8 @@ def load_prompts(
                 continue
             if data.overlong == "refuse":
                 raise DataError(
-                    f"{place}: {len(prompt.token_ids)} tokens, data.max_prompt_tokens is "
-                    f'{data.max_prompt_tokens}: raise it, or set data.overlong to "drop" or "keep_end"'
+                    f"{place}: {len(prompt.token_ids)} tokens, max_prompt_tokens is "
+                    f'{data.max_prompt_tokens}: raise it, or set overlong to "drop" or "keep_end"'
                 )
             kept = prompt.token_ids[-data.max_prompt_tokens :]
             # Where ids are sent, the reward model is told what the policy saw; text goes out whole.

@@ -144,7 +144,7 @@ def check_fits(
         if limit is not None and policy.num_positions(longest, max_response_tokens) > limit:
             raise ConfigError(
                 f"the longest prompt has {longest} tokens, a response up to {max_response_tokens}, and {name} "
-                f"{limit} positions: lower data.max_prompt_tokens or rollout.max_response_tokens"
+                f"{limit} positions: lower max_prompt_tokens or max_response_tokens"
             )
     largest = max(max(prompt.token_ids) for prompt in prompts)
     if largest >= vocab_size(policy.model):

@@ -93,7 +93,7 @@ def test_rows_can_be_chosen(tmp_path: Path) -> None:
 def test_overlong(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", {"prompt": [1, 2, 3]}, {"prompt": [4]})
     reward = RewardConfig(input="token_ids")
-    with pytest.raises(DataError, match=r"line 1: 3 tokens, data.max_prompt_tokens is 2"):
+    with pytest.raises(DataError, match=r"line 1: 3 tokens, max_prompt_tokens is 2: raise it, or set overlong"):
         load(path, max_prompt_tokens=2, reward=reward)
     assert [p.token_ids for p in load(path, max_prompt_tokens=2, overlong="drop", reward=reward)] == [[4]]
     kept = load(path, max_prompt_tokens=2, overlong="keep_end", reward=reward)

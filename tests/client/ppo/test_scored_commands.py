@@ -220,7 +220,7 @@ def test_evaluate_takes_the_prompts_that_a_run_took(
     again = json.loads(capsys.readouterr().out)
     check_repeats(again, found)
     assert cli.main([*arguments, "--overlong", "refuse"]) == 2
-    assert "line 2: 14 tokens, data.max_prompt_tokens is 10" in capsys.readouterr().err
+    assert "line 2: 14 tokens, max_prompt_tokens is 10" in capsys.readouterr().err
 
 
 def test_evaluate_drops_what_a_run_dropped(
