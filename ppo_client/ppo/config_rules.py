@@ -68,8 +68,9 @@ def _critic_rules(critic: CriticConfig) -> Rules:
             "critic.init and critic.model both say where the critic's trunk starts: remove one",
         ),
         (
-            critic.learning_rate >= 0 and (not critic.learning_rate or critic.kind == "separate"),
-            'critic.learning_rate, at least 0, is a separate critic\'s: set critic.kind = "separate", or remove it',
+            0 <= critic.learning_rate < math.inf and (not critic.learning_rate or critic.kind == "separate"),
+            'critic.learning_rate, finite and at least 0, is a separate critic\'s: set critic.kind = "separate", or '
+            "remove it",
         ),
     ]
 
@@ -181,14 +182,14 @@ def _reward_rules(config: PPOConfig) -> Rules:
 
 def _kl_rules(kl: KLConfig) -> Rules:
     return [
-        (kl.coefficient >= 0, "kl.coefficient must not be negative"),
+        (0 <= kl.coefficient < math.inf, "kl.coefficient must be finite and not negative"),
         (
             kl.controller != "adaptive" or (kl.coefficient > 0 and kl.target > 0 and kl.horizon > 0),
             "the adaptive controller multiplies, so kl.coefficient, kl.target and kl.horizon must be above 0",
         ),
         (
-            kl.final_coefficient >= 0 and kl.schedule_steps >= 1,
-            "kl.final_coefficient must not be negative, and kl.schedule_steps be at least 1",
+            0 <= kl.final_coefficient < math.inf and kl.schedule_steps >= 1,
+            "kl.final_coefficient must be finite and not negative, and kl.schedule_steps be at least 1",
         ),
     ]
 
@@ -205,7 +206,15 @@ def _ppo_rules(config: PPOConfig) -> Rules:
             f"ppo.batch_size ({ppo.batch_size}) is not a multiple of ppo.num_minibatches ({ppo.num_minibatches})",
         ),
         (ppo.micro_batch_size is None or ppo.micro_batch_size >= 1, "ppo.micro_batch_size must be at least 1"),
-        (ppo.learning_rate > 0, "ppo.learning_rate must be above 0"),
+        (0 < ppo.learning_rate < math.inf, "ppo.learning_rate must be above 0, and finite"),
+        (
+            0 <= ppo.adam_beta1 < 1 and 0 <= ppo.adam_beta2 < 1,
+            "ppo.adam_beta1 and ppo.adam_beta2 must be at least 0 and below 1",
+        ),
+        (
+            ppo.adam_epsilon >= 0 and ppo.weight_decay >= 0,
+            "ppo.adam_epsilon and ppo.weight_decay must not be negative",
+        ),
         (
             0 <= ppo.warmup_steps < max(num_steps, 1),
             f"ppo.warmup_steps ({ppo.warmup_steps}) must be below train.num_steps ({num_steps})",
@@ -217,8 +226,8 @@ def _ppo_rules(config: PPOConfig) -> Rules:
             "ppo.dual_clip must be above 1, or no ratio at all would be left to learn by; remove it for no bound",
         ),
         (
-            ppo.value_coefficient >= 0 and ppo.entropy_coefficient >= 0,
-            "ppo.value_coefficient and ppo.entropy_coefficient must not be negative",
+            0 <= ppo.value_coefficient < math.inf and 0 <= ppo.entropy_coefficient < math.inf,
+            "ppo.value_coefficient and ppo.entropy_coefficient must be finite and not negative",
         ),
         (0 <= ppo.gamma <= 1 and 0 <= ppo.gae_lambda <= 1, "ppo.gamma and ppo.gae_lambda must lie in 0..1"),
         (ppo.stop_kl is None or ppo.stop_kl > 0, "ppo.stop_kl must be above 0; remove it to never stop early"),
@@ -247,7 +256,7 @@ def _train_rules(train: TrainConfig) -> Rules:
     return [
         (bool(train.output), "train.output is missing: give a directory for logs and checkpoints"),
         (train.num_steps >= 1, "train.num_steps must be at least 1"),
-        (train.seed >= 0, "train.seed must not be negative"),
+        (0 <= train.seed < 2**32, "train.seed must lie in 0..2**32 − 1"),
         (train.checkpoint_every_steps >= 0, "train.checkpoint_every_steps must not be negative"),
         (train.keep_checkpoints >= 1, "train.keep_checkpoints must be at least 1"),
         (
