@@ -10,7 +10,7 @@ from typing import Any
 from ppo_client.client.scores import Content
 from ppo_client.ppo.config import DataConfig, RewardConfig
 from ppo_client.ppo.errors import DataError
-from ppo_client.ppo.rows import read_rows
+from ppo_client.ppo.rows import check_unicode, read_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,7 @@ def make_prompt(
         raise DataError(f"{place}: a text prompt needs a tokenizer: set policy.tokenizer")
     content: Content
     if isinstance(value, str) and value:
+        check_unicode(value, place)
         ids = tokenizer(value)["input_ids"]
         ids = ids if keeps_eos else _without_eos(ids, tokenizer)
         text, content = value, reward.prompt_template.replace("{prompt}", value)
@@ -82,8 +83,9 @@ def make_prompt(
             raise DataError(f"{place}: chat messages, and reward.prompt_template is for text: remove it")
         if tokenizer.chat_template is None:
             raise DataError(f"{place}: chat messages, and the policy's tokenizer has no chat template")
-        ids = tokenizer.apply_chat_template(value, add_generation_prompt=True, return_dict=True)["input_ids"]
         text, content = "\n".join(f"{message['role']}: {message['content']}" for message in value), value
+        check_unicode(text, place)
+        ids = tokenizer.apply_chat_template(value, add_generation_prompt=True, return_dict=True)["input_ids"]
     else:
         raise DataError(f"{place}: a prompt is text, chat messages or token ids, and not empty; this is {value!r:.80}")
     if not ids:

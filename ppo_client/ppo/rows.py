@@ -34,6 +34,14 @@ def read_rows(path: Path, where: str = "", text_fields: Collection[str] = ()) ->
         raise DataError(f"{path}: no rows with {where}: {_what_there_is(name, list(fields), list(others))}")
 
 
+def check_unicode(text: str, place: str) -> None:
+    """Raises DataError for half of a surrogate pair, which JSON can hold and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{place}: no valid Unicode text: {error}; was it cut within a character?") from None
+
+
 def _readable(path: Path, text_fields: Collection[str]) -> Iterator[tuple[str, Row]]:
     try:
         yield from rows_of(path, text_fields)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ppo_client.ppo.errors import ConfigError, DataError
-from ppo_client.ppo.rows import read_rows
+from ppo_client.ppo.rows import check_unicode, read_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +140,8 @@ def read_examples(settings: SFTSettings) -> list[dict[str, Any]]:
                 f"{place}: a text under `text`, or under `prompt` and `completion`, is expected; "
                 f"the row has {', '.join(row)}"
             )
+        for name in names:
+            check_unicode(row[name], place)
         rows.append({name: row[name] for name in names})
     if not rows:
         raise DataError(f"{settings.data}: no rows")

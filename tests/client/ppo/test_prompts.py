@@ -112,6 +112,7 @@ def test_overlong(tmp_path: Path) -> None:
         ([True], "not empty"),
         ([{"role": "user"}], "not empty"),
         ([-1], "cannot be negative"),
+        ("half \ud83d", "no valid Unicode text"),
     ],
 )
 def test_prompts_that_are_none(tmp_path: Path, value: Any, message: str) -> None:

@@ -97,6 +97,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ([{"story": "x"}], "line 1: a text under `text`"),
         ([{"text": ""}], "line 1: a text"),
         ([{"prompt": "a"}], "line 1: a text"),
+        ([{"prompt": "a", "completion": "half \ud83d"}], "line 1: no valid Unicode text"),
         ([{"text": "a"}, {"prompt": "b", "completion": "c"}], "use one kind"),
     ],
 )
