@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def add_parser(subparsers: Any) -> None:
 def _run(args: argparse.Namespace) -> int:
     named = [override(name, value) for name in ("model", "data", "output") if (value := getattr(args, name))]
     settings = load_config(SFTSettings, args.config, [*named, *args.set])
-    metrics = fine_tune(settings)
+    with redirect_stdout(sys.stderr):  # transformers prints its log there
+        metrics = fine_tune(settings)
     if args.json:
         print(json.dumps({"output": settings.output, **metrics}))
     else:

@@ -86,7 +86,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     data = write(tmp_path / "data.jsonl", {"text": "a b", "split": "train"}, {"text": "c", "split": "test"})
     arguments = ["--model", str(policy), "--data", data, "--output", str(tmp_path / "📂"), "--json"]
     assert cli.main(["sft", *arguments, "--set", "max_steps=1", "--set", "where=split=train"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["output"] == str(tmp_path / "📂")
+    assert json.loads(capsys.readouterr().out)["output"] == str(tmp_path / "📂")
     assert (tmp_path / "📂" / "model.safetensors").is_file()
 
 
