@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,10 +44,16 @@ class SFTSettings:
     def __post_init__(self) -> None:
         if missing := [name for name in ("model", "data", "output") if not getattr(self, name)]:
             raise ConfigError(f"{', '.join(missing)} missing: give --{' --'.join(missing)}, or set it in the file")
-        if min(self.batch_size, self.gradient_accumulation_steps, self.max_tokens) < 1 or self.num_epochs <= 0:
+        counts = (self.batch_size, self.gradient_accumulation_steps, self.max_tokens, self.log_every_steps)
+        if min(counts) < 1 or not 0 < self.num_epochs < math.inf:
             raise ConfigError(
-                "batch_size, gradient_accumulation_steps and max_tokens must be 1 or more, num_epochs above 0"
+                "batch_size, gradient_accumulation_steps, max_tokens and log_every_steps must be 1 or more, num_epochs "
+                "above 0, and finite"
             )
+        if min(self.max_steps, self.warmup_steps) < 0 or not 0 <= self.seed < 2**32:
+            raise ConfigError("max_steps and warmup_steps must not be negative, and seed lie in 0..2**32 − 1")
+        if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf):
+            raise ConfigError("learning_rate must be above 0, weight_decay not negative, and both finite")
 
 
 def fine_tune(settings: SFTSettings) -> dict[str, float]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from tiny_policies import save_policy
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from ppo_client import cli
-from ppo_client.ppo.errors import DataError
+from ppo_client.ppo.errors import ConfigError, DataError
 from ppo_client.ppo.sft import SFTSettings, fine_tune, read_examples
 
 
@@ -104,3 +106,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_data_that_cannot_be_learnt(tmp_path: Path, rows: list[dict[str, str]], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_examples(SFTSettings(model="m", output="o", data=write(tmp_path / "data.jsonl", *rows)))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"log_every_steps": 0}, {"num_epochs": math.inf}, {"max_steps": -1}, {"seed": -1}, {"learning_rate": 0.0}],
+)
+def test_settings_that_nothing_can_be_learnt_by(setting: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(setting))):
+        SFTSettings(model="m", data="d", output="o", **setting)
