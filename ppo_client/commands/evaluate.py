@@ -173,10 +173,12 @@ def _run(args: argparse.Namespace) -> int:
     if missing := [name for name in ("reference", "prompts", "reward") if getattr(args, name) is None]:
         raise ConfigError(f"--{missing[0]} is missing: name it, or with --like a run that has one and evaluates")
     counts = (args.batch_size, args.max_prompt_tokens, args.count)
-    if min(count for count in counts if count is not None) < 1 or args.temperature <= 0:
+    if min(count for count in counts if count is not None) < 1 or not 0 < args.temperature < math.inf:
         raise ConfigError("--batch-size, --max-prompt-tokens and --count must be at least 1, and --temperature above 0")
-    if not 0 <= args.min_response_tokens <= args.max_response_tokens:
-        raise ConfigError("--min-response-tokens must lie between 0 and --max-response-tokens")
+    if not 0 <= args.min_response_tokens <= args.max_response_tokens or args.max_response_tokens < 1:
+        raise ConfigError("--max-response-tokens must be at least 1, and --min-response-tokens lie between 0 and that")
+    if args.seed < 0:
+        raise ConfigError("--seed must not be negative")
     if not math.isfinite(args.empty_score or 0):
         raise ConfigError("--empty-score must be a finite number")
     if "{prompt}" not in args.prompt_template:

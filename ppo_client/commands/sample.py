@@ -90,14 +90,16 @@ def add_parser(subparsers: Any) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     counts = (args.completions, args.batch_size, args.best_of, args.limit)
-    if min(count for count in counts if count is not None) < 1 or args.temperature <= 0:
+    if min(count for count in counts if count is not None) < 1 or not 0 < args.temperature < math.inf:
         raise ConfigError(
             "--completions, --batch-size, --best-of and --limit must be at least 1, and --temperature above 0"
         )
+    if args.seed < 0:
+        raise ConfigError("--seed must not be negative")
     if args.keep_above is not None and math.isnan(args.keep_above):
         raise ConfigError("--keep-above must be a number")
-    if not 0 <= args.min_response_tokens <= args.max_response_tokens:
-        raise ConfigError("--min-response-tokens must lie between 0 and --max-response-tokens")
+    if not 0 <= args.min_response_tokens <= args.max_response_tokens or args.max_response_tokens < 1:
+        raise ConfigError("--max-response-tokens must be at least 1, and --min-response-tokens lie between 0 and that")
     if args.reward is None and (args.best_of is not None or args.keep_above is not None):
         raise ConfigError("--best-of and --keep-above go by scores: name a reward model with --reward")
     if args.reward is None and (args.calibrated or args.truncation is not None or args.prompt_template != "{prompt}"):
@@ -105,6 +107,8 @@ def _run(args: argparse.Namespace) -> int:
             "--calibrated, --truncation and --prompt-template say how completions are scored: name a reward model with "
             "--reward"
         )
+    if "{prompt}" not in args.prompt_template:
+        raise ConfigError('--prompt-template has no "{prompt}", so the reward model would not see the prompt')
     if args.prompt is not None and (args.where or args.field != "prompt"):
         raise ConfigError("--field and --where are for the rows of a file: name one with --prompts, or leave them out")
     if args.best_of is not None and args.completions > 1:
@@ -241,7 +245,8 @@ def _load(args: argparse.Namespace, device: torch.device) -> tuple[Policy, Any |
 
 def _prompts(args: argparse.Namespace, tokenizer: Any | None, *, keeps_eos: bool) -> list[Prompt]:
     everything = sys.maxsize  # the policy's own limit is checked afterwards
-    reward = RewardConfig(prompt_template=args.prompt_template)
+    # A policy without a tokenizer reads ids, and so does its reward model.
+    reward = RewardConfig(prompt_template=args.prompt_template, input="token_ids" if tokenizer is None else "text")
     if args.prompts:
         data = DataConfig(prompts=args.prompts, field=args.field, where=args.where, max_prompt_tokens=everything)
         return load_prompts(data, reward, tokenizer, keeps_eos=keeps_eos)

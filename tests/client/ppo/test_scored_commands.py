@@ -99,6 +99,19 @@ def test_best_of_n_is_the_best_of_what_would_have_been_written(
     assert kept
 
 
+def test_a_policy_without_a_tokenizer_samples_ids_and_has_them_scored(
+    server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = str(save_policy(tmp_path / "ids", "llama", with_tokenizer=False))
+    (tmp_path / "ids.jsonl").write_text('{"prompt": [5, 6]}\n', encoding="utf-8")
+    scored = ["--server", server.address, "--reward", "length@1"]
+    (row,) = sampled(capsys, policy, "--prompts", str(tmp_path / "ids.jsonl"), *scored)
+    (group,) = server.requests[0].groups
+    written = group.completions[0].token_ids.ids
+    assert (row["prompt"], list(group.prompt.token_ids.ids)) == ("5 6", [5, 6])
+    assert (row["num_tokens"], row["score"]) == (len(written), sum(written))
+
+
 def test_scores_of_two_versions_are_not_compared(
     server: FakeServer, policies: tuple[str, str], prompts: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -328,6 +341,9 @@ def test_evaluate_refuses_a_reference_that_cannot_read_what_the_policy_writes(
         (["sample", "x", "--prompt", "a", "--limit", "0"], "--limit must be at least 1"),
         (["sample", "x", "--prompt", "a", "--reward", "m", "--keep-above", "nan"], "--keep-above must be a number"),
         (["sample", "x", "--prompt", "a", "--output", "no/where.jsonl"], "no/where.jsonl cannot be written"),
+        (["sample", "x", "--prompt", "a", "--seed", "-1"], "--seed must not be negative"),
+        (["sample", "x", "--prompt", "a", "--temperature", "nan"], "--temperature above 0"),
+        (["sample", "x", "--prompt", "a", "--reward", "m", "--prompt-template", "Q:"], "would not see the prompt"),
         (["sample", "x", "--prompt", "a", "--best-of", "4"], "name a reward model with --reward"),
         (["sample", "x", "--prompt", "a", "--calibrated"], "how completions are scored: name a reward model with"),
         (["sample", "x", "--prompt", "a", "--truncation", "keep_end"], "name a reward model with --reward"),
@@ -336,6 +352,10 @@ def test_evaluate_refuses_a_reference_that_cannot_read_what_the_policy_writes(
         (
             ["evaluate", "--policy", "x", "--reference", "y", "--prompts", "z", "--reward", "m", "--count", "0"],
             "--max-prompt-tokens and --count must be at least 1",
+        ),
+        (
+            ["evaluate", "--policy", "x", "--reference", "y", "--prompts", "z", "--reward", "m", "--seed", "-1"],
+            "--seed must not be negative",
         ),
         (
             ["evaluate", "--policy", "x", "--reference", "y", "--prompts", "z", "--reward", "m", "--empty-score=nan"],
