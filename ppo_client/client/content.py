@@ -31,11 +31,17 @@ class Item(NamedTuple):
 
 
 def is_empty(completion: Content) -> bool:
-    """No text, no ids, no messages or those of no words. What is no content at all is not empty: a call refuses it."""
+    """No text, no ids, no messages or those of no words. What is no content at all is not empty: a call refuses it.
+
+    Nor is a message that says something in another field, a call of a tool say.
+    """
     if isinstance(completion, str):
         return not completion
     return isinstance(completion, Sequence) and all(
-        isinstance(part, Mapping) and part.get("content") == "" for part in completion
+        isinstance(part, Mapping)
+        and part.get("content") == ""
+        and not any(value for name, value in part.items() if name not in ("role", "content"))
+        for part in completion
     )
 
 

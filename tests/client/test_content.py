@@ -144,6 +144,8 @@ def test_what_cannot_be_sent_is_refused_by_name_and_place(
         ([], True),
         ([0], False),
         ([{"role": "assistant", "content": ""}], True),
+        ([{"role": "assistant", "content": "", "tool_calls": None}], True),
+        ([{"role": "assistant", "content": "", "tool_calls": [{"type": "function"}]}], False),
         ([{"role": "assistant", "content": "x"}], False),
         ([{"role": "user", "content": ""}, {"role": "assistant", "content": "x"}], False),
         (None, False),
