@@ -139,9 +139,12 @@ class Core:
 
     def run_id(self, run: str | None) -> str:
         """The run of a call that needs one."""
-        if not (run or self.settings.run):
+        name = run or self.settings.run
+        if not name:
             raise InvalidRequest("which run? Give the client its run=, or set RM_RUN, or pass run= to this call")
-        return run or self.settings.run
+        if not isinstance(name, str):
+            raise InvalidRequest(f"run must be text, got {name!r}")
+        return name
 
     def watch(self, model: str, deliver: Callable[[Delivery], None]) -> Future[None]:
         """Hands every change to ``deliver``, on the loop's thread, until it is cancelled or an error ends it."""

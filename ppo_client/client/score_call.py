@@ -69,6 +69,9 @@ class ScoreCall:
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:
             raise InvalidRequest(f"model must be a selector, `name`, `name@3` or `name@label`; got {self.model!r}")
+        for name in ("run", "expected_digest"):
+            if not isinstance(text := getattr(self, name) or "", str):
+                raise InvalidRequest(f"{name} must be text, got {text!r}")
         if self.truncation not in _TRUNCATION:
             raise InvalidRequest(
                 f"truncation must be None (the version's own rule), 'refuse', 'keep_end' or 'keep_start'; got "

@@ -81,6 +81,8 @@ class ClientSettings:
             raise InvalidSettings("no server is named: pass targets, `localhost:50051` say, or set RM_TARGET")
         for target in self.targets:
             _check_target(target)
+        if not isinstance(self.run, str):
+            raise InvalidSettings(f"run must be text, the id of a training run, got {self.run!r}")
         for name in ("timeout_s", "max_in_flight", "max_items_per_request", "max_request_bytes", "max_message_mb"):
             _check_positive(name, getattr(self, name))
         if not self.max_message_mb < 2048:  # gRPC counts bytes in 31 bits

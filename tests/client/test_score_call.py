@@ -50,7 +50,16 @@ def test_the_options_travel() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"model": ""}, {"model": None}, {"truncation": "left"}, {"priority": 11}, {"priority": -11}, {"priority": 0.5}],
+    [
+        {"model": ""},
+        {"model": None},
+        {"run": 17},
+        {"expected_digest": 17},
+        {"truncation": "left"},
+        {"priority": 11},
+        {"priority": -11},
+        {"priority": 0.5},
+    ],
 )
 def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match=next(iter(wrong))):

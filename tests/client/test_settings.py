@@ -152,6 +152,11 @@ def test_numbers_that_make_no_sense_are_refused(name: str, value: float) -> None
         read("a:1", **{name: value})
 
 
+def test_a_run_is_named_by_text() -> None:
+    with pytest.raises(InvalidSettings, match="run must be text, the id of a training run, got 17"):
+        read("a:1", run=17)
+
+
 def test_a_message_that_grpc_cannot_hold_is_refused() -> None:
     assert read("a:1", max_message_mb=2047).max_message_mb == 2047
     with pytest.raises(InvalidSettings, match="max_message_mb must be below 2048, got 2048"):
