@@ -13,7 +13,7 @@ from ppo_client.ppo import checkpoint as disk
 from ppo_client.ppo.assembly import assemble
 from ppo_client.ppo.checkpoint import RunState
 from ppo_client.ppo.config import EvaluationConfig, PPOConfig
-from ppo_client.ppo.config_file import changed_keys, load_config, override, to_toml
+from ppo_client.ppo.config_file import changed_keys, load_config, to_toml
 from ppo_client.ppo.distributed import is_true_anywhere, own_rows
 from ppo_client.ppo.errors import CheckpointError, ConfigError
 from ppo_client.ppo.inputs import with_absolute_paths
@@ -43,7 +43,6 @@ CHANGEABLE_ON_RESUME = frozenset(
         "reward.patience_s",
         "ppo.micro_batch_size",
         "train.num_steps",
-        "train.output",
         "train.checkpoint_every_steps",
         "train.keep_checkpoints",
         "train.samples_every_steps",
@@ -81,8 +80,7 @@ def resume_run(output: Path, rewards: RewardSource | None = None, overrides: Seq
     if not saved.exists():
         raise CheckpointError(f"no run in {output}: config.toml is missing")
     before = load_config(PPOConfig, saved)
-    # A run that was moved is resumed where it is now.
-    config = load_config(PPOConfig, saved, [*overrides, override("train.output", str(output))])
+    config = load_config(PPOConfig, saved, overrides)
     if fixed := [key for key in changed_keys(before, config) if key not in CHANGEABLE_ON_RESUME]:
         raise ConfigError(
             f"{', '.join(fixed)} cannot change in a run under way. Start a new run, with policy.model set to "
@@ -99,7 +97,8 @@ def resume_run(output: Path, rewards: RewardSource | None = None, overrides: Seq
             f"{config.ppo.schedule} schedule ends the learning rate at the last step, so other steps before it would "
             'have learnt at other rates. Runs with ppo.schedule = "constant" can be extended'
         )
-    config = with_absolute_paths(config)
+    # A run that was moved is resumed where it is now.
+    config = with_absolute_paths(replace(config, train=replace(config.train, output=str(output))))
     place = disk.latest_checkpoint(output)
     accelerator = make_accelerator(config.train.mixed_precision, config.reward.patience_s)
     try:

@@ -428,10 +428,12 @@ def test_a_run_that_never_reached_a_checkpoint_can_be_started_again(folder: Path
     assert [row["step"] for row in read_jsonl(folder / "run" / "metrics.jsonl")] == [1, 2]
 
 
-def test_what_decides_learning_cannot_change_on_resume(folder: Path) -> None:
+@pytest.mark.parametrize("setting", ["ppo.gamma=0.9", "train.output=elsewhere"])
+def test_what_makes_a_run_what_it_is_cannot_change_on_resume(folder: Path, setting: str) -> None:
     PPOTrainer(make_config(folder), FakeRewards()).train()
-    with pytest.raises(ConfigError, match=r"ppo\.gamma cannot change in a run under way"):
-        PPOTrainer.resume(folder / "run", FakeRewards(), ["ppo.gamma=0.9"])
+    name = setting.partition("=")[0]
+    with pytest.raises(ConfigError, match=f"{name} cannot change in a run under way"):
+        PPOTrainer.resume(folder / "run", FakeRewards(), [setting])
 
 
 def test_the_class_is_there_when_it_is_wanted() -> None:
