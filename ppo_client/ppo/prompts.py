@@ -85,12 +85,24 @@ def make_prompt(
             raise DataError(f"{place}: chat messages, and the policy's tokenizer has no chat template")
         text, content = "\n".join(f"{message['role']}: {message['content']}" for message in value), value
         check_unicode(text, place)
-        ids = tokenizer.apply_chat_template(value, add_generation_prompt=True, return_dict=True)["input_ids"]
+        ids = _rendered(value, tokenizer, place)
     else:
         raise DataError(f"{place}: a prompt is text, chat messages or token ids, and not empty; this is {value!r:.80}")
     if not ids:
         raise DataError(f"{place}: the tokenizer makes no tokens of {text!r:.80}")
     return Prompt(ids, ids if reward.input == "token_ids" else content, text)
+
+
+def _rendered(messages: Any, tokenizer: Any, place: str) -> list[int]:
+    """By the policy's chat template, up to where the answer begins. Some know no system, or want roles in turn."""
+    from jinja2 import TemplateError  # for conversations alone
+
+    try:
+        rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    except (TemplateError, TypeError) as error:
+        raise DataError(f"{place}: the policy's chat template does not take these messages: {error}") from error
+    ids: list[int] = rendered["input_ids"]
+    return ids
 
 
 def _without_eos(ids: list[int], tokenizer: Any) -> list[int]:

@@ -80,6 +80,9 @@ def test_chat_messages(tmp_path: Path) -> None:
     assert prompt.text == "user: hi"
     with pytest.raises(DataError, match=r"line 1: .* reward\.prompt_template is for text"):
         load(path, tokenizer=tokenizer, reward=RewardConfig(prompt_template="Q: {prompt}"))
+    tokenizer.chat_template = "{{ raise_exception('no system here') }}"
+    with pytest.raises(DataError, match=r"line 1: the policy's chat template does not take these .*: no system here"):
+        load(path, tokenizer=tokenizer)
 
 
 def test_rows_can_be_chosen(tmp_path: Path) -> None:
