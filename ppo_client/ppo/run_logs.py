@@ -29,7 +29,15 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    return [row for _, row in read_rows(path)]
+    """But for a last one that is being written, or was cut short by a full disk or a kill."""
+    rows = []
+    try:
+        for _, row in read_rows(path):
+            rows.append(row)
+    except DataError:
+        if not path.exists() or path.read_bytes().endswith(b"\n"):
+            raise
+    return rows
 
 
 def comparison(places: Sequence[Path]) -> list[dict[str, Any]]:

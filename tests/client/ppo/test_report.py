@@ -41,6 +41,11 @@ def test_a_page_about_a_real_run(folder: Path, capsys: pytest.CaptureFixture[str
     assert numbers["versions"] == ["even@4"]
     assert len(numbers["signs"]) == 3
 
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 3, "sco')  # a disk that is full, or a look in the middle of a write
+    assert cli.main(["report", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == numbers
+
 
 def test_the_axis_of_one_step_has_that_step_alone(folder: Path) -> None:
     pytest.importorskip("matplotlib")
