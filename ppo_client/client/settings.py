@@ -188,6 +188,8 @@ def _check_target(target: str) -> None:
         raise InvalidSettings(f"{target!r}: give the gRPC address without `{scheme}://`, `{rest.rstrip('/')}` say")
     if target.startswith(("unix:", "unix-abstract:")):
         return
+    if ("," in target or " " in target) and not target.startswith(("ipv4:", "ipv6:")):  # which may be lists, to gRPC
+        raise InvalidSettings(f"{target!r} is no address: in a list of servers each stands by itself")
     if not target.rpartition(":")[2].isdigit():
         raise InvalidSettings(f"{target!r} names no port: `host:port` is expected, `localhost:50051` say")
 

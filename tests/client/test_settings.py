@@ -71,6 +71,7 @@ def test_a_token_may_be_as_its_file_has_it_and_must_fit_into_a_header() -> None:
         ("a:1", ("a:1",)),
         ("a:1,b:2", ("a:1", "b:2")),
         (["a:1", " b:2 ", "a:1", ""], ("a:1", "b:2")),
+        (["ipv4:10.0.0.1:1,10.0.0.2:1"], ("ipv4:10.0.0.1:1,10.0.0.2:1",)),
         ("dns:///rewards:50051", ("dns:///rewards:50051",)),
         ("unix:/tmp/rm.sock", ("unix:/tmp/rm.sock",)),
         ("[::1]:50051", ("[::1]:50051",)),
@@ -88,6 +89,7 @@ def test_targets(given: Any, targets: tuple[str, ...]) -> None:
         ("localhost", "no port"),
         ("http://localhost:50051/", "without `http://`, `localhost:50051`"),
         ("localhost:http", "no port"),
+        (["a:1,b:2"], "each stands by itself"),
     ],
 )
 def test_targets_that_cannot_be_are_refused(given: Any, says: str) -> None:
