@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ppo_client.client.content import is_empty
-from ppo_client.client.errors import EmptyItem, ItemsFailed
+from ppo_client.client.errors import EmptyItem, InvalidSettings, ItemsFailed
 from ppo_client.client.scores import Content, Scores
 
 
@@ -23,6 +24,8 @@ class Asked:
 
     @classmethod
     def of(cls, prompts: Sequence[Content], completions: Sequence[Content], empty_score: float | None) -> Asked:
+        if not math.isfinite(empty_score or 0):
+            raise InvalidSettings(f"empty_score must be a finite number, got {empty_score}")
         if empty_score is None or not any(map(is_empty, completions)):
             return cls(range(len(completions)), len(completions), prompts, completions, empty_score)
         rows = [row for row, completion in enumerate(completions) if not is_empty(completion)]

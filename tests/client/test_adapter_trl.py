@@ -105,6 +105,8 @@ def test_an_empty_completion_is_worth_what_was_said(server: FakeServer, make_rew
     assert call(reward, prompts=[[{"role": "user", "content": "p"}]], completions=[empty]) == [-2.0]
     with pytest.raises(errors.UnsupportedContent, match="completion 0 is None"):
         call(reward, prompts=["p"], completions=[None])
+    with pytest.raises(errors.InvalidSettings, match="must be a finite number, got nan"):
+        call(make_reward(empty_score=float("nan")), **given)  # to TRL, a row to leave out
     assert call(make_reward(empty_score=-2, prompt_to_ids=lambda _: [1]), **given, completion_ids=[[2], [], [3]]) == [
         2.0,
         -2.0,
