@@ -34,6 +34,11 @@ def _message_of(message: Row, name: str, place: str) -> ChatMessage:
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not isinstance(content, str):
         raise BadData(f"{place}: each message of `{name}` needs `role` and `content`, both text; got {message!r:.200}.")
+    if message.get("tool_calls"):
+        raise BadData(
+            f"{place}: a message of `{name}` has `tool_calls`, which are not read; write them into its `content`, or "
+            "leave the row out."
+        )
     return ChatMessage(role, content)
 
 

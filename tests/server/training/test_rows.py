@@ -10,7 +10,7 @@ from rm_server.training.rows import content_of, key_of, length_of, name_of
 
 
 def test_contents_are_text_messages_or_ids() -> None:
-    row = {"text": "hi", "chat": [{"role": "user", "content": "hi"}], "ids": [1, 2]}
+    row = {"text": "hi", "chat": [{"role": "user", "content": "hi", "tool_calls": None}], "ids": [1, 2]}
     assert content_of(row, "text", "f:1") == "hi"
     assert content_of(row, "chat", "f:1") == (ChatMessage("user", "hi"),)
     assert content_of(row, "ids", "f:1") == (1, 2)
@@ -26,6 +26,7 @@ def test_contents_are_text_messages_or_ids() -> None:
         ({"chosen": 3}, "must be text"),
         ({"chosen": [1, True]}, "must be text"),
         ({"chosen": [{"role": "user"}]}, "needs `role` and `content`"),
+        ({"chosen": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]}, "has `tool_calls`, which"),
     ],
 )
 def test_a_content_of_another_form_is_refused(row: dict[str, object], complaint: str) -> None:
