@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 
-from rm_server.backends.items import Content, is_messages
+from rm_server.backends.items import ChatMessage, Content, is_messages
 from rm_server.training.data_files import BadData
 
 _ROLES_BEFORE_ANSWERS = ("system", "developer", "user")
@@ -31,7 +31,7 @@ def split_dialogues(chosen: str, rejected: str, place: str) -> tuple[str, str, s
     """The prompt ends with the last turn's mark that both have; joined again, all is as it was."""
     ends = (turn.end() for turn in re.finditer(_ASSISTANT_TURN, chosen))
     length = max((end for end in ends if rejected.startswith(chosen[:end])), default=0)
-    if not 0 < length < min(len(chosen), len(rejected)):
+    if chosen != rejected and not 0 < length < min(len(chosen), len(rejected)):
         raise BadData(
             f"{place} has no `prompt`, and `chosen` and `rejected` are not two dialogues that begin alike up to an "
             f"answer after {_ASSISTANT_TURN!r}. Put what both begin with into `prompt`, and only the answers into "
@@ -47,16 +47,29 @@ def without_prompt(prompt: Content, chosen: Content, rejected: Content, place: s
     length = 0
     if is_messages(prompt) and chosen[: len(prompt)] == rejected[: len(prompt)] == prompt:
         length = len(prompt)
-    elif isinstance(prompt, str) and chosen[0].role in _ROLES_BEFORE_ANSWERS:
+    elif _awaits_answer(prompt) and (first := next(filter(_is_before_answers, (chosen[0], rejected[0])), None)):
         alike = itertools.takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False))
-        turns = [number for number, (turn, _) in enumerate(alike, start=1) if turn.content == prompt]
+        turns = [
+            number
+            for number, (turn, _) in enumerate(alike, start=1)
+            if turn.content == prompt and _is_before_answers(turn)
+        ]
         if not turns:
             raise BadData(
-                f"{place}: `chosen` and `rejected` begin with a {chosen[0].role}'s turn, so they are whole "
-                "conversations, and `prompt` is none of the turns that both begin with. Leave `prompt` out, or put "
-                "only the answers into `chosen` and `rejected`."
+                f"{place}: `chosen` or `rejected` begins with a {first.role}'s turn, so they are whole conversations, "
+                "and `prompt` is not what both begin with. Leave `prompt` out, or put only the answers into `chosen` "
+                "and `rejected`."
             )
         length = turns[-1]
     if length and length >= min(len(chosen), len(rejected)):
         raise BadData(f"{place}: a completion has nothing after the prompt.")
     return (chosen[:length], chosen[length:], rejected[length:]) if length else (prompt, chosen, rejected)
+
+
+def _awaits_answer(prompt: Content) -> bool:
+    """After such a prompt comes an answer: text, or messages that a user has the last word of."""
+    return prompt[-1].role == "user" if is_messages(prompt) else isinstance(prompt, str)
+
+
+def _is_before_answers(message: ChatMessage) -> bool:
+    return message.role in _ROLES_BEFORE_ANSWERS

@@ -75,6 +75,14 @@ def test_a_prompt_that_the_conversations_begin_with_is_read_once(tmp_path: Path)
     assert read_preferences(write(tmp_path / "a.jsonl", apart)) == expected
 
 
+def test_an_answer_that_repeats_the_prompt_is_an_answer(tmp_path: Path) -> None:
+    begin = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
+    row = {"prompt": "Hi", "chosen": [*begin, {"role": "user", "content": "Bye"}], "rejected": begin}
+    (read,) = read_preferences(write(tmp_path / "a.jsonl", row))
+    assert read.prompt == (ChatMessage("user", "Hi"),)
+    assert read.rejected == (ChatMessage("assistant", "Hi"),)
+
+
 def test_texts_that_all_begin_with_their_prompt_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     twice = {"prompt": "Hi", "chosen": "Hi there", "rejected": "Hi you"}
     with caplog.at_level(logging.WARNING):
@@ -115,7 +123,23 @@ def test_dialogues_in_one_text_are_divided_before_the_last_answer_that_both_begi
                 "chosen": [{"role": "user", "content": "a"}],
                 "rejected": [{"role": "user", "content": "a"}],
             },
-            "begin with a user's turn, so they are whole conversations",
+            "begins with a user's turn, so they are whole conversations",
+        ),
+        (
+            {
+                "prompt": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "a"}],
+                "chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+                "rejected": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "c"}],
+            },
+            "`prompt` is not what both begin with",
+        ),
+        (
+            {
+                "prompt": [{"role": "user", "content": "a"}],
+                "chosen": [{"role": "assistant", "content": "b"}],
+                "rejected": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "c"}],
+            },
+            "`prompt` is not what both begin with",
         ),
         (
             {
@@ -137,6 +161,8 @@ def test_pairs_of_the_same_completion_are_left_out_and_said(tmp_path: Path, capl
     with caplog.at_level(logging.WARNING):
         assert len(read_preferences(write(tmp_path / "a.jsonl", same, pair("p")))) == 1
     assert "left out 1 pairs" in caplog.text
+    unanswered = dict.fromkeys(("chosen", "rejected"), "\n\nHuman: Hi\n\nAssistant:")
+    assert len(read_preferences(write(tmp_path / "a.jsonl", unanswered, pair("p")))) == 1
     with pytest.raises(BadData, match="no pairs of different completions"):
         read_preferences(write(tmp_path / "b.jsonl", same))
 
