@@ -27,6 +27,7 @@ from rm_server.registry.digest import hash_file
 from rm_server.registry.manifest import Manifest, write_manifest
 from rm_server.training.base_model import check_positions, choose_pad_id, disable_dropout, find_base, load_base
 from rm_server.training.batching import PairBatchSampler, PairCollator
+from rm_server.training.data_files import BadData
 from rm_server.training.encoding import EncodedPairs, encode_pairs
 from rm_server.training.pair_trainer import PairTrainer
 from rm_server.training.precision import resolve_precision
@@ -88,6 +89,8 @@ def train(
     training_pairs = select(pairs, subset_of_groups(split.train, settings.subset, settings.seed))
     data_sha256 = hash_file(data)[1]
     fingerprint = {"data_sha256": data_sha256, **asdict(settings)}
+    if settings.split_file is not None:
+        fingerprint["split_sha256"] = hash_file(Path(settings.split_file))[1]
     checkpoint = find_checkpoint(out, fingerprint, resume)
     with quiet_transformers():
         base = find_base(settings.base)
@@ -134,6 +137,8 @@ def _split(pairs: Sequence[Preference], settings: TrainSettings) -> Split:
     path = Path(settings.split_file)
     parts = read_split(path)
     check_covered(pairs, parts, path)
+    if groups.isdisjoint(parts["train"]):
+        raise BadData(f"None of the pairs is in the part 'train' of {path}.")
     return Split(frozenset(groups & parts["train"]), frozenset(groups & parts["held_out"]))
 
 

@@ -107,6 +107,22 @@ def test_a_split_file_decides_by_name_and_a_subset_takes_a_share(tmp_path: Path,
     trained = train(data, tmp_path / "v1", chosen, shows_progress=False)
     assert {pair.group for pair in trained.held_out} == set(groups[40:])
     assert trained.record["data"]["num_prompts"] == 10
+    split.write_text(json.dumps({"train": ["of other data"], "held_out": groups}))
+    with pytest.raises(BadData, match="None of the pairs is in the part 'train'"):
+        train(data, tmp_path / "v2", chosen, shows_progress=False)
+
+
+def test_a_run_does_not_go_on_with_another_split(tmp_path: Path, write_pairs: WritePairs) -> None:
+    base = tiny_models.make_checkpoint(tmp_path / "base", "bert")
+    data, split = write_pairs(160), tmp_path / "split.json"
+    groups = sorted({pair.group for pair in read_preferences(data)})
+    split.write_text(json.dumps({"train": groups[:30], "held_out": groups[30:]}))
+    chosen = settings(base, split_file=str(split), checkpoint_steps=3)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "v1", chosen, shows_progress=False, callbacks=[StopAfter(4)])
+    split.write_text(json.dumps({"train": groups[10:], "held_out": groups[:10]}))
+    with pytest.raises(AlreadyExists, match=r"other settings \(split_sha256\)"):
+        train(data, tmp_path / "v1", chosen, resume=True, shows_progress=False)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Path, write_pairs: WritePairs) -> None:
