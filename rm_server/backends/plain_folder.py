@@ -118,7 +118,7 @@ def _eos_is_read(config: Any, tokenizer: Any) -> bool:
 def _pad_is_written(config: Any, tokenizer: Any, template: str) -> bool:
     """Whether the model's pad id comes in what it reads."""
     pad_id = config.get_text_config().pad_token_id
-    if pad_id is None:
+    if pad_id is None or pad_id < 0:  # older configs say -1 for none
         return False
     if pad_id == tokenizer.eos_token_id:
         return True

@@ -95,13 +95,14 @@ def disable_dropout(model: Model) -> None:
 
 
 def choose_pad_id(model: Model, tokenizer: Tokenizer, last_ids: Iterable[int]) -> int:
-    """A pad id that no item ends with.
+    """A pad id that the model has an embedding for and no item ends with.
 
-    Decoders read the score at the last token that is not the pad id. Where EOS is padding, as is usual for tokenizers
-    without a pad token, that would be the token before the EOS; serving goes by lengths and reads the EOS.
+    Many a base's tokenizer got a pad token that the model never learnt. Decoders read the score at the last token that
+    is not the pad id. Where EOS is padding, as is usual for tokenizers without a pad token, that would be the token
+    before the EOS; serving goes by lengths and reads the EOS.
     """
-    taken = set(last_ids)
-    for pad_id in (tokenizer.pad_token_id, model.config.get_text_config().pad_token_id):
-        if pad_id is not None and pad_id not in taken:
+    taken, config = set(last_ids), model.config.get_text_config()
+    for pad_id in (tokenizer.pad_token_id, config.pad_token_id):
+        if pad_id is not None and 0 <= pad_id < config.vocab_size and pad_id not in taken:
             return int(pad_id)
     return next(token for token in range(len(taken) + 1) if token not in taken)

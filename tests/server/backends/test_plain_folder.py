@@ -69,6 +69,7 @@ def test_padding_is_trimmed_where_it_is_written(tmp_path: Path) -> None:
     assert not trims("llama", chat_template=CHAT_TEMPLATE)
     assert not trims("llama")
     assert not trims("llama", pad_token_id=None)
+    assert not trims("llama", pad_token_id=-1)
     assert not trims("bert", chat_template=CHAT_TEMPLATE.replace("<eos>", "<pad>")), "its head reads the first token"
 
 

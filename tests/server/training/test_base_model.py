@@ -104,3 +104,6 @@ def test_the_pad_id_is_none_that_a_text_ends_with() -> None:
     model.config.pad_token_id = tiny_models.EOS_ID
     assert choose_pad_id(model, tokenizer, {tiny_models.EOS_ID}) not in {tiny_models.EOS_ID, None}
     assert choose_pad_id(model, tokenizer, {0, tiny_models.EOS_ID, 2}) == 3
+    tokenizer.add_special_tokens({"pad_token": "<pad beyond the embedding>"})
+    model.config.pad_token_id = -1
+    assert choose_pad_id(model, tokenizer, {tiny_models.EOS_ID}) == 0
