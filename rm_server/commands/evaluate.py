@@ -158,9 +158,9 @@ def assess_folder(
 ) -> Report:
     """``pairs``: what is evaluated of the file ``data``. ``name``: what the report calls it, if not like the folder."""
     from rm_server.registry.digest import digest_of, hash_file
-    from rm_server.registry.layout import BASE_FOLDER
+    from rm_server.registry.layout import BASE_FOLDER, SPLIT_FILE
     from rm_server.training.assessment import Subject, assess
-    from rm_server.training.preferences import SPLIT_FILE, read_split
+    from rm_server.training.preferences import read_split
 
     split_file = folder / SPLIT_FILE
     return assess(

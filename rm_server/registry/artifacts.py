@@ -1,6 +1,7 @@
 """Versions' files on disk, named by their digest. A folder is there as a whole or not at all, whatever dies when.
 
-root/<digest>/              one version's files, read-only, with `contents.txt` and `reward_model.json`
+root/<digest>/              one version's files, read-only, with `contents.txt` and `reward_model.json`, and with the
+                            `split.json` that its training left
 root/.incoming/<random>/    being copied in, or being deleted; not visible to readers
 root/.lock                  held shared while copying in, exclusively while deleting
 root/.fetching/<digest>     held by the one who fetches that version from the shared store
@@ -51,7 +52,7 @@ class ArtifactStore:
         """Copies a version's folder in and returns its digest; the same content again is no second copy.
 
         ``manifest`` stands in for the folder's own ``reward_model.json`` (which is otherwise required). Only the files
-        that decide the scores and the manifest are copied. A damaged copy that is there already is replaced.
+        that decide the scores, the manifest and the split are copied. A damaged copy that is there already is replaced.
 
         Raises ArtifactUnreadable, UnsupportedArtifact, or StorageFull; nothing is left behind then. CatalogUnavailable:
         the shared store is away; the copy here stays, for the next attempt or for who collects garbage.

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from rm_server.errors import ArtifactUnreadable, DigestMismatch
 from rm_server.registry.digest import CONTENTS_NAME, Contents, FileEntry, canonical_manifest, read_blocks
+from rm_server.registry.layout import SPLIT_FILE, files_beside
 from rm_server.registry.manifest import FILE_NAME as MANIFEST_NAME
 from rm_server.registry.manifest import Manifest, read_manifest, write_manifest
 from rm_server.registry.shared_store import SharedStore
@@ -22,6 +23,8 @@ def copy_in(folder: Path, paths: Collection[PurePosixPath], manifest: Manifest, 
     for path in paths:
         entries.append(_write_file(read_blocks(folder / path), path, staging))
         _check_safetensors(staging / path, str(folder / path))
+    for name in files_beside(folder):
+        _write_file(read_blocks(folder / name), PurePosixPath(name), staging)
     contents = Contents(canonical_manifest(manifest), tuple(entries))
     write_manifest(staging, manifest)
     _seal(staging, contents)
@@ -43,6 +46,8 @@ def copy_from(shared: SharedStore, contents: Contents, staging: Path) -> None:
     _write_file(shared.blocks(digest, MANIFEST_NAME), PurePosixPath(MANIFEST_NAME), staging)
     if canonical_manifest(read_manifest(staging)) != contents.manifest_json:
         raise DigestMismatch(f"{shared}/{digest}/{MANIFEST_NAME} is not what the digest was computed from.")
+    if SPLIT_FILE in shared.sizes(digest):
+        _write_file(shared.blocks(digest, SPLIT_FILE), PurePosixPath(SPLIT_FILE), staging)
     _seal(staging, contents)
 
 

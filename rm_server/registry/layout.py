@@ -18,6 +18,9 @@ BASE_FILE = "base.json"
 BASE_FOLDER = "base"
 """Where an adapter that is no version yet may keep the checkpoint that it belongs to."""
 
+SPLIT_FILE = "split.json"
+"""Says which prompts a version was trained on. It is kept with the version, and decides no score."""
+
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 
@@ -91,6 +94,14 @@ def adapter_files(folder: Path) -> tuple[str, ...]:
     for name in names:
         _check_file(folder, name)
     return names
+
+
+def files_beside(folder: Path) -> tuple[str, ...]:
+    """What is kept with a version's files, and is no part of its digest. Raises UnsupportedArtifact for a link out."""
+    if not (folder / SPLIT_FILE).is_file():
+        return ()
+    _check_inside(folder, folder / SPLIT_FILE)
+    return (SPLIT_FILE,)
 
 
 def tokenizer_files(folder: Path) -> list[str]:

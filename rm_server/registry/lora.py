@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING
 
 from rm_server.errors import ArtifactUnreadable, DigestMismatch, RmError, UnsupportedArtifact
 from rm_server.registry.artifacts import ArtifactStore
-from rm_server.registry.layout import ADAPTER_CONFIG, BASE_FILE, BASE_FOLDER, adapter_files, tokenizer_files
+from rm_server.registry.layout import (
+    ADAPTER_CONFIG,
+    BASE_FILE,
+    BASE_FOLDER,
+    adapter_files,
+    files_beside,
+    tokenizer_files,
+)
 from rm_server.registry.manifest import FILE_NAME as MANIFEST_NAME
 from rm_server.registry.manifest import Kind, Manifest, read_manifest
 from rm_server.registry.names import check_digest
@@ -173,7 +180,7 @@ def pinned_adapter(folder: Path, name: BaseName, artifacts: ArtifactStore) -> It
     """A folder with the adapter, its pinned `base.json`, and a link to the base in ``base/``, for the time."""
     with artifacts.scratch() as scratch:
         write_base_name(scratch, name)
-        for path in adapter_files(folder):
+        for path in (*adapter_files(folder), *files_beside(folder)):
             (scratch / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / path, scratch / path)
         (scratch / BASE_FOLDER).symlink_to(artifacts.path(name.digest).resolve(), target_is_directory=True)

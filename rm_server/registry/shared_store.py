@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from rm_server.config import ConfigError
 from rm_server.errors import ArtifactUnreadable, CatalogUnavailable, DigestMismatch, StorageFull
 from rm_server.registry.digest import BLOCK_BYTES, CONTENTS_NAME, Contents
+from rm_server.registry.layout import files_beside
 from rm_server.registry.manifest import FILE_NAME as MANIFEST_NAME
 from rm_server.registry.names import is_digest
 
@@ -120,7 +121,8 @@ class SharedStore:
         if not self._has_all(contents):
             for entry in contents.files:
                 self._put(folder, digest, str(entry.path))
-            self._put(folder, digest, MANIFEST_NAME)
+            for name in (MANIFEST_NAME, *files_beside(folder)):
+                self._put(folder, digest, name)
         self._put(folder, digest, CONTENTS_NAME)
 
     def delete(self, digest: str) -> None:

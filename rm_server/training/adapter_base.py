@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rm_server.errors import InvalidRequest
 from rm_server.registry.artifacts import ArtifactStore
-from rm_server.registry.layout import BASE_FILE, BASE_FOLDER, adapter_files
+from rm_server.registry.layout import BASE_FILE, BASE_FOLDER, adapter_files, files_beside
 from rm_server.registry.lora import BaseName, is_adapter, pinned_adapter, pinned_base, trained_on
 from rm_server.registry.manifest import FILE_NAME as MANIFEST_NAME
 from rm_server.registry.records import Snapshot
@@ -46,7 +46,7 @@ def with_base(folder: Path, base: str, snapshot: Snapshot, artifacts: ArtifactSt
         if base.startswith((HUB_PREFIX, MLFLOW_PREFIX)) or "@" not in base or Path(base).expanduser().is_dir():
             source = stack.enter_context(version_source(base, artifacts))
             staged = stack.enter_context(artifacts.scratch())
-            _copy(folder, adapter_files(folder), staged)
+            _copy(folder, (*adapter_files(folder), *files_beside(folder)), staged)
             (staged / BASE_FOLDER).symlink_to(source.folder.resolve(), target_is_directory=True)
         else:
             staged = stack.enter_context(pinned_adapter(folder, pinned_base(snapshot, BaseName(base)), artifacts))

@@ -24,7 +24,7 @@ from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.digest import digest_of, hash_file
 from rm_server.registry.home import add_version
-from rm_server.registry.layout import WEIGHTS, WEIGHTS_INDEX, version_files
+from rm_server.registry.layout import WEIGHTS, WEIGHTS_INDEX, files_beside, version_files
 from rm_server.registry.manifest import GoldenExample, Manifest, Precision, read_manifest, write_manifest
 from rm_server.registry.onnx_file import MODEL
 from rm_server.registry.records import VersionRecord, version_name
@@ -239,8 +239,8 @@ def _write_graph(folder: Path, manifest: Manifest, out: Path, options: ExportOpt
 
 
 def _copy_reading(folder: Path, out: Path) -> None:
-    """Tokenizer and config: everything of the version but its weights."""
-    for path in version_files(folder, "sequence_classification"):
+    """Tokenizer and config, and what is known of its training: everything of the version but its weights."""
+    for path in (*version_files(folder, "sequence_classification"), *map(Path, files_beside(folder))):
         if path.suffix != ".safetensors" and path.name not in (WEIGHTS, WEIGHTS_INDEX):
             (out / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(folder / path, out / path)

@@ -16,9 +16,6 @@ from rm_server.training.rows import content_of, key_of, length_of, name_of
 
 logger = logging.getLogger(__name__)
 
-SPLIT_FILE = "split.json"
-"""In a folder that training made: which prompts it was trained on."""
-
 _TEXT_FIELDS = ("prompt", "chosen", "rejected", "group", "subset")
 
 

@@ -23,6 +23,7 @@ from rm_server.errors import InvalidRequest, RmError
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.digest import digest_of, hash_file
 from rm_server.registry.home import Home, add_version, as_version, open_home
+from rm_server.registry.layout import SPLIT_FILE
 from rm_server.registry.lora import folder_with_base
 from rm_server.registry.manifest import FILE_NAME as MANIFEST_NAME
 from rm_server.registry.manifest import Kind, Manifest, TruncationRule, read_manifest
@@ -34,6 +35,7 @@ from rm_server.training.calibration import Calibration, match_moments, standardi
 from rm_server.training.composite_scoring import AllEncoders, version_scorer
 from rm_server.training.golden import check_golden, choose_golden_texts, record_golden
 from rm_server.training.offline_scoring import ScoreTexts
+from rm_server.training.preferences import read_split
 from rm_server.training.reference_texts import BUILT_IN_TEXTS, Text, read_texts
 from rm_server.training.sources import check_source, version_source
 from rm_server.training.statistics import FloatArray
@@ -113,6 +115,8 @@ def register_folder(
         catalog, artifacts = open_home(home)
         stack.callback(catalog.close)
         found = stack.enter_context(version_source(source, artifacts))
+        if (found.folder / SPLIT_FILE).is_file():
+            read_split(found.folder / SPLIT_FILE)  # it is kept, for evaluations
         whole = found.folder
         base = base or named_base(found.folder)
         if base is not None:

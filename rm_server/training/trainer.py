@@ -24,6 +24,7 @@ from trl import RewardConfig
 from rm_server.backends.loading import infer_manifest, load_encoder
 from rm_server.errors import InvalidRequest, NonFiniteScore
 from rm_server.registry.digest import hash_file
+from rm_server.registry.layout import SPLIT_FILE
 from rm_server.registry.manifest import Manifest, write_manifest
 from rm_server.training.base_model import check_positions, choose_pad_id, disable_dropout, find_base, load_base
 from rm_server.training.batching import PairBatchSampler, PairCollator
@@ -32,7 +33,6 @@ from rm_server.training.encoding import EncodedPairs, encode_pairs
 from rm_server.training.pair_trainer import PairTrainer
 from rm_server.training.precision import resolve_precision
 from rm_server.training.preferences import (
-    SPLIT_FILE,
     Preference,
     Split,
     check_covered,

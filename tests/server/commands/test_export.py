@@ -129,11 +129,13 @@ def test_too_great_a_loss_is_refused_and_leaves_nothing(run: Run, home: Path) ->
 
 def test_a_plain_folder_becomes_a_folder(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     out_folder = tmp_path / "made" / "onnx"
+    (checkpoint / "split.json").write_text('{"train": ["p"], "held_out": []}')
     status, out, _ = run("export", checkpoint, "--out", out_folder, "--quiet", "--opset", 20)
     assert status == 0
     assert "opset 20" in out
     names = {path.name for path in out_folder.iterdir()}
-    assert names == {"config.json", "model.onnx", "reward_model.json", "tokenizer.json", "tokenizer_config.json"}
+    tokenizer = {"tokenizer.json", "tokenizer_config.json"}
+    assert names == {"config.json", "model.onnx", "reward_model.json", "split.json", *tokenizer}
     assert len(read_manifest(out_folder).golden) > 3
     status, _, err = run("export", checkpoint, "--out", out_folder, "--quiet")
     assert (status, "is no empty folder" in err) == (1, True)

@@ -129,6 +129,7 @@ def test_evaluate_finds_a_version_in_a_home_and_files_the_report(
     assert filed.name == "pairs"
     content = json.loads(filed.report_json)
     assert (content["model"], content["digest"]) == ("words@1", record.digest)
+    assert content["data"]["num_trained_prompts"] == 48, "a version of a home knows what it was trained on"
 
 
 def test_options_that_do_not_fit_are_refused(trained: Path, pairs_file: Path, tmp_path: Path) -> None:

@@ -63,7 +63,9 @@ def leftovers(artifacts: ArtifactStore) -> list[Path]:
 
 
 def test_what_one_machine_registers_another_has(tmp_path: Path, url: str, checkpoint: MakeFolder) -> None:
-    digest = machine(tmp_path, "a", url).put(checkpoint())
+    folder = checkpoint()
+    (folder / "split.json").write_text('{"train": ["p"], "held_out": []}')
+    digest = machine(tmp_path, "a", url).put(folder)
     other = machine(tmp_path, "b", url)
     assert other.digests() == ()
     assert other.path(digest) == tmp_path / "b" / digest
@@ -71,6 +73,7 @@ def test_what_one_machine_registers_another_has(tmp_path: Path, url: str, checkp
     assert other.digests() == (digest,)
     first = {path.name: path.read_bytes() for path in (tmp_path / "a" / digest).iterdir()}
     assert {path.name: path.read_bytes() for path in other.path(digest).iterdir()} == first
+    assert "split.json" in first, "it is no part of the digest, and is kept all the same"
     assert not any(os.access(path, os.W_OK) for path in other.path(digest).iterdir()) or os.geteuid() == 0
     assert leftovers(other) == []
 

@@ -28,6 +28,7 @@ from rm_server.registry.digest import digest_of
 from rm_server.registry.home import open_home
 from rm_server.registry.manifest import Manifest, read_manifest, write_manifest
 from rm_server.registry.records import CalibrationRecord
+from rm_server.training.data_files import BadData
 from rm_server.training.offline_scoring import offline_scorer
 from rm_server.training.reference_texts import read_texts
 from rm_server.training.registration import Reading, Registration, register_folder
@@ -365,6 +366,16 @@ def test_training_s_own_report_is_filed_where_it_fits(register: Register, checkp
     (source / "evaluation.json").write_text(json.dumps(report))
     assert register(source).evaluations == ("pairs",)
     assert register(source, reading=Reading(max_tokens=99)).evaluations == ()
+
+
+def test_a_split_that_no_evaluation_could_read_is_refused(
+    home: Path, register: Register, checkpoint: Callable[..., Path]
+) -> None:
+    source = checkpoint()
+    (source / "split.json").write_text('{"test": []}')
+    with pytest.raises(BadData, match=r"split\.json lacks the list held_out and train"):
+        register(source)
+    assert is_untouched(home)
 
 
 # --- refusals ---

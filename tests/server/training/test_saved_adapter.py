@@ -96,6 +96,7 @@ def test_base_names_a_version_or_a_folder(tmp_path: Path, write_pairs: WritePair
         folder = artifacts.path(record.digest)
         name = read_base_name(folder)
         assert name.version == "helpful-base@1"
+        assert (folder / "split.json").read_bytes() == (adapter / "split.json").read_bytes()
         assert artifacts.path(name.digest).is_dir()
         assert scores(folder) == pytest.approx(expected, abs=1e-5)
     assert by_folder.digest == by_version.digest
