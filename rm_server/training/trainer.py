@@ -83,6 +83,11 @@ def train(
     started, cpu_started = time.monotonic(), time.process_time()
     if settings.keep_adapter and not settings.lora_rank:
         raise InvalidRequest("--keep-adapter needs --lora-rank: without it all weights are trained, and no adapter.")
+    if settings.batch_size % settings.accumulation_steps:
+        raise InvalidRequest(
+            f"--batch-size {settings.batch_size} is not divided into {settings.accumulation_steps} passes of one size; "
+            "give --accumulation-steps that divide it."
+        )
     settings = replace(settings, precision=resolve_precision(settings))
     pairs = read_preferences(data)
     split = _split(pairs, settings)
@@ -168,7 +173,7 @@ def _encode(
 def _make_trainer(
     model: Any, tokenizer: Any, encoded: EncodedPairs, groups: Sequence[str], out: Path, settings: TrainSettings
 ) -> PairTrainer:
-    pairs_per_pass = max(1, settings.batch_size // settings.accumulation_steps)
+    pairs_per_pass = settings.batch_size // settings.accumulation_steps
     pad_id = choose_pad_id(model, tokenizer, encoded.last_ids)
     # The trainer gives the model its tokenizer's pad id, and takes EOS where there is none.
     own_tokenizer = copy.deepcopy(tokenizer)
@@ -200,7 +205,7 @@ def _reward_config(folder: Path, pairs_per_pass: int, settings: TrainSettings) -
         per_device_train_batch_size=pairs_per_pass,
         gradient_accumulation_steps=settings.accumulation_steps,
         learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup_share,
+        warmup_steps=min(settings.warmup_share, math.nextafter(1, 0)),  # 1 would be one step
         weight_decay=settings.weight_decay,
         lr_scheduler_type="linear",
         center_rewards_coefficient=settings.center_coefficient or None,

@@ -210,6 +210,24 @@ def test_several_processes_are_refused(
         train(write_pairs(40), tmp_path / "v1", settings(base), shows_progress=False)
 
 
+def test_passes_that_do_not_make_up_the_batch_are_refused(tmp_path: Path, write_pairs: WritePairs) -> None:
+    base = tiny_models.make_checkpoint(tmp_path / "base", "bert")
+    for batch_size, passes in ((16, 3), (2, 4)):
+        chosen = settings(base, batch_size=batch_size, accumulation_steps=passes)
+        with pytest.raises(InvalidRequest, match=f"--batch-size {batch_size} is not divided into {passes} passes"):
+            train(write_pairs(40), tmp_path / "v1", chosen, shows_progress=False)
+
+
+@pytest.mark.parametrize(("share", "first"), [(0.0, [8, 7, 6, 5]), (0.5, [0, 2, 4, 6]), (1.0, [0, 1, 2, 3])])
+def test_the_learning_rate_rises_for_a_share_of_the_steps(
+    tmp_path: Path, write_pairs: WritePairs, share: float, first: list[int]
+) -> None:
+    base = tiny_models.make_checkpoint(tmp_path / "base", "bert")
+    chosen = settings(base, warmup_share=share, batch_size=2, held_out_share=0)
+    history = train(write_pairs(16), tmp_path / "v1", chosen, shows_progress=False).record["history"]
+    assert [entry["learning_rate"] * 8 / 3e-3 for entry in history][:4] == pytest.approx(first)
+
+
 def test_a_run_that_diverges_makes_no_version(tmp_path: Path, write_pairs: WritePairs) -> None:
     base = tiny_models.make_checkpoint(tmp_path / "base", "bert")
     with pytest.raises(NonFiniteScore, match="smaller --learning-rate"):
