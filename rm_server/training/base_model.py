@@ -11,10 +11,10 @@ from transformers import set_seed
 
 from rm_server.backends.checkpoint import (
     check_weight_files,
-    position_limit,
     read_classifier,
     read_config,
     read_tokenizer,
+    table_limit,
 )
 from rm_server.backends.json_file import first_line
 from rm_server.errors import ArtifactUnreadable, InvalidRequest, UnsupportedArtifact, WeightsMismatch
@@ -77,10 +77,8 @@ def _refuse_fresh_backbone(folder: Path, model: Model, fresh: Iterable[str]) -> 
 
 def check_positions(model: Model, max_tokens: int) -> None:
     """Raises InvalidRequest for items longer than a learnt position table; computed positions have no such end."""
-    rows = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    embeddings = (module for module in model.base_model.modules() if isinstance(module, torch.nn.Embedding))
-    limit = position_limit(model.config, model.base_model)
-    if limit is not None and max_tokens > limit and any(table.num_embeddings == rows for table in embeddings):
+    limit = table_limit(model.config, model.base_model)
+    if limit is not None and max_tokens > limit:
         raise InvalidRequest(f"--max-tokens {max_tokens} is more than the {limit} positions of the base model.")
 
 

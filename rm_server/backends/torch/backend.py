@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from rm_server.backends.checkpoint import Model, load_model, position_offset, read_config
+from rm_server.backends.checkpoint import Model, load_model, read_config, table_limit
 from rm_server.backends.device_memory import is_out_of_memory
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, Float64Array
@@ -193,13 +193,11 @@ def _cast(module: torch.nn.Module, dtype: torch.dtype) -> None:
 
 def check_max_tokens(model: Model, manifest: Manifest) -> None:
     """An item with more tokens than the position table has rows could not be computed."""
-    for name, module in model.base_model.named_modules():
-        if isinstance(module, torch.nn.Embedding) and name.endswith(("position_embeddings", "wpe", "embed_positions")):
-            limit = module.num_embeddings - position_offset(model.base_model)
-            if manifest.max_tokens > limit:
-                raise UnsupportedArtifact(
-                    f"The manifest's max_tokens is {manifest.max_tokens}, and the model has positions for {limit}."
-                )
+    limit = table_limit(model.config, model.base_model)
+    if limit is not None and manifest.max_tokens > limit:
+        raise UnsupportedArtifact(
+            f"The manifest's max_tokens is {manifest.max_tokens}, and the model has positions for {limit}."
+        )
 
 
 def _device(name: str) -> torch.device:

@@ -11,8 +11,9 @@ import pytest
 import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
-from rm_server.backends.checkpoint import load_model, read_config
+from rm_server.backends.checkpoint import empty_model, load_model, read_config, table_limit
 from rm_server.errors import ArtifactUnreadable, OutOfMemory, RmError, UnsupportedArtifact, WeightsMismatch
 
 Weights = dict[str, torch.Tensor]
@@ -144,3 +145,16 @@ def test_a_constant_of_older_checkpoints_is_no_weight(tmp_path: Path) -> None:
     folder = tiny_models.make_checkpoint(tmp_path, "gpt2")
     change(folder, lambda weights: {**weights, "transformer.h.0.attn.masked_bias": torch.tensor(-1e4)})
     load_model(folder, read_config(folder))
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("opt", {"max_position_embeddings": 64}),  # a table of 66 rows
+        ("openai-gpt", {"n_embd": 48, "n_positions": 64}),
+        ("roberta", {"max_position_embeddings": 66, "pad_token_id": 1}),
+    ],
+)
+def test_a_position_table_may_have_rows_that_no_position_reads(family: str, settings: dict[str, int]) -> None:
+    config = AutoConfig.for_model(family, **settings)
+    assert table_limit(config, empty_model(config).base_model) == 64
