@@ -42,14 +42,18 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Which groups are for training and which are held out."""
+    """Which groups are for training and which are held out; ``unused``: neither trained on nor held out."""
 
     train: frozenset[str]
     held_out: frozenset[str]
+    unused: frozenset[str] = frozenset()
 
     def to_json(self) -> str:
         """The text of a split file: sorted, newline at the end."""
-        return json.dumps({"train": sorted(self.train), "held_out": sorted(self.held_out)}, indent=1) + "\n"
+        parts = {"train": sorted(self.train), "held_out": sorted(self.held_out)}
+        if self.unused:
+            parts["unused"] = sorted(self.unused)
+        return json.dumps(parts, indent=1) + "\n"
 
 
 def read_preferences(path: Path) -> list[Preference]:

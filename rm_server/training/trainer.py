@@ -91,7 +91,9 @@ def train(
     settings = replace(settings, precision=resolve_precision(settings))
     pairs = read_preferences(data)
     split = _split(pairs, settings)
-    training_pairs = select(pairs, subset_of_groups(split.train, settings.subset, settings.seed))
+    trained_on = subset_of_groups(split.train, settings.subset, settings.seed)
+    split = replace(split, train=trained_on, unused=split.train - trained_on)
+    training_pairs = select(pairs, split.train)
     data_sha256 = hash_file(data)[1]
     fingerprint = {"data_sha256": data_sha256, **asdict(settings)}
     if settings.split_file is not None:

@@ -107,6 +107,8 @@ def test_a_split_file_decides_by_name_and_a_subset_takes_a_share(tmp_path: Path,
     trained = train(data, tmp_path / "v1", chosen, shows_progress=False)
     assert {pair.group for pair in trained.held_out} == set(groups[40:])
     assert trained.record["data"]["num_prompts"] == 10
+    parts = read_split(tmp_path / "v1" / "split.json")
+    assert (len(parts["train"]), parts["train"] | parts["unused"]) == (10, set(groups[:40]))
     split.write_text(json.dumps({"train": ["of other data"], "held_out": groups}))
     with pytest.raises(BadData, match="None of the pairs is in the part 'train'"):
         train(data, tmp_path / "v2", chosen, shows_progress=False)
