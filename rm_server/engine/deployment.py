@@ -246,6 +246,8 @@ class Deployment:
         self._on_change(key)
 
     def _lost(self, key: VersionKey, error: RmError) -> None:
+        if self._busy.get(key) == "DRAINING":
+            return  # it was on its way out, and is out now
         self._failed[key] = _Failure.of(error)
         self._metrics.version_unloaded(key)
         self._on_change(key)

@@ -14,13 +14,14 @@ from typing import Any
 
 import fake_versions as fake
 import pytest
+from fake_versions import until
 from fake_world import BY, World, running_world
 
 from rm_server.backends.footprint import Footprint
 from rm_server.backends.interface import SharedMemory
 from rm_server.engine.lifecycle import Step, next_steps, served_labels
 from rm_server.engine.paging import Resident, choose_to_go, room_from
-from rm_server.errors import DeadlineExceeded, OutOfMemory, RmError, VersionInUse
+from rm_server.errors import DeadlineExceeded, NonFiniteScore, OutOfMemory, RmError, VersionInUse
 from rm_server.registry import shadows
 from rm_server.registry.records import Arm, Split, VersionKey
 
@@ -278,6 +279,18 @@ async def test_unloading_and_damage_end_the_way_back(tmp_path: Path) -> None:
             await world.versions.pager.bring_back(two, None)
         assert world.state(two) == "FAILED"
         assert not world.versions.pager.is_away(two)
+
+
+async def test_what_is_lost_on_its_way_out_comes_back(tmp_path: Path) -> None:
+    async with small_world(tmp_path) as world:
+        (one,) = await loaded(world, 1)
+        with world.engine.use(one):
+            going = asyncio.ensure_future(world.versions._deployment.page_out(one))
+            await until(lambda: world.state(one) == "DRAINING")
+            world.engine._lost(one, NonFiniteScore("as if a new worker could not load it"))
+        await going
+        assert world.state(one) == "PAGED_OUT"
+        assert await score(world, one, 3) == 3
 
 
 async def test_what_a_label_names_is_not_unloaded_while_it_is_paged_out(tmp_path: Path) -> None:
