@@ -250,6 +250,7 @@ class Deployment:
             return  # it was on its way out, and is out now
         self._failed[key] = _Failure.of(error)
         self._metrics.version_unloaded(key)
+        self._metrics.memory_changed(self._engine.memory.by_version())
         self._on_change(key)
 
 

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import fake_versions as fake
+import numpy as np
 import pytest
 from fake_versions import items, outcomes, until
 from fake_world import BY, World, fake_manifest, running_world
 
+from rm_server.backends.interface import SharedMemory
 from rm_server.engine import deployment, following
 from rm_server.engine.changes import ModelChange
+from rm_server.engine.host import LoadReport
 from rm_server.errors import (
     CatalogUnavailable,
     DigestMismatch,
@@ -25,6 +28,7 @@ from rm_server.errors import (
     InvalidRequest,
     LabelNotFound,
     ModelNotFound,
+    NonFiniteScore,
     RmError,
     VersionInUse,
     VersionNotFound,
@@ -429,6 +433,19 @@ async def test_a_version_that_no_worker_can_load_again_has_failed(tmp_path: Path
         (pid,) = world.engine.worker_pids
         os.kill(pid, signal.SIGKILL)
         await until(lambda: world.state(key) == "FAILED")
+
+
+async def test_what_a_lost_version_shared_is_counted_with_another_one(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        one, two = await world.register(0.5), await world.register(2.0)
+        for key in (one, two):
+            await world.versions.load(key, None, **BY)
+            # As if they were adapters over one base.
+            report = LoadReport(1000, "fp32", np.empty(0), SharedMemory("base", 5000))
+            world.engine.memory.came(key, world.files(key), "fp32", [report])
+        world.engine._lost(one, NonFiniteScore("as if a new worker could not load it"))
+        labels = {"model": "m", "version": str(two[1])}
+        assert world.metrics.registry.get_sample_value("rm_version_memory_bytes", labels) == 6000
 
 
 async def test_a_new_worker_loads_no_files_that_were_changed(tmp_path: Path) -> None:
