@@ -16,7 +16,7 @@ from rm_server.engine.giving_way import giving_way
 from rm_server.engine.lifecycle import State
 from rm_server.engine.loader import MakeRoom, compute_settings
 from rm_server.engine.memory import Room
-from rm_server.errors import OutOfMemory, RmError, UnsupportedArtifact, VersionInUse, VersionNotLoaded
+from rm_server.errors import OutOfMemory, RmError, Unavailable, UnsupportedArtifact, VersionInUse, VersionNotLoaded
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.lora import read_base_name
 from rm_server.registry.manifest import PRECISIONS, Manifest, Precision, read_manifest
@@ -123,8 +123,10 @@ class Deployment:
     def lacks_part(self, key: VersionKey, part: VersionKey) -> None:
         """A loaded composite FAILED, because something that it is made of is loaded no longer."""
         message = f"{version_name(key)} is made of {version_name(part)}, which is not loaded any more."
-        # Perhaps that is loaded again soon.
-        self._failed[key] = _Failure.of(VersionNotLoaded(message, retry_after_s=RETRY_S))
+        why = self.state_of(part).error
+        # What passes of the part, passes of the composite. And perhaps that is loaded again soon, whatever it was.
+        kind = type(why) if isinstance(why, Unavailable) and why.retry_after_s is not None else VersionNotLoaded
+        self._failed[key] = _Failure.of(kind(message, retry_after_s=RETRY_S))
         self._on_change(key)
 
     @property

@@ -375,8 +375,10 @@ class Pool:
         self._on_workers()
 
     def on_lost(self, key: VersionKey, error: RmError) -> None:
-        """Nobody can compute what waits for this version."""
-        reason = VersionNotLoaded(f"{version_name(key)} could not be loaded into a new worker: {error.message}")
+        """Nobody can compute what waits for this version; where the cause passes, it may be sent again."""
+        message = f"{version_name(key)} could not be loaded into a new worker: {error.message}"
+        hint_s = error.retry_after_s
+        reason = VersionNotLoaded(message) if hint_s is None else WorkerFailed(message, retry_after_s=hint_s)
         self._sharing.pop(key, None)
         self._again.fail_version(key, reason)
         fail_all(self._queue.take_all(key), reason)

@@ -180,9 +180,12 @@ class Scorer:
         """Raw scores of the call's items by a version that the caller holds; see `evaluation.evaluate`."""
         pairs = [(prompt, completion) for prompt, completions in call.groups for completion in completions]
         how = How(call.run, call.truncation, call.priority, not call.bypass_cache, deadline)
-        if version.manifest.kind == "composite":
+        if version.manifest.kind != "composite":
+            return await evaluate(self._engine, version, pairs, how)
+        try:
             return await self._composites.evaluate(version, pairs, how)
-        return await evaluate(self._engine, version, pairs, how)
+        except VersionNotLoaded as error:  # it lost a part
+            raise self._not_yet(version.key) or error from None
 
     async def route(
         self,
@@ -211,11 +214,14 @@ class Scorer:
         try:
             return self._engine.use(key)
         except VersionNotLoaded as error:
-            if (passing := not_yet(key, self._versions.state_of(key), key in self._versions.wanted)) is not None:
+            if (passing := self._not_yet(key)) is not None:
                 raise passing from None
             if (failure := self._versions.state_of(key).error) is None:
                 raise
             raise VersionNotLoaded(f"{error.message} Its last load failed: {failure.message}") from None
+
+    def _not_yet(self, key: VersionKey) -> RmError | None:
+        return not_yet(key, self._versions.state_of(key), key in self._versions.wanted)
 
     async def _settle_run(self, selector: Selector, call: ScoreCall) -> None:
         """Waits for the catalog where this server does not know the run, or knows something else than its caller."""

@@ -16,7 +16,7 @@ from fake_versions import items, outcomes, running_engine
 
 from rm_server.engine import crew, workers
 from rm_server.engine.engine import Engine
-from rm_server.errors import RmError, VersionNotLoaded, WorkerFailed
+from rm_server.errors import CatalogUnavailable, RmError, VersionNotLoaded, WorkerFailed
 
 KEY = ("m", 1)
 
@@ -152,6 +152,18 @@ async def test_a_version_that_cannot_be_loaded_again_is_lost_and_the_others_are_
         assert [(key, type(error).__name__) for key, error in lost] == [(("m", 2), "GoldenMismatch")]
         assert list(engine.loaded) == [KEY]
         assert await outcomes(engine.submit(KEY, items([2]))) == [1.0]
+
+
+async def test_what_waited_for_a_version_that_is_lost_for_now_may_be_sent_again(tmp_path: Path) -> None:
+    def verify() -> None:
+        raise CatalogUnavailable("as if the store were away", retry_after_s=2.0)
+
+    async with running_engine(workers=1) as engine:
+        await engine.load(KEY, tmp_path, fake.make_version(tmp_path), "fp32", verify)
+        (pid,) = engine.worker_pids
+        os.kill(pid, signal.SIGKILL)
+        assert await outcomes(engine.submit(KEY, items([2]))) == [WorkerFailed]
+        assert not engine.loaded
 
 
 async def test_while_no_worker_can_be_started_work_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

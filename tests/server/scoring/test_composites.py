@@ -18,6 +18,7 @@ from fake_world import BY, World, running_world
 from rm_server.config import LimitSettings, RunSettings
 from rm_server.engine import deployment
 from rm_server.errors import (
+    CatalogUnavailable,
     DeadlineExceeded,
     NonFiniteScore,
     QueueFull,
@@ -167,6 +168,15 @@ async def test_a_composite_fails_when_a_part_is_lost_and_comes_back(tmp_path: Pa
         await service.versions.load(key, None, **BY)
         assert service.world.state(key) == "READY"
         assert (await service.score((2,))).items[0].value == 5.0
+
+
+async def test_a_composite_whose_part_is_lost_for_now_says_when_to_come_back(tmp_path: Path) -> None:
+    async with running_service(tmp_path) as service:
+        await service.deploy(HALF, DOUBLE)
+        service.engine._lost(("m", 2), CatalogUnavailable("as if the store were away", retry_after_s=2.0))
+        with pytest.raises(CatalogUnavailable, match="q@1 is made of m@2") as refusal:
+            await service.score((1,))
+        assert refusal.value.retry_after_s is not None
 
 
 async def test_what_lacks_a_part_gets_no_label_until_it_is_loaded_again(tmp_path: Path) -> None:
