@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -291,6 +292,7 @@ def test_the_refusal_and_the_history_name_every_objection() -> None:
         {},
         {"margins": [1, 2], "verdict": "good", "data": 7, "beyond_length": None, "accuracy_interval": [1]},
         {"margins": {"a/b": "1", "c/d": True, "e/f": None}, "accuracy": "high", "accuracy_interval": ["a", "b"]},
+        {"margins": {"a/b": 10**400, "c/d": math.nan}, "accuracy": -math.inf, "data": {"num_trained_prompts": 10**400}},
     ],
 )
 def test_reports_of_other_programs_are_read_as_far_as_they_go(report: object) -> None:
