@@ -87,7 +87,7 @@ def agreement(scores: Float64Array, shadow_scores: Float64Array, groups: Sequenc
     if not (len(x) == len(y) == len(groups)) or not len(x):
         raise ValueError(f"{len(x)} scores, {len(y)} shadow scores and {len(groups)} groups; one each is needed.")
     index = _numbered(groups)
-    x_std, y_std = _std(x), _std(y)
+    x_std, y_std = deviation(x), deviation(y)
     x_ranks, y_ranks = _ranks(x), _ranks(y)
     x_within, y_within = _less_means(x_ranks, index), _less_means(y_ranks, index)
     intervals = _jackknife(x, y, {"spearman": (x_ranks, y_ranks), "within_groups": (x_within, y_within)}, index)
@@ -115,7 +115,7 @@ def agreement(scores: Float64Array, shadow_scores: Float64Array, groups: Sequenc
 
 def pearson(x: Float64Array, y: Float64Array) -> float | None:
     """Pearson's correlation; None where one of them never differs, or with fewer than two pairs."""
-    if _std(x) is None or _std(y) is None:
+    if deviation(x) is None or deviation(y) is None:
         return None
     x, y = x - x.mean(), y - y.mean()
     # Each by its own norm first: products of very large or very small scores would leave the range of floats.
@@ -129,7 +129,7 @@ def spearman(x: Float64Array, y: Float64Array) -> float | None:
 
 def kendall(x: Float64Array, y: Float64Array) -> float | None:
     """Kendall's tau-b; None where one of them never differs."""
-    if _std(x) is None or _std(y) is None:
+    if deviation(x) is None or deviation(y) is None:
         return None
     from scipy import stats  # takes half a second to import: a server needs it for reports alone
 
@@ -167,12 +167,20 @@ def worst_disagreements(scores: Float64Array, shadow_scores: Float64Array, limit
 
     Largest first. Empty where one of them never differs: there is no scale then.
     """
-    x_std, y_std = _std(scores), _std(shadow_scores)
+    x_std, y_std = deviation(scores), deviation(shadow_scores)
     if x_std is None or y_std is None:
         return []
     apart = (shadow_scores - shadow_scores.mean()) / y_std - (scores - scores.mean()) / x_std
     order = np.argsort(-np.abs(apart), kind="stable")[:limit]
     return [(int(index), float(apart[index])) for index in order]
+
+
+def deviation(values: Float64Array) -> float | None:
+    """The standard deviation (n - 1); None where they never differ, whatever rounding says."""
+    if len(values) < 2 or values.max() == values.min():
+        return None
+    std = float(values.std(ddof=1))
+    return std if std > 0 else None
 
 
 def _ranks(values: Float64Array) -> Float64Array:
@@ -186,13 +194,6 @@ def _less_means(ranks: Float64Array, groups: Int64Array) -> Float64Array:
     """Each less the mean of its group."""
     means = np.bincount(groups, weights=ranks) / np.bincount(groups)
     return np.asarray(ranks - means[groups])
-
-
-def _std(values: Float64Array) -> float | None:
-    if len(values) < 2 or values.max() == values.min():
-        return None
-    std = float(values.std(ddof=1))
-    return std if std > 0 else None
 
 
 def _numbered(groups: Sequence[str]) -> Int64Array:

@@ -16,7 +16,7 @@ from rm_server.errors import RmError
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.records import VersionKey
 from rm_server.registry.shadows import ShadowPair, add_pairs
-from rm_server.scoring.agreement import pearson
+from rm_server.scoring.agreement import deviation, pearson
 
 WINDOW_PAIRS = 2000
 """The gauges of agreement are about the last so many pairs."""
@@ -125,6 +125,5 @@ class _Window:
             return None, None
         pairs = [scores for of_version, *scores in self._pairs if of_version == version]
         scores, shadow_scores = np.array(pairs, np.float64).T
-        correlation = pearson(scores, shadow_scores)
-        std = float(scores.std(ddof=1))
-        return correlation, float((shadow_scores - scores).mean()) / std if std > 0 else None
+        correlation, std = pearson(scores, shadow_scores), deviation(scores)
+        return correlation, None if std is None else float((shadow_scores - scores).mean()) / std

@@ -270,6 +270,22 @@ async def test_the_gauges_are_of_the_last_pairs_also_after_another_version_took_
         running.cancel()
 
 
+async def test_scores_that_never_differ_have_no_gauge_of_their_shift(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        await start(world)
+        metrics = Metrics()
+        buffer = PairBuffer(world.catalog, ShadowSettings(flush_interval_s=0.001), metrics, lambda key: True)
+        labels = {"model": "m", "version": "2"}
+        buffer.add(pairs(*range(50)))
+        running = asyncio.create_task(buffer.run())
+        await until(lambda: metrics.registry.get_sample_value("rm_shadow_shift_std", labels) is not None)
+        # Of 0.1 rounding leaves a trace of deviation.
+        buffer.add(replace(pair, score=0.1) for pair in pairs(*range(shadow_pairs.WINDOW_PAIRS)))
+        await until(lambda: metrics.registry.get_sample_value("rm_shadow_pearson", labels) is None)
+        assert metrics.registry.get_sample_value("rm_shadow_shift_std", labels) is None
+        running.cancel()
+
+
 # --- scores of late ---
 
 
