@@ -315,7 +315,9 @@ class Pool:
         num_tokens = {key: sum(work.num_tokens for work in works) for key, works in versions.items()}
         # With its own threads alone, it would have taken about so long.
         worker_s = computed.seconds * (self._gain_alone if sent.is_alone else 1.0)
-        self._throughputs.add(num_tokens, worker_s, is_background=sent.is_background)
+        # How fast the queue is worked off is said by what came from it, and not by what was done at once.
+        is_for_all = not sent.is_background and sent.works[0].call is not None
+        self._throughputs.add(num_tokens, worker_s, is_for_all=is_for_all)
         self._queue.tokens_per_s = self._throughputs.tokens_per_s * max(1, self._crew.num_ready)
         for key, works in versions.items():
             own_s = computed.seconds * num_tokens[key] / sent.num_tokens

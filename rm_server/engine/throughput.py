@@ -49,10 +49,10 @@ class Throughputs:
         """Of a version; of all together until it has computed something."""
         return self._of.get(key, self._of_all).tokens_per_s
 
-    def add(self, num_tokens: Mapping[VersionKey, int], seconds: float, *, is_background: bool = False) -> None:
-        """A batch was computed, of so many tokens of each version. A small one of the background is not for all."""
+    def add(self, num_tokens: Mapping[VersionKey, int], seconds: float, *, is_for_all: bool = True) -> None:
+        """A batch was computed, of so many tokens of each version. ``is_for_all`` False: it is unlike most others."""
         total = sum(num_tokens.values())
-        if not is_background:
+        if is_for_all:
             self._of_all.add(total, seconds)
         for key, own in num_tokens.items():
             self._of.setdefault(key, Throughput(GUESSED_TOKENS_PER_S)).add(own, seconds * own / total)

@@ -49,6 +49,15 @@ async def test_the_same_item_again_comes_from_the_cache(engine: Engine, tmp_path
     assert fake.noted(tmp_path) == computed
 
 
+async def test_how_fast_it_is_says_nothing_of_the_queue(engine: Engine) -> None:
+    await outcomes(engine.submit(KEY, items(MANY_TOKENS)))
+    hint_s = engine._pool._queue.retry_after_s(1_000_000)
+    for number in range(20):
+        (future,) = engine.submit(KEY, items([1, number]), use_cache=False)
+        assert future.done(), "it was done at once"
+    assert engine._pool._queue.retry_after_s(1_000_000) == hint_s
+
+
 async def test_nothing_holds_an_unload_back(engine: Engine) -> None:
     engine.submit(KEY, items([1]))
     await engine.unload(KEY)

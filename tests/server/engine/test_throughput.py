@@ -50,6 +50,6 @@ def test_a_mixed_batch_is_divided_by_tokens_and_the_background_is_not_for_all() 
     of_all = throughputs.tokens_per_s
     assert of_all == pytest.approx(2000, rel=1e-3)
     assert throughputs.tokens_per_s_of(FAST) == pytest.approx(throughputs.tokens_per_s_of(SLOW), rel=1e-3)
-    throughputs.add({SLOW: 10}, 1.0, is_background=True)
+    throughputs.add({SLOW: 10}, 1.0, is_for_all=False)
     assert throughputs.tokens_per_s == of_all
     assert throughputs.tokens_per_s_of(SLOW) < 1000
