@@ -189,10 +189,10 @@ def _print(rows: list[Row], summary: list[Row]) -> None:
 
 def _moment(text: str) -> datetime:
     """A point in time, or how long ago it was."""
-    if (ago := re.fullmatch(r"(\d+)([smhd])", text)) is not None:
-        return datetime.now(UTC) - timedelta(seconds=int(ago[1]) * _UNITS_S[ago[2]])
     try:
+        if (ago := re.fullmatch(r"(\d+)([smhd])", text)) is not None:
+            return datetime.now(UTC) - timedelta(seconds=int(ago[1]) * _UNITS_S[ago[2]])
         moment = datetime.fromisoformat(text)
-    except ValueError:
+    except (OverflowError, ValueError):
         raise argparse.ArgumentTypeError(f"{text!r} is no time: 30m, 2h, 7d or 2026-01-31T12:00 was expected") from None
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

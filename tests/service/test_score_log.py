@@ -78,8 +78,9 @@ def test_what_cannot_be_read_is_said(
     (tmp_path / "scores-broken.parquet").write_bytes(b"nothing of the kind")
     assert main(["scores", str(tmp_path)]) == 1
     assert "cannot be read" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="2"):
-        main(["scores", str(home[0] / "scores"), "--since", "yesterday"])
+    for when in ("yesterday", "1000000d"):
+        with pytest.raises(SystemExit, match="2"):
+            main(["scores", str(home[0] / "scores"), "--since", when])
 
 
 def test_without_pyarrow_the_server_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
