@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rm_server.commands.home_outcomes import HomeOutcomes
 from rm_server.commands.home_runs import HomeRuns
+from rm_server.registry.names import check_label
 from rm_server.registry.shadows import remove_shadow, set_shadow
 from rm_server.scoring.promotion import check_reason, decide, refusal, spoken
 from rm_server.scoring.promotion_evidence import read_evidence
@@ -39,6 +40,7 @@ class HomeAdmin(HomeRuns, HomeOutcomes):
         self, model: str, label: str, version: int, *, load: bool, unload_previous: bool, comment: str = ""
     ) -> int | None:
         """Moves a label, and says that the version shall be loaded: servers move the label when they have done so."""
+        check_label(label)
         self._want(model, version, comment)
         previous = self._catalog.set_label(model, label, version, self._actor, comment)
         if unload_previous and previous not in (None, version):
@@ -55,6 +57,7 @@ class HomeAdmin(HomeRuns, HomeOutcomes):
 
     def promote(self, model: str, version: int, label: str, *, force: bool, dry_run: bool, comment: str = "") -> Row:
         """Asks the gate, and moves the label as `set_label` does."""
+        check_label(label)
         check_reason(force, comment)
         evidence = read_evidence(self._catalog, model, version, label)
         decision = decide(evidence)

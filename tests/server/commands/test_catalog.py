@@ -39,6 +39,18 @@ def test_a_label_goes_back_and_the_history_says_why(home: Path, capsys: pytest.C
     catalog.close()
 
 
+@pytest.mark.parametrize("command", [["label", "helpfulness", "my best", "1"], ["promote", "helpfulness", "1"]])
+def test_a_label_of_no_right_name_changes_nothing(
+    command: list[str], home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label = ["--label", "my best", "--dry-run"] if command[0] == "promote" else []
+    assert cli.main([*command, *label, "--home", str(home)]) == 1
+    assert "'my best' cannot be a label" in capsys.readouterr().err
+    catalog, _ = open_home(home)
+    assert not catalog.snapshot().wanted
+    catalog.close()
+
+
 def test_there_is_a_first_version(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["rollback", "helpfulness", "--home", str(home)]) == 0
     assert cli.main(["rollback", "helpfulness", "--home", str(home)]) == 1
