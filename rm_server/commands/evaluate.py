@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rm_server.commands.common import positive
-from rm_server.commands.target import add_place_options, home_of
+from rm_server.commands.target import add_place_options, opened_home
 
 # What computes is imported when it runs: `rm-server --help` must not load torch.
 if TYPE_CHECKING:
@@ -90,15 +90,14 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate_in_home(pairs: list[Preference], arguments: argparse.Namespace) -> int:
-    from rm_server.registry.home import open_home, operating_system_user
+    from rm_server.registry.home import operating_system_user
     from rm_server.registry.lora import folder_with_base
     from rm_server.registry.manifest import read_manifest
     from rm_server.registry.records import version_name
     from rm_server.registry.versions_by_name import find_version
     from rm_server.training.composite_scoring import version_scorer
 
-    catalog, artifacts = open_home(home_of(arguments))
-    try:
+    with opened_home(arguments) as (catalog, artifacts):
         record = find_version(catalog.snapshot(), arguments.model)
         folder = folder_with_base(artifacts, record.digest)
         name, manifest = version_name(record.key), read_manifest(folder)
@@ -112,8 +111,6 @@ def _evaluate_in_home(pairs: list[Preference], arguments: argparse.Namespace) ->
             filed_as = arguments.name or arguments.data.name.split(".")[0]
             catalog.file_evaluation(record.model, record.version, filed_as, report.to_json(), operating_system_user())
             print(f"Filed with {name} as {filed_as!r}.", file=sys.stderr)
-    finally:
-        catalog.close()
     return 0
 
 

@@ -231,8 +231,13 @@ def test_a_refusal_is_one_line_and_status_1(
     assert len(err.splitlines()) == 1
 
 
-def test_a_home_that_is_not_there_is_not_made(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    status, _, err = run(capsys, "models", "--home", tmp_path / "nowhere")
+@pytest.mark.parametrize("command", [("models",), ("evaluate", "--model", "m@1", "--data", "pairs.jsonl")])
+def test_a_home_that_is_not_there_is_not_made(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}')
+    status, _, err = run(capsys, *command, "--home", tmp_path / "nowhere")
     assert status == 1
     assert "nowhere is no folder" in err
     assert not (tmp_path / "nowhere").exists()
