@@ -212,9 +212,9 @@ def parse_arms(texts: Sequence[str], ramps: Sequence[str]) -> list[Arm]:
             name, rest = text.split("=")
             weight, time = rest.split("@")
             at = datetime.fromisoformat(time)
-            at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+            at = (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).astimezone(UTC)
             points.setdefault(name, []).append(RampPoint(at.timestamp(), float(weight)))
-        except ValueError:
+        except (OverflowError, ValueError):
             raise CommandError(f"--ramp {text}: NAME=WEIGHT@TIME was expected, b=0.5@2026-12-01T00:00Z say.") from None
     arms = []
     for text in texts:

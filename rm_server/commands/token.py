@@ -169,13 +169,14 @@ def _expiry(text: str, now: datetime) -> datetime:
     if match := _DURATION.fullmatch(text):
         return (now + int(match[1]) * _UNITS[match[2]]).replace(microsecond=0)
     try:
-        when = datetime.fromisoformat(text)
-    except ValueError:
+        time = datetime.fromisoformat(text)
+        when = None if time.tzinfo is None else time.astimezone(UTC)
+    except (OverflowError, ValueError):
         when = None
-    if when is None or when.tzinfo is None:
+    if when is None:
         raise CommandError(
             f"--expires is {text!r}; 12h, 90d, 4w or a time with its zone (2027-01-31T00:00:00Z) was expected."
         )
     if when <= now:
         raise CommandError(f"--expires is {text!r}, which is over already.")
-    return when.astimezone(UTC)
+    return when

@@ -91,7 +91,9 @@ def test_what_is_revoked_is_gone(file: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == "Nobody may call.\n"
 
 
-@pytest.mark.parametrize("when", ["90", "0d", "soon", "2027-01-31", "2027-01-31T00:00:00", "2020-01-01T00:00:00Z"])
+@pytest.mark.parametrize(
+    "when", ["90", "0d", "soon", "2027-01-31", "2027-01-31T00:00:00", "2020-01-01T00:00:00Z", "9999-12-31T23:59-12:00"]
+)
 def test_a_time_that_makes_no_sense_is_refused(file: Path, when: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["token", "new", "t", "--role", "score", "--expires", when, "--file", str(file)]) == 1
     assert f"--expires is {when!r}" in capsys.readouterr().err
