@@ -14,6 +14,7 @@ from rm_server.errors import InvalidRequest, RunNotFound
 from rm_server.registry import queries
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.change import Change
+from rm_server.registry.names import check_run
 from rm_server.registry.records import Arm, Split
 from rm_server.registry.tables import pins, runs, split_arms, splits
 
@@ -88,7 +89,8 @@ def remove_split(catalog: Catalog, model: str, actor: str, comment: str = "") ->
 
 
 def set_pin(catalog: Catalog, run: str, model: str, version: int, actor: str, comment: str = "") -> None:
-    """Gives a run a version, whatever the split says. Raises ModelNotFound, VersionNotFound."""
+    """Gives a run a version, whatever the split says. Raises InvalidRequest, ModelNotFound, VersionNotFound."""
+    check_run(run)
     with catalog.changing(actor, comment) as change:
         queries.require_version(change.connection, model, version)
         present = _pinned(change, run, model)

@@ -216,6 +216,7 @@ def test_a_label_of_a_home_is_removed(capsys: pytest.CaptureFixture[str], home: 
         (("label", "helpfulness", "stable", "9"), "9"),
         (("label", "helpfulness", "canary", "--remove"), "canary"),
         (("history", "nonsense"), "nonsense"),
+        (("split", "pin", "helpfulness", "my run", "1"), "'my run'"),
         (("split", "set", "helpfulness", "a=1:1", "--ramp", "a=1@0001-01-01T00:00+14:00"), "NAME=WEIGHT@TIME was"),
         (("models", "--server", "127.0.0.1:1"), "--home and --server are both given"),
         (("runs", "--server", "127.0.0.1:1"), "--home and --server are both given"),
