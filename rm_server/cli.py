@@ -84,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(error, WRONG_USAGE)
     except (CommandError, RmError) as error:
         return _say(error, FAILED)
+    except UnicodeEncodeError as error:  # an argument was in another encoding than the system's
+        return _say(ConfigError(f"{error.object!r} is no text."), WRONG_USAGE)
     except BrokenPipeError:
         sys.stderr.close()  # whoever read us (`| head`) has enough
         return FAILED

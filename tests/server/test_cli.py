@@ -245,6 +245,14 @@ def test_a_home_that_is_not_there_is_not_made(
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.parametrize("target", ["home", "server"])
+def test_what_is_no_text_is_wrong_usage(capsys: pytest.CaptureFixture[str], home: Path, target: str) -> None:
+    where = ("--home", home) if target == "home" else ("--server", "127.0.0.1:1")
+    # What Python makes of bytes of another encoding than the system's.
+    status, _, err = run(capsys, "label", "helpfulness", "stable", 2, "--reason", "gr\udcf6sser", *where)
+    assert (status, "is no text" in err, err.count("\n")) == (2, True, 1)
+
+
 def test_no_server_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = run(capsys, "status", "--server", "127.0.0.1:1")
     assert (status, out) == (1, "")
