@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,11 @@ def _text(argument: str) -> str:
     if not argument.startswith("@"):
         return argument
     try:
-        text = sys.stdin.read() if argument == _STDIN else Path(argument[1:]).read_text(encoding="utf-8")
+        # As bytes: the line breaks within are the text's, whatever they are, and its score depends on them.
+        raw = sys.stdin.buffer.read() if argument == _STDIN else Path(argument[1:]).read_bytes()
+        return re.sub(r"\r?\n\Z", "", raw.decode())
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"{argument[1:]} cannot be read: {error}") from error
-    return text.removesuffix("\n")
 
 
 def _print(explained: dict[str, Any], *, is_calibrated: bool) -> None:

@@ -208,18 +208,19 @@ def test_the_command(
     server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = ["--server", server.app.grpc_address]
-    (tmp_path / "story.txt").write_text("the end of the line\n")
+    (tmp_path / "story.txt").write_bytes(b"the end of\r\nthe line\r\n")
     arguments = ["explain", "short", "--prompt", PROMPT, "--completion", f"@{tmp_path}/story.txt", *where]
     assert main(arguments) == 0
     output = capsys.readouterr().out
-    score = server.score("short", "the end of the line", prompt=PROMPT).results[0].score.value
+    score = server.score("short", "the end of\r\nthe line", prompt=PROMPT).results[0].score.value
     assert f"score {score:.9g} (raw logit)" in output
     assert "chosen by the label 'stable'" in output
     assert "truncated by keep_end: 12 of" in output
     assert main([*arguments, "--json"]) == 0
     explained = json.loads(capsys.readouterr().out)
     assert (explained["score"], explained["truncated"], len(explained["tokens"])) == (score, True, 12)
-    monkeypatch.setattr("sys.stdin", io.StringIO("only three words"))
+    assert explained["templated_text"][-1].endswith("the end of\r\nthe line")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"only three words")))
     assert main(["explain", "mix", "--completion", "@-", *where]) == 0
     assert "brief: -2 × 1 = -2" in capsys.readouterr().out
     assert main([*arguments, "--truncation", "refuse"]) == 1
