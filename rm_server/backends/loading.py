@@ -13,7 +13,7 @@ from rm_server.backends.interface import Backend, ComputeSettings, Encoder
 from rm_server.backends.plain_folder import infer_manifest
 from rm_server.backends.rules.backend import RulesBackend, RulesEncoder, SeveralRulesBackend
 from rm_server.backends.rules.rule_list import read_rules
-from rm_server.errors import UnsupportedArtifact
+from rm_server.errors import ArtifactUnreadable, UnsupportedArtifact
 from rm_server.registry.composite import FILE_NAME as COMPOSITE_FILE
 from rm_server.registry.lora import base_folder, tokenizer_folder
 from rm_server.registry.manifest import Manifest
@@ -41,8 +41,15 @@ def load_weightless(folder: Path, manifest: Manifest) -> Backend | None:
 
 
 def check_spec(folder: Path) -> None:
-    """Refuses a spec of a composite that makes no sense, before it becomes a version. Raises UnsupportedArtifact."""
-    if (folder / COMPOSITE_FILE).is_file():  # a pipe is refused by who registers, unread
+    """Refuses a spec of a composite that makes no sense, before it becomes a version.
+
+    Raises UnsupportedArtifact; ArtifactUnreadable where the folder is closed to this process, say.
+    """
+    try:
+        is_composite = (folder / COMPOSITE_FILE).is_file()  # a pipe is refused by who registers, unread
+    except OSError as error:
+        raise ArtifactUnreadable(f"{folder} cannot be read: {error.strerror}.") from error
+    if is_composite:
         read_composite(folder, is_pinned=False)
 
 

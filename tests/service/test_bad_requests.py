@@ -235,6 +235,11 @@ OPERATORS_MISTAKES: dict[str, tuple[Callable[[RunningServer], object], str]] = {
         lambda server: server.models.RegisterVersion(models_pb2.RegisterVersionRequest(model="m", path="/nowhere")),
         "ARTIFACT_UNREADABLE",
     ),
+    # As of a folder that is closed to the server's user, the system does not say whether it is there.
+    "register: no right path": (
+        lambda server: server.models.RegisterVersion(models_pb2.RegisterVersionRequest(model="m", path="x" * 5000)),
+        "ARTIFACT_UNREADABLE",
+    ),
     "list: unknown model": (
         lambda server: server.models.ListModels(models_pb2.ListModelsRequest(model="nonsense")),
         "MODEL_NOT_FOUND",
