@@ -159,9 +159,9 @@ class ScoreLogSettings:
     """A log of scored items as Parquet files, which `rm-server scores` reads.
 
     ``path``: a folder; a relative one is inside the home. None: no log. ``share``: of the calls, 0 to 1. ``log_texts``:
-    prompts and completions, too. A file is closed at ``rotate_rows`` items, at ``rotate_mb`` of memory, or after
-    ``rotate_s``: what a killed server had not written yet is lost. ``max_buffered_mb``: in memory; beyond it, items are
-    dropped. ``keep_mb``: of files; the oldest are deleted beyond it. 0: all are kept.
+    prompts and completions, too. A file is closed at ``rotate_rows`` items, at ``rotate_mb`` of memory (or half of
+    ``max_buffered_mb``), or after ``rotate_s``: what a killed server had not written yet is lost. ``max_buffered_mb``:
+    in memory; beyond it, items are dropped. ``keep_mb``: of files; the oldest are deleted beyond it. 0: all are kept.
     """
 
     path: Path | None = None

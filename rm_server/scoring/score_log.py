@@ -88,7 +88,9 @@ class ScoreLog:
         )
         self._num_items += num_items
         self._num_bytes += num_bytes
-        if self._num_items >= settings.rotate_rows or self._num_bytes >= settings.rotate_mb * 1024 * 1024:
+        # A file of all that may wait would leave no room for what comes while it is written.
+        file_mb = min(settings.rotate_mb, settings.max_buffered_mb / 2)
+        if self._num_items >= settings.rotate_rows or self._num_bytes >= file_mb * 1024 * 1024:
             self._is_file_full.set()
 
     async def run(self) -> None:

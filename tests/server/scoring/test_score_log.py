@@ -109,7 +109,9 @@ async def test_a_share_of_the_calls_is_taken(tmp_path: Path) -> None:
     assert {row["request_id"] for row in rows(tmp_path)} == {"0", "2"}
 
 
-@pytest.mark.parametrize("limit", [{"rotate_rows": 6}, {"rotate_mb": 0.003}, {"rotate_s": 0.01}])
+@pytest.mark.parametrize(
+    "limit", [{"rotate_rows": 6}, {"rotate_mb": 0.003}, {"rotate_s": 0.01}, {"max_buffered_mb": 0.004}]
+)
 async def test_a_file_is_closed_when_it_is_full_or_old(tmp_path: Path, limit: dict[str, Any]) -> None:
     log, _ = make(tmp_path / "not made yet", **limit)
     running = asyncio.create_task(log.run())
