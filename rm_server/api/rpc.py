@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 REQUEST_ID_METADATA_KEY = "x-request-id"
 
+LAST_WRITE_S = 0.5
+"""Of a stream that ends: who reads more slowly is not told why."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unparsed:
@@ -166,7 +169,13 @@ def _send(call: Call, request: Message, context: Any) -> Send:
 
     async def send(message: Message) -> None:
         call.permit.check(request)
-        await context.write(message)
+        writing = asyncio.ensure_future(context.write(message))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            # While a message is being written, gRPC cannot tell the caller why its stream ends.
+            await asyncio.wait((writing,), timeout=LAST_WRITE_S)
+            raise
 
     return send
 

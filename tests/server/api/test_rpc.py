@@ -53,7 +53,13 @@ class Servicer:
         return models_pb2.LoadVersionResponse()
 
     async def WatchModels(self, request: models_pb2.WatchModelsRequest, call: Call, send: Send) -> None:
-        await send(models_pb2.WatchModelsResponse(change=models_pb2.WatchModelsResponse.CHANGE_INITIAL))
+        name = "m" * 2_000_000 if request.model == "large" else "m"  # more than gRPC sends before somebody reads
+        self.entered.set()
+        await send(
+            models_pb2.WatchModelsResponse(
+                change=models_pb2.WatchModelsResponse.CHANGE_INITIAL, model=models_pb2.Model(name=name)
+            )
+        )
         if request.model == "broken":
             raise CatalogUnavailable("The database is gone.")
         await self.go_on.wait()
@@ -175,6 +181,20 @@ async def test_streams_end_when_the_server_does() -> None:
         world.calls.end_streams()
         status, error = await failure(watch.read())
     assert (status.code(), error.reason) == (grpc.StatusCode.UNAVAILABLE, errors_pb2.ERROR_REASON_DRAINING)
+
+
+async def test_a_stream_that_ends_while_it_writes_says_why() -> None:
+    world = World()
+    async with asyncio.timeout(30), world.channel() as channel:
+        watch = models_pb2_grpc.ModelServiceStub(channel).WatchModels(models_pb2.WatchModelsRequest(model="large"))
+        await watch.wait_for_connection()
+        await world.servicer.entered.wait()
+        world.calls.drain()
+        world.calls.end_streams()
+        await asyncio.sleep(0.05)
+        assert len((await watch.read()).model.name) == 2_000_000
+        _, error = await failure(watch.read())
+    assert error.reason == errors_pb2.ERROR_REASON_DRAINING
 
 
 async def test_the_deadline_is_on_the_loop_s_clock() -> None:
