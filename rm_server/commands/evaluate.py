@@ -97,7 +97,7 @@ def _evaluate_in_home(pairs: list[Preference], arguments: argparse.Namespace) ->
     from rm_server.registry.versions_by_name import find_version
     from rm_server.training.composite_scoring import version_scorer
 
-    with opened_home(arguments) as (catalog, artifacts):
+    with opened_home(arguments, may_be_new=True) as (catalog, artifacts):
         record = find_version(catalog.snapshot(), arguments.model)
         folder = folder_with_base(artifacts, record.digest)
         name, manifest = version_name(record.key), read_manifest(folder)

@@ -125,13 +125,19 @@ def open_server_or_home(arguments: argparse.Namespace) -> Iterator[Admin | HomeA
 
 
 @contextmanager
-def opened_home(arguments: argparse.Namespace, *, may_be_lost: bool = False) -> Iterator[tuple[Catalog, ArtifactStore]]:
-    """Catalog and artifacts of the home that the arguments name, which exists; ``may_be_lost``: see `open_home`."""
+def opened_home(
+    arguments: argparse.Namespace, *, may_be_lost: bool = False, may_be_new: bool = False
+) -> Iterator[tuple[Catalog, ArtifactStore]]:
+    """Catalog and artifacts of the home that the arguments name, which exists; ``may_be_lost``: see `open_home`.
+
+    ``may_be_new``: with a shared catalog it is a place for what is fetched, and is made.
+    """
     from rm_server.registry.home import open_home
 
-    if not arguments.home.is_dir():
+    home = home_of(arguments)
+    if not (arguments.home.is_dir() or (may_be_new and home.catalog)):
         raise CommandError(f"{arguments.home} is no folder; --home is the folder that `rm-server serve` runs on.")
-    catalog, artifacts = open_home(home_of(arguments), may_be_lost=may_be_lost)
+    catalog, artifacts = open_home(home, may_be_lost=may_be_lost)
     try:
         yield catalog, artifacts
     finally:
