@@ -48,6 +48,7 @@ RmError
 from __future__ import annotations
 
 import re
+from typing import TypeGuard
 
 _OTHER_REASONS = {"InvalidRequest": "invalid_argument", "InternalError": "internal"}
 
@@ -75,6 +76,11 @@ class RmError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         """Keeps the hint when the error crosses from a worker process."""
         return (_rebuild, (type(self), self.message, self.retry_after_s))
+
+
+def passes(error: RmError | None) -> TypeGuard[Unavailable]:
+    """Whether it is over by itself after a while, as its hint says."""
+    return isinstance(error, Unavailable) and error.retry_after_s is not None
 
 
 def _rebuild(cls: type[RmError], message: str, retry_after_s: float | None) -> RmError:

@@ -232,18 +232,13 @@ class Admin(RunActions, OutcomeActions, ExplainActions):
 
 def _look_at() -> str:
     """What to look at where nobody answers."""
-    proxy = next(
-        (
-            f" {name} is set, so gRPC asks other machines through it, but for those that no_proxy names."
-            for name in _PROXY_VARIABLES
-            if os.environ.get(name)
-        ),
-        "",
-    )
-    return (
+    advice = (
         "Is it the gRPC address of a running rm-server, and does that one speak TLS (--ca), or want a certificate of "
-        f"its callers (--cert, --key)?{proxy}"
+        "its callers (--cert, --key)?"
     )
+    if proxy := next(filter(os.environ.get, _PROXY_VARIABLES), None):
+        advice += f" {proxy} is set, so gRPC asks other machines through it, but for those that no_proxy names."
+    return advice
 
 
 def _model(message: models_pb2.Model) -> Row:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -174,7 +175,8 @@ def _send(call: Call, request: Message, context: Any) -> Send:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
             # While a message is being written, gRPC cannot tell the caller why its stream ends.
-            await asyncio.wait((writing,), timeout=LAST_WRITE_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.gather(writing, return_exceptions=True), LAST_WRITE_S)
             raise
 
     return send

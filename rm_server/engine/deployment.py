@@ -11,12 +11,12 @@ from functools import partial
 from typing import Protocol, TypeAlias
 
 from rm_server.backends.device import device_kind
-from rm_server.engine.engine import Engine, Trial
+from rm_server.engine.engine import Engine
 from rm_server.engine.giving_way import giving_way
 from rm_server.engine.lifecycle import State
-from rm_server.engine.loader import MakeRoom, compute_settings
+from rm_server.engine.loader import LoadTerms, MakeRoom, Trial, compute_settings
 from rm_server.engine.memory import Room
-from rm_server.errors import OutOfMemory, RmError, Unavailable, UnsupportedArtifact, VersionInUse, VersionNotLoaded
+from rm_server.errors import OutOfMemory, RmError, UnsupportedArtifact, VersionInUse, VersionNotLoaded, passes
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.lora import read_base_name
 from rm_server.registry.manifest import PRECISIONS, Manifest, Precision, read_manifest
@@ -125,7 +125,7 @@ class Deployment:
         message = f"{version_name(key)} is made of {version_name(part)}, which is not loaded any more."
         why = self.state_of(part).error
         # What passes of the part, passes of the composite. And perhaps that is loaded again soon, whatever it was.
-        kind = type(why) if isinstance(why, Unavailable) and why.retry_after_s is not None else VersionNotLoaded
+        kind = type(why) if passes(why) else VersionNotLoaded
         self._failed[key] = _Failure.of(kind(message, retry_after_s=RETRY_S))
         self._on_change(key)
 
@@ -177,9 +177,8 @@ class Deployment:
             await (giving_way(verify) if gives_way else asyncio.to_thread(verify))
             folder = self._artifacts.path(record.digest)
             manifest, chosen = await self._chosen(record, precision)
-            loaded = await self._engine.load(
-                key, folder, manifest, chosen, verify, self._trial_of(record), self.make_room, gives_way
-            )
+            terms = LoadTerms(verify, self._trial_of(record), self.make_room, gives_way)
+            loaded = await self._engine.load(key, folder, manifest, chosen, terms)
             self._failed.pop(key, None)
             self._paged_out.discard(key)
             self._metrics.version_loaded(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -13,11 +13,11 @@ from typing import Protocol
 from rm_server.backends.footprint import footprint
 from rm_server.backends.items import Batch, EncodedItem
 from rm_server.config import EngineSettings
-from rm_server.engine.crew import SentBatch, Verify
+from rm_server.engine.crew import SentBatch
 from rm_server.engine.encoding import Encoding, Pair
 from rm_server.engine.host import Computed, attempt, computed
 from rm_server.engine.loaded import Entry, Hold, LoadedVersion
-from rm_server.engine.loader import Loader, MakeRoom
+from rm_server.engine.loader import ON_ITS_OWN, Loader, LoadTerms
 from rm_server.engine.machine import available_bytes
 from rm_server.engine.memory import Estimate, Memory
 from rm_server.engine.pool import Pool, PoolMetrics, QueueStats
@@ -37,9 +37,6 @@ LOAD_WEIGHTLESS = "rm_server.backends.loading:load_weightless"
 
 AT_ONCE_S = 0.0005
 """Work of at most so long, for a version without weights, is done on the event loop: a worker is two hops away."""
-
-Trial = Callable[[LoadedVersion], Awaitable[None]]
-"""Raises what is wrong with a version, judging by what it does beside the others."""
 
 
 class EngineMetrics(PoolMetrics, Protocol):
@@ -151,24 +148,16 @@ class Engine:
         folder: Path,
         manifest: Manifest,
         precision: Precision,
-        verify: Verify = lambda: None,
-        trial: Trial | None = None,
-        make_room: MakeRoom | None = None,
-        gives_way: bool = False,
+        terms: LoadTerms = ON_ITS_OWN,
     ) -> LoadedVersion:
         """Loads beside what serves, warms up and checks. Works, or changes nothing.
 
         A version that is loaded in this precision already is left as it is. Goes on when the caller is cancelled.
-        ``verify`` is asked again before a worker that takes the place of a dead one loads the same files. ``trial`` may
-        encode and submit items before any request may use the version, and raises what is wrong with it.
-        ``make_room`` is asked to unload others where the version does not fit; without it, or where it cannot, the
-        version is refused with the figures. ``gives_way``: see `LoadOrder`.
 
         Raises BrokenVersion's members, OutOfMemory, WorkerFailed, Draining; VersionInUse where it is being unloaded, or
         is loaded in another precision.
         """
-        load = self._load(key, folder, manifest, precision, verify, trial, make_room, gives_way)
-        return await self._tasks.to_the_end(load)
+        return await self._tasks.to_the_end(self._load(key, folder, manifest, precision, terms))
 
     async def unload(self, key: VersionKey) -> None:
         """Takes no new requests, finishes those under way, frees the memory. Goes on when the caller is cancelled.
@@ -335,15 +324,7 @@ class Engine:
     # --- inside ---
 
     async def _load(
-        self,
-        key: VersionKey,
-        folder: Path,
-        manifest: Manifest,
-        precision: Precision,
-        verify: Verify,
-        trial: Trial | None,
-        make_room: MakeRoom | None,
-        gives_way: bool,
+        self, key: VersionKey, folder: Path, manifest: Manifest, precision: Precision, terms: LoadTerms
     ) -> LoadedVersion:
         async with self._load_turn:
             if self._is_draining:
@@ -355,11 +336,11 @@ class Engine:
                     f"{version_name(key)} is being unloaded, or is loaded in another precision than {precision}; "
                     "unload it first."
                 )
-            version = await self._loader.load(key, folder, manifest, precision, verify, make_room, gives_way)
+            version = await self._loader.load(key, folder, manifest, precision, terms)
             entry = self._entries[key] = Entry(version)
-            if trial is not None:
+            if terms.trial is not None:
                 try:
-                    await trial(version)
+                    await terms.trial(version)
                 except BaseException:
                     await self._unload(entry)
                     raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,7 +26,30 @@ from rm_server.registry.records import VersionKey, version_name
 MakeRoom = Callable[[VersionKey, Room], Awaitable[bool]]
 """Unloads another version on the way to room for one; False: there is no way. What is lacking is looked at again."""
 
+Trial = Callable[[LoadedVersion], Awaitable[None]]
+"""Raises what is wrong with a version, judging by what it does beside the others."""
+
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadTerms:
+    """What a load has to mind beside the files.
+
+    ``verify`` is asked again before a worker that takes the place of a dead one loads the same files. ``trial`` may
+    encode and submit items before any request may use the version. ``make_room`` is asked to unload others where the
+    version does not fit; without it, or where it cannot, the version is refused with the figures. ``gives_way``: see
+    `LoadOrder`.
+    """
+
+    verify: Verify = lambda: None
+    trial: Trial | None = None
+    make_room: MakeRoom | None = None
+    gives_way: bool = False
+
+
+ON_ITS_OWN = LoadTerms()
+"""Nothing to mind."""
 
 
 class Loader:
@@ -48,14 +72,12 @@ class Loader:
         folder: Path,
         manifest: Manifest,
         precision: Precision,
-        verify: Verify,
-        make_room: MakeRoom | None,
-        gives_way: bool,
+        terms: LoadTerms,
     ) -> LoadedVersion:
         """Loads into all workers, or into none. Raises BrokenVersion's members, OutOfMemory, WorkerFailed."""
         doing = f"Loading {version_name(key)}"
         settings = compute_settings(self._settings, precision)
-        await self._check_room(key, folder, manifest, settings, make_room)
+        await self._check_room(key, folder, manifest, settings, terms.make_room)
         encoder = await in_thread(doing, lambda: imported(self._load_encoder)(folder, manifest))
         probes = await in_thread(doing, lambda: probes_of(encoder, manifest))
         weightless = await in_thread(doing, lambda: imported(self._load_weightless)(folder, manifest))
@@ -63,8 +85,8 @@ class Loader:
         def check_report(report: LoadReport) -> None:
             check(key, manifest, report.precision, probes, report.probe_scores)
 
-        order = LoadOrder(key, folder, manifest, settings, self._batches(probes.items), gives_way)
-        reports = await self._pool.load(order, check_report, verify)
+        order = LoadOrder(key, folder, manifest, settings, self._batches(probes.items), terms.gives_way)
+        reports = await self._pool.load(order, check_report, terms.verify)
         self._memory.came(key, folder, precision, reports)
         self._num_loads += 1
         return LoadedVersion(

@@ -14,9 +14,10 @@ from typing import Protocol, TypeVar
 from rm_server.backends.loading import check_spec
 from rm_server.engine.changes import Subscription
 from rm_server.engine.deployment import Deployment, VersionStatus
-from rm_server.engine.engine import Engine, Trial
+from rm_server.engine.engine import Engine
 from rm_server.engine.following import Following, Guard, VersionMetrics
 from rm_server.engine.lifecycle import Policy
+from rm_server.engine.loader import Trial
 from rm_server.engine.pager import Pager, PagingMetrics
 from rm_server.errors import CatalogUnavailable, NotFound, RmError, VersionInUse, VersionNotLoaded
 from rm_server.registry import splits

@@ -6,7 +6,7 @@ Another server may have it meanwhile: these are errors that clients repeat there
 from __future__ import annotations
 
 from rm_server.engine.deployment import VersionStatus
-from rm_server.errors import Draining, RmError, Unavailable
+from rm_server.errors import Draining, RmError, passes
 from rm_server.registry.records import VersionKey, version_name
 
 LOADING_RETRY_S = 0.5
@@ -19,6 +19,6 @@ def not_yet(key: VersionKey, status: VersionStatus, is_wanted: bool, whose: str 
     name, error = version_name(key) + whose, status.error
     if status.state in ("REGISTERED", "LOADING"):
         return Draining(f"{name} is being loaded on this server; come back soon.", retry_after_s=LOADING_RETRY_S)
-    if isinstance(error, Unavailable) and error.retry_after_s is not None:  # its load is tried again by itself
+    if passes(error):  # its load is tried again by itself
         return type(error)(f"{name} is not loaded on this server: {error.message}", retry_after_s=error.retry_after_s)
     return None

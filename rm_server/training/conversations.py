@@ -44,26 +44,34 @@ def without_prompt(prompt: Content, chosen: Content, rejected: Content, place: s
     """Takes the prompt off completions that are whole conversations, which begin with it, or with turns up to it."""
     if not (is_messages(chosen) and is_messages(rejected)):
         return prompt, chosen, rejected
-    length = 0
-    if is_messages(prompt) and chosen[: len(prompt)] == rejected[: len(prompt)] == prompt:
-        length = len(prompt)
-    elif _awaits_answer(prompt) and (first := next(filter(_is_before_answers, (chosen[0], rejected[0])), None)):
-        alike = itertools.takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False))
-        turns = [
-            number
-            for number, (turn, _) in enumerate(alike, start=1)
-            if turn.content == prompt and _is_before_answers(turn)
-        ]
-        if not turns:
-            raise BadData(
-                f"{place}: `chosen` or `rejected` begins with a {first.role}'s turn, so they are whole conversations, "
-                "and `prompt` is not what both begin with. Leave `prompt` out, or put only the answers into `chosen` "
-                "and `rejected`."
-            )
-        length = turns[-1]
-    if length and length >= min(len(chosen), len(rejected)):
+    length = _num_repeated(prompt, chosen, rejected, place)
+    if length == 0:
+        return prompt, chosen, rejected
+    if length >= min(len(chosen), len(rejected)):
         raise BadData(f"{place}: a completion has nothing after the prompt.")
-    return (chosen[:length], chosen[length:], rejected[length:]) if length else (prompt, chosen, rejected)
+    return chosen[:length], chosen[length:], rejected[length:]
+
+
+def _num_repeated(
+    prompt: Content, chosen: tuple[ChatMessage, ...], rejected: tuple[ChatMessage, ...], place: str
+) -> int:
+    """How many turns of both are the prompt and what comes before it; 0: both are answers alone."""
+    if is_messages(prompt) and chosen[: len(prompt)] == rejected[: len(prompt)] == prompt:
+        return len(prompt)
+    first = next(filter(_is_before_answers, (chosen[0], rejected[0])), None)
+    if first is None or not _awaits_answer(prompt):
+        return 0
+    alike = itertools.takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False))
+    turns = [
+        number for number, (turn, _) in enumerate(alike, start=1) if turn.content == prompt and _is_before_answers(turn)
+    ]
+    if not turns:
+        raise BadData(
+            f"{place}: `chosen` or `rejected` begins with a {first.role}'s turn, so they are whole conversations, "
+            "and `prompt` is not what both begin with. Leave `prompt` out, or put only the answers into `chosen` and "
+            "`rejected`."
+        )
+    return turns[-1]
 
 
 def _awaits_answer(prompt: Content) -> bool:

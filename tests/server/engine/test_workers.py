@@ -16,6 +16,7 @@ from fake_versions import items, outcomes, running_engine
 
 from rm_server.engine import crew, workers
 from rm_server.engine.engine import Engine
+from rm_server.engine.loader import LoadTerms
 from rm_server.errors import CatalogUnavailable, RmError, VersionNotLoaded, WorkerFailed
 
 KEY = ("m", 1)
@@ -86,7 +87,7 @@ async def test_a_version_that_kills_each_new_worker_is_given_up_and_the_others_s
 async def test_what_a_new_worker_loads_gives_way_to_nobody(tmp_path: Path) -> None:
     """Beside other busy programs, calls would wait for minutes until one serves again."""
     async with running_engine(workers=1) as engine:
-        await engine.load(KEY, tmp_path, fake.make_version(tmp_path), "fp32", gives_way=True)
+        await engine.load(KEY, tmp_path, fake.make_version(tmp_path), "fp32", LoadTerms(gives_way=True))
         os.kill(engine.worker_pids[0], signal.SIGKILL)
         await fake.until(lambda: len(fake.noted(tmp_path, "niceness")) == 2)
         first, again = fake.noted(tmp_path, "niceness")
@@ -159,7 +160,7 @@ async def test_what_waited_for_a_version_that_is_lost_for_now_may_be_sent_again(
         raise CatalogUnavailable("as if the store were away", retry_after_s=2.0)
 
     async with running_engine(workers=1) as engine:
-        await engine.load(KEY, tmp_path, fake.make_version(tmp_path), "fp32", verify)
+        await engine.load(KEY, tmp_path, fake.make_version(tmp_path), "fp32", LoadTerms(verify))
         (pid,) = engine.worker_pids
         os.kill(pid, signal.SIGKILL)
         assert await outcomes(engine.submit(KEY, items([2]))) == [WorkerFailed]
