@@ -1,20 +1,16 @@
 """Scores the rows of a file into another file; a run that was interrupted goes on where it was.
 
-Beside the output grows a journal, `OUTPUT.partial`: a line that says what is being done, then one line for each row,
-in order. All rows are scored by one version: the one that scored the first rows, pinned by its digest from then on,
-in later runs, too, and with the calibration it had. When the last row is in, rows and journal become the output in one
-step.
+Beside the output grows a journal, `OUTPUT.partial` (see score_journal.py). All rows are scored by one version: the one
+that scored the first rows, pinned by its digest from then on, in later runs, too, and with the calibration it had. When
+the last row is in, rows and journal become the output in one step.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,10 +26,10 @@ from ppo_client.client.errors import (
     ItemsUnavailable,
     RewardClientError,
     UnsupportedContent,
-    VersionChanged,
 )
 from ppo_client.client.row_writer import checked_rows, write_with_fields
 from ppo_client.client.score_call import ScoreOptions, TruncationRule
+from ppo_client.client.score_journal import Journal, Pin
 from ppo_client.client.scores import Scores
 
 _BATCHES_UNDER_WAY = 4
@@ -92,17 +88,6 @@ class Summary:
     model: str
     version: int | None
     digest: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Pin:
-    """The version that scores the whole file."""
-
-    model: str
-    version: int
-    digest: str
-    calibration: str | None = None
-    """By digest; None: raw scores"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +186,7 @@ def _awaited(future: Future[Scores], on_wait: Callable[[float], None]) -> Scores
     return future.result()
 
 
-def _submit(client: RewardClient, job: ScoreJob, pin: _Pin | None, batch: _Batch) -> Future[Scores]:
+def _submit(client: RewardClient, job: ScoreJob, pin: Pin | None, batch: _Batch) -> Future[Scores]:
     rows = [batch.rows[index] for index in batch.sent]
     options: ScoreOptions = {"calibrated": job.calibrated, "truncation": job.truncation, "rendered": job.rendered}
     if pin is not None:
@@ -214,7 +199,7 @@ def _submit(client: RewardClient, job: ScoreJob, pin: _Pin | None, batch: _Batch
     )
 
 
-def _lines(job: ScoreJob, first: int, batch: _Batch, outcome: Scores | ItemsFailed) -> tuple[_Pin, list[Row]]:
+def _lines(job: ScoreJob, first: int, batch: _Batch, outcome: Scores | ItemsFailed) -> tuple[Pin, list[Row]]:
     """What the journal gets for these rows, the first of which is number ``first``, from 0."""
     if isinstance(outcome, Scores):
         pairs = zip(outcome.values, outcome.truncated, strict=True)
@@ -232,7 +217,7 @@ def _lines(job: ScoreJob, first: int, batch: _Batch, outcome: Scores | ItemsFail
     lines = {index: _error_line(error) for index, error in batch.refused.items()}
     lines |= zip(batch.sent, answers, strict=True)
     calibration = outcome.calibration.digest if outcome.calibration else None
-    pin = _Pin(outcome.model, outcome.version, outcome.digest, calibration)
+    pin = Pin(outcome.model, outcome.version, outcome.digest, calibration)
     return pin, [lines[index] for index in range(len(batch.rows))]
 
 
@@ -308,89 +293,3 @@ def _added(job: ScoreJob, journal: Journal) -> Iterator[Row]:
         assert pin is not None
         scored = {f"{name}_{key}" if key != "score" else name: value for key, value in line.items()}
         yield scored | {f"{name}_version": f"{pin.model}@{pin.version}", f"{name}_digest": pin.digest}
-
-
-class Journal:
-    """What has been done of a job: opened anew, it is where it was. A line that was torn off is not counted.
-
-    While it is open it is locked, so that two runs of one job do not both write to it. Raises InvalidFile.
-    """
-
-    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
-        self.path = path
-        self.pin: _Pin | None = None
-        self.num_rows = 0
-        self.num_failed = 0
-        self._identity = identity
-
-    def __enter__(self) -> Journal:
-        try:
-            self._file = self.path.open("a+b")
-        except OSError as error:
-            raise InvalidFile(f"{self.path} cannot be written: {error}") from error
-        try:
-            self._lock()
-            self._resume()
-        except BaseException:
-            self._file.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.pin is None:
-            self.path.unlink(missing_ok=True)  # nothing was done
-        self._file.close()
-
-    def add(self, pin: _Pin, lines: list[Row]) -> None:
-        """Appends the lines of the next rows; they are on disk when it returns. Raises VersionChanged."""
-        if self.pin is None:
-            self.pin = pin
-            self._write(self._identity | {"scored_by": asdict(pin)})
-        elif pin != self.pin:  # model, version and digest were asked for
-            raise VersionChanged(
-                f"{pin.model}@{pin.version} was calibrated anew: its scores have the calibration "
-                f"{pin.calibration or 'none':.12}, those in {self.path} {self.pin.calibration or 'none':.12}, which is "
-                "another scale; remove that file to begin again"
-            )
-        for line in lines:
-            self._write(line)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.num_rows += len(lines)
-        self.num_failed += sum("error" in line for line in lines)
-
-    def lines(self) -> Iterator[Row]:
-        """One for each row."""
-        with self.path.open("rb") as file:
-            yield from islice(map(json.loads, file), 1, None)
-
-    def _write(self, line: Row) -> None:
-        self._file.write(json.dumps(line).encode() + b"\n")
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InvalidFile(f"{self.path} is being written by another run; wait for it, or end it") from None
-
-    def _resume(self) -> None:
-        self._file.seek(0)
-        content = self._file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        try:
-            header, *lines = [json.loads(line) for line in whole.splitlines()] or [{}]
-            pin = _Pin(**header.pop("scored_by")) if header else None
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise InvalidFile(f"{self.path} is not what a run of this command left; remove it") from None
-        self._file.truncate(len(whole))
-        if pin is None:
-            return
-        # What it does not name was no option yet when it was begun.
-        if changed := [name for name, value in self._identity.items() if header.get(name, False) != value]:
-            raise InvalidFile(
-                f"{self.path} is of a run with another {' and '.join(changed)}; finish that one, or remove the file to "
-                "start anew"
-            )
-        self.pin = pin
-        self.num_rows = len(lines)
-        self.num_failed = sum("error" in line for line in lines)
