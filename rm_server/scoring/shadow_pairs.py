@@ -89,8 +89,8 @@ class PairBuffer:
         """Flushes for ever, and keeps the gauges."""
         while True:
             await asyncio.sleep(self._settings.flush_interval_s)
-            self._show()
             try:
+                self._show()
                 await self.flush()
             except RmError as error:
                 _log.warning("%d pairs of scores wait for the catalog: %s", len(self._waiting), error)
