@@ -11,7 +11,7 @@ from rm_api.v1 import models_pb2
 from rm_server.api.convert import calibration
 from rm_server.api.error_map import error_message
 from rm_server.engine.versions import VersionManager
-from rm_server.registry.records import EvaluationRecord, HistoryRecord, VersionKey
+from rm_server.registry.records import EvaluationRecord, HistoryRecord, VersionRecord
 
 STATES = {
     "REGISTERED": models_pb2.VERSION_STATE_REGISTERED,
@@ -31,11 +31,10 @@ def timestamp(time: datetime) -> Timestamp:
 
 
 def version_message(
-    versions: VersionManager, key: VersionKey, evaluations: Iterable[EvaluationRecord] = ()
+    versions: VersionManager, record: VersionRecord, evaluations: Iterable[EvaluationRecord] = ()
 ) -> models_pb2.Version:
-    """A version of the present snapshot, with its state on this server."""
-    snapshot = versions.snapshot
-    record, status = snapshot.versions[key], versions.state_of(key)
+    """A version with its state on this server; the present snapshot may not have it yet."""
+    snapshot, status = versions.snapshot, versions.state_of(record.key)
     return models_pb2.Version(
         model=record.model,
         version=record.version,
@@ -59,7 +58,7 @@ def version_message(
             )
             for evaluation in evaluations
         ],
-        parts=[f"{part}@{number}" for part, number in snapshot.parts.get(key, ())],
+        parts=[f"{part}@{number}" for part, number in snapshot.parts.get(record.key, ())],
     )
 
 
@@ -68,7 +67,7 @@ def model_message(versions: VersionManager, model: str) -> models_pb2.Model:
     snapshot = versions.snapshot
     return models_pb2.Model(
         name=model,
-        versions=[version_message(versions, (model, version)) for version in snapshot.versions_of(model)],
+        versions=[version_message(versions, snapshot.versions[model, own]) for own in snapshot.versions_of(model)],
         labels=snapshot.labels_of(model),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -17,7 +18,7 @@ from rm_server.engine.versions import VersionManager
 from rm_server.errors import CatalogUnavailable, InvalidRequest
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.manifest import PRECISIONS, Precision
-from rm_server.registry.records import VersionKey
+from rm_server.registry.records import EvaluationRecord, VersionKey
 from rm_server.scoring.routing import DEFAULT_LABEL, resolve
 from rm_server.scoring.selector import parse
 
@@ -51,7 +52,7 @@ class ModelService:
             request.model, Path(request.path), call.actor, request.comment, call.permit.check_model
         )
         call.key = record.key
-        return models_pb2.RegisterVersionResponse(version=self._version(record.key), created=created)
+        return models_pb2.RegisterVersionResponse(version=version_message(self._versions, record), created=created)
 
     async def ListModels(self, request: models_pb2.ListModelsRequest, call: Call) -> models_pb2.ListModelsResponse:
         """All models, or one."""
@@ -66,7 +67,7 @@ class ModelService:
         """One version with its evaluations."""
         call.key = key = await self._key(request.selector)
         evaluations = await asyncio.to_thread(self._catalog.evaluations, *key)
-        return models_pb2.GetVersionResponse(version=version_message(self._versions, key, evaluations))
+        return models_pb2.GetVersionResponse(version=self._version(key, evaluations))
 
     async def LoadVersion(self, request: models_pb2.LoadVersionRequest, call: Call) -> models_pb2.LoadVersionResponse:
         """Loads, warms up and checks; answers when the version serves."""
@@ -170,8 +171,8 @@ class ModelService:
     def _model(self, name: str) -> models_pb2.Model:
         return model_message(self._versions, name)
 
-    def _version(self, key: VersionKey) -> models_pb2.Version:
-        return version_message(self._versions, key)
+    def _version(self, key: VersionKey, evaluations: Iterable[EvaluationRecord] = ()) -> models_pb2.Version:
+        return version_message(self._versions, self._versions.snapshot.versions[key], evaluations)
 
 
 def _precision(text: str) -> Precision | None:

@@ -46,7 +46,7 @@ class PromotionService:
                 key, label, expected=present, why=spoken(decision), actor=call.actor, comment=request.comment
             )
         return models_pb2.PromoteVersionResponse(
-            version=version_message(self._versions, key),
+            version=version_message(self._versions, self._versions.snapshot.versions[key]),
             previous_version=present or 0,
             allowed=decision.is_allowed,
             findings=decision.findings,

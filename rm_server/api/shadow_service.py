@@ -41,7 +41,7 @@ class ShadowService:
             set_shadow, self._catalog, *key, request.shadow.share, call.actor, request.comment
         )
         call.key = key
-        await self._versions.refresh()
+        await self._versions.take_in()
         return experiments_pb2.SetShadowResponse(shadow=_message(shadow))
 
     async def ListShadows(
@@ -62,7 +62,7 @@ class ShadowService:
             remove_shadow, self._catalog, request.model, request.version, call.actor, request.comment
         )
         call.key = (request.model, request.version)
-        await self._versions.refresh()
+        await self._versions.take_in()
         return experiments_pb2.RemoveShadowResponse()
 
     async def GetShadowReport(

@@ -130,6 +130,13 @@ class VersionManager:
         """Looks into the catalog now rather than in a second: another process may just have changed it."""
         await self._following.refresh()
 
+    async def take_in(self) -> None:
+        """As `refresh`, after a change of the catalog: that is done, and is no failure where it cannot be read now."""
+        try:
+            await self.refresh()
+        except CatalogUnavailable as error:
+            _log.warning("The catalog was changed, and could not be read after that; it will be soon: %s", error)
+
     # --- the operator's actions ---
 
     async def load(self, key: VersionKey, precision: Precision | None, actor: str, comment: str = "") -> None:
@@ -250,7 +257,7 @@ class VersionManager:
             raise
         self._following.forced_out.discard(key)
         self._retiring.pop(key, None)
-        await self._take_in()
+        await self.take_in()
 
     async def _unload(self, key: VersionKey, force: bool, actor: str, comment: str = "") -> None:
         async with self._following.lock(key):
@@ -288,7 +295,7 @@ class VersionManager:
                 self._following.forced_out.add(key)
             if self._deployment.is_loaded(key):
                 await self._deployment.unload(key)
-            await self._take_in()
+            await self.take_in()
 
     async def _move_label(
         self, key: VersionKey, label: str, load: bool, actor: str, comment: str, move: Callable[[], int | None]
@@ -305,7 +312,7 @@ class VersionManager:
             previous = await asyncio.to_thread(move)
             self._following.forced_out.discard(key)
             self._retiring.pop(key, None)
-            await self._take_in()
+            await self.take_in()
             self._metrics.label_moved(key[0])
             return previous
 
@@ -317,13 +324,13 @@ class VersionManager:
             await self._load_and_want(self._following.record(key), None, actor, comment)
             moved = await asyncio.to_thread(self._catalog.rollback, model, label, actor, comment, expected=target)
             self._retiring.pop(key, None)
-            await self._take_in()
+            await self.take_in()
             self._metrics.label_moved(model)
             return moved
 
     async def _remove_label(self, model: str, label: str, actor: str, comment: str) -> int:
         previous = await asyncio.to_thread(self._catalog.remove_label, model, label, actor, comment)
-        await self._take_in()
+        await self.take_in()
         self._metrics.label_moved(model)
         return previous
 
@@ -344,7 +351,7 @@ class VersionManager:
 
     async def _change(self, change: Callable[[], T]) -> T:
         result = await asyncio.to_thread(change)
-        await self._take_in()
+        await self.take_in()
         return result
 
     async def _retire(self, key: VersionKey, actor: str) -> None:
@@ -370,8 +377,11 @@ class VersionManager:
             await asyncio.to_thread(self._catalog.delete_version, *key, actor, comment)
             self._deployment.forget(key)
             self._following.forced_out.discard(key)
-            await self._take_in()
-        await asyncio.to_thread(sweep_artifacts, self._catalog, self._artifacts)
+            await self.take_in()
+        try:
+            await asyncio.to_thread(sweep_artifacts, self._catalog, self._artifacts)
+        except CatalogUnavailable as error:
+            _log.warning("%s is deleted; its files stay until the next version is: %s", version_name(key), error)
 
     def _retire_some(self) -> None:
         """Begins to unload what was to go as soon as nothing needs it."""
@@ -379,13 +389,6 @@ class VersionManager:
             is_free = not self._following.labels_naming(key) and self._following.need_of(key) is None
             if is_free and not self._following.is_busy(key):
                 self._following.begin(key, partial(self._retire, key, actor))
-
-    async def _take_in(self) -> None:
-        """Takes in what the catalog says after a change that is done, and is not undone where it cannot be read now."""
-        try:
-            await self.refresh()
-        except CatalogUnavailable as error:
-            _log.warning("The catalog was changed, and could not be read after that; it will be soon: %s", error)
 
     def _is_ready(self, key: VersionKey) -> bool:
         """Whether its calls are answered: a composite that is loaded may lack a part."""
