@@ -30,6 +30,7 @@ class ScoreMetrics:
             VERSION,
             is_of_loaded_versions=True,
         )
+        self._calibrated: set[VersionKey] = set()
         self._logged = families.counter(
             "rm_score_log_items_total",
             "Scored items for the score log: written, or dropped because too much waits for the disk.",
@@ -61,6 +62,11 @@ class ScoreMetrics:
         self._std.labels(*labels).set(std)
         if calibrated_mean is not None:
             self._calibrated_mean.labels(*labels).set(calibrated_mean)
+            self._calibrated.add(key)
+        elif key in self._calibrated:  # a backup was restored in which it had none
+            self._calibrated.remove(key)
+            with suppress(KeyError):  # it was unloaded meanwhile
+                self._calibrated_mean.remove(*labels)
 
     def scores_logged(self, outcome: str, num_items: int) -> None:
         """``num_items`` were ``written`` to the score log, or ``dropped``."""

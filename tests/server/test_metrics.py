@@ -103,6 +103,16 @@ def test_a_version_that_is_deleted_leaves_nothing_behind_and_may_come_again() ->
     assert value(metrics, "rm_items_total", model="helpfulness", version="3", reason="ok") == 2
 
 
+def test_a_version_without_a_calibration_any_more_has_no_mean_on_the_common_scale() -> None:
+    metrics = Metrics()
+    labels = {"model": "helpfulness", "version": "3"}
+    metrics.recent_scores(KEY, 0.5, 1.0, 0.1)
+    assert value(metrics, "rm_score_calibrated_mean", **labels) == 0.1
+    metrics.recent_scores(KEY, 0.6, 1.0, None)
+    assert value(metrics, "rm_score_calibrated_mean", **labels) is None
+    assert value(metrics, "rm_score_mean", **labels) == 0.6
+
+
 def test_a_version_that_stays_unloaded_leaves_its_counts_for_an_hour() -> None:
     now = 0.0
     metrics = everything_happened(clock=lambda: now)
