@@ -58,7 +58,7 @@ class RunActivity:
                 return
             try:
                 await asyncio.to_thread(write_activity, self._catalog, leases, statistics)
-            except RmError:
+            except Exception:
                 self.statistics.put_back(statistics)
                 raise
             self._leases.note_written(leases)

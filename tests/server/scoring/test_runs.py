@@ -213,6 +213,20 @@ async def test_a_list_of_runs_however_long_is_put_together_beside_the_calls(
     assert threading.current_thread() not in threads
 
 
+async def test_statistics_are_kept_whatever_hinders_their_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_runs(tmp_path) as (_world, runs, _clock):
+        runs.scored("r", await call(runs, "m", "r"), [1.0, 2.0], 10)
+        with monkeypatch.context() as hindered:
+            hindered.setattr(run_activity, "write_activity", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                await runs._activity.write(everything=True)
+        await runs._activity.write(everything=True)
+        (status,) = await runs.statuses()
+        assert (status.items, status.score_mean) == (2, 1.5)
+
+
 async def test_counts_whether_a_lease_is_new_kept_or_moved(tmp_path: Path) -> None:
     async with running_runs(tmp_path) as (world, runs, _clock):
 
