@@ -249,5 +249,6 @@ def _prompts(args: argparse.Namespace, tokenizer: Any | None, *, keeps_eos: bool
     reward = RewardConfig(prompt_template=args.prompt_template, input="token_ids" if tokenizer is None else "text")
     if args.prompts:
         data = DataConfig(prompts=args.prompts, field=args.field, where=args.where, max_prompt_tokens=everything)
-        return load_prompts(data, reward, tokenizer, keeps_eos=keeps_eos)
+        are_scored = args.reward is not None
+        return load_prompts(data, reward, tokenizer, keeps_eos=keeps_eos, are_scored=are_scored)
     return [make_prompt(text, reward, tokenizer, "--prompt", keeps_eos=keeps_eos) for text in args.prompt]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ppo_client.client.content import check_pair
+from ppo_client.client.errors import InvalidRequest
 from ppo_client.client.scores import Content
 from ppo_client.ppo.config import DataConfig, RewardConfig
 from ppo_client.ppo.errors import DataError
@@ -23,18 +25,24 @@ class Prompt:
 
 
 def load_prompts(
-    data: DataConfig, reward: RewardConfig, tokenizer: Any | None, *, keeps_eos: bool = False
+    data: DataConfig,
+    reward: RewardConfig,
+    tokenizer: Any | None,
+    *,
+    keeps_eos: bool = False,
+    are_scored: bool = True,
 ) -> list[Prompt]:
     """All prompts of the file, in its order. Raises DataError where one cannot be used.
 
-    `keeps_eos`: whether a text keeps the EOS that its tokenizer ends it with, as encoders read it.
+    `keeps_eos`: whether a text keeps the EOS that its tokenizer ends it with, as encoders read it. `are_scored`:
+    whether a reward model is to be sent them.
     """
     path = Path(data.prompts)
     prompts = []
     for place, row in read_rows(path, data.where, [data.field]):
         if data.field not in row:
             raise DataError(f"{place}: no field {data.field!r}; it has {', '.join(row)}")
-        prompt = make_prompt(row[data.field], reward, tokenizer, place, keeps_eos=keeps_eos)
+        prompt = make_prompt(row[data.field], reward, tokenizer, place, keeps_eos=keeps_eos, is_scored=are_scored)
         if len(prompt.token_ids) > data.max_prompt_tokens:
             if data.overlong == "drop":
                 continue
@@ -55,7 +63,13 @@ def load_prompts(
 
 
 def make_prompt(
-    value: Any, reward: RewardConfig, tokenizer: Any | None, place: str, *, keeps_eos: bool = False
+    value: Any,
+    reward: RewardConfig,
+    tokenizer: Any | None,
+    place: str,
+    *,
+    keeps_eos: bool = False,
+    is_scored: bool = True,
 ) -> Prompt:
     """A prompt of text, chat messages or token ids. Raises DataError, which names `place`."""
     ids: list[int]
@@ -85,12 +99,22 @@ def make_prompt(
             raise DataError(f"{place}: chat messages, and the policy's tokenizer has no chat template")
         text, content = "\n".join(f"{message['role']}: {message['content']}" for message in value), value
         check_unicode(text, place)
+        if is_scored and reward.input == "text":
+            _check_can_be_sent(value, place)
         ids = _rendered(value, tokenizer, place)
     else:
         raise DataError(f"{place}: a prompt is text, chat messages or token ids, and not empty; this is {value!r:.80}")
     if not ids:
         raise DataError(f"{place}: the tokenizer makes no tokens of {text!r:.80}")
     return Prompt(ids, ids if reward.input == "token_ids" else content, text)
+
+
+def _check_can_be_sent(messages: Content, place: str) -> None:
+    """The client would refuse them, too, and by then a run has been set up and has written its first responses."""
+    try:
+        check_pair(messages, "")
+    except InvalidRequest as error:
+        raise DataError(f"{place}: {error}") from error
 
 
 def _rendered(messages: Any, tokenizer: Any, place: str) -> list[int]:

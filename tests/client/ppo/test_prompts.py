@@ -85,6 +85,31 @@ def test_chat_messages(tmp_path: Path) -> None:
         load(path, tokenizer=tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ({"role": "user", "content": "hi", "name": "ann"}, r"has the fields \['content', 'name', 'role'\]"),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+            "has a role of type str and a content of type list",
+        ),
+    ],
+)
+def test_messages_that_a_reward_model_cannot_be_sent_are_refused_where_one_is(
+    tmp_path: Path, message: Any, says: str
+) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("message['content']", "message['content'] | string")
+    path = write(
+        tmp_path / "p.jsonl", {"prompt": [{"role": "user", "content": "hi", "name": None}]}, {"prompt": [message]}
+    )
+    with pytest.raises(DataError, match=f"line 2: the prompt, message 0 {says}"):
+        load(path, tokenizer=tokenizer)
+    assert len(load(path, tokenizer=tokenizer, reward=RewardConfig(input="token_ids"))) == 2
+    data = DataConfig(prompts=str(path))
+    assert len(load_prompts(data, RewardConfig(), tokenizer, are_scored=False)) == 2
+
+
 def test_rows_can_be_chosen(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", {"prompt": [1], "split": "train"}, {"prompt": [2], "split": "test"})
     reward = RewardConfig(input="token_ids")
