@@ -155,11 +155,10 @@ def assess_folder(
 ) -> Report:
     """``pairs``: what is evaluated of the file ``data``. ``name``: what the report calls it, if not like the folder."""
     from rm_server.registry.digest import digest_of, hash_file
-    from rm_server.registry.layout import BASE_FOLDER, SPLIT_FILE
+    from rm_server.registry.layout import BASE_FOLDER
     from rm_server.training.assessment import Subject, assess
-    from rm_server.training.preferences import read_split
+    from rm_server.training.trained_prompts import trained_groups
 
-    split_file = folder / SPLIT_FILE
     return assess(
         score,
         Subject(
@@ -171,7 +170,7 @@ def assess_folder(
         ),
         pairs,
         ratings=ratings,
-        trained_groups=read_split(split_file)["train"] if split_file.exists() else (),
+        trained_groups=trained_groups(folder, manifest.kind),
     )
 
 

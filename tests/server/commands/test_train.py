@@ -132,6 +132,22 @@ def test_evaluate_finds_a_version_in_a_home_and_files_the_report(
     assert content["data"]["num_trained_prompts"] == 48, "a version of a home knows what it was trained on"
 
 
+def test_a_composite_was_trained_on_what_its_parts_were_trained_on(
+    trained: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, spec = tmp_path / "home", tmp_path / "sum"
+    spec.mkdir()
+    words = {"name": "words", "version": "words@1", "weight": 1.0}
+    brevity = {"name": "brevity", "rule": {"type": "length", "max": 9}, "weight": 0.1}
+    (spec / "composite.json").write_text(json.dumps({"components": [words, brevity]}))
+    for model, folder in (("words", trained), ("sum", spec)):
+        assert run("register", model, folder, "--home", home, "--quiet") == 0
+    capsys.readouterr()
+    data = ("--data", pairs_file, "--json", "--quiet")
+    assert run("evaluate", "--home", home, "--model", "sum@1", *data) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["num_trained_prompts"] == 48
+
+
 def test_options_that_do_not_fit_are_refused(trained: Path, pairs_file: Path, tmp_path: Path) -> None:
     data = ("--data", pairs_file, "--quiet")
     with pytest.raises(InvalidRequest, match="--home needs --model"):
