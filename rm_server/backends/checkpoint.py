@@ -23,7 +23,7 @@ Model: TypeAlias = Any
 LoadingInfo: TypeAlias = dict[str, Any]
 
 _NAMES_SHOWN = 6
-_POSITION_TABLES = ("position_embeddings", "wpe", "embed_positions", "positions_embed")
+_POSITION_TABLES = ("position_embeddings", "wpe", "embed_positions", "positions_embed", "pos_encoding")
 # A constant that older GPT-2 checkpoints carry among the weights; no release of the last years reads it.
 _LEFT_OVER = (".attn.masked_bias",)
 
@@ -170,13 +170,16 @@ def position_limit(config: Config, backbone: torch.nn.Module) -> int | None:
 
 
 def table_limit(config: Config, backbone: torch.nn.Module) -> int | None:
-    """The longest item in tokens that a learnt position table has rows for; None where positions are computed.
+    """The longest item in tokens that a position table has rows for; None where positions are computed as needed.
 
     OPT's table has two rows that no position reads, so the rows alone do not say it.
     """
-    for name, module in backbone.named_modules():
-        if isinstance(module, torch.nn.Embedding) and name.endswith(_POSITION_TABLES):
-            rows = module.num_embeddings - position_offset(backbone)
+    learnt = {
+        name: module.weight for name, module in backbone.named_modules() if isinstance(module, torch.nn.Embedding)
+    }
+    for name, table in {**learnt, **dict(backbone.named_buffers())}.items():  # GPT-J's and CTRL's are not learnt
+        if name.endswith(_POSITION_TABLES):
+            rows = len(table) - position_offset(backbone)
             return min(rows, position_limit(config, backbone) or rows)
     return None
 

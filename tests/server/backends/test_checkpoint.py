@@ -153,8 +153,12 @@ def test_a_constant_of_older_checkpoints_is_no_weight(tmp_path: Path) -> None:
         ("opt", {"max_position_embeddings": 64}),  # a table of 66 rows
         ("openai-gpt", {"n_embd": 48, "n_positions": 64}),
         ("roberta", {"max_position_embeddings": 66, "pad_token_id": 1}),
+        ("gptj", {"n_positions": 64, "n_embd": 48, "n_head": 4, "n_layer": 1, "rotary_dim": 4}),  # a buffer of sines
+        ("ctrl", {"n_positions": 64, "n_embd": 48, "n_head": 4, "n_layer": 1, "dff": 48}),
     ],
 )
-def test_a_position_table_may_have_rows_that_no_position_reads(family: str, settings: dict[str, int]) -> None:
+def test_a_position_table_may_be_no_weight_and_have_rows_that_no_position_reads(
+    family: str, settings: dict[str, int]
+) -> None:
     config = AutoConfig.for_model(family, **settings)
     assert table_limit(config, empty_model(config).base_model) == 64
