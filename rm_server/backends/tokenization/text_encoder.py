@@ -245,9 +245,12 @@ class TextEncoder:
     def _of_ids(self, prompt: tuple[int, ...], completion: tuple[int, ...], rule: TruncationRule) -> EncodedItem:
         """Ids are used as they are: no template, no special tokens, no EOS added."""
         ids = checked_ids(prompt + completion, self._vocabulary_size)
-        start = len(prompt)
-        if not self.max_tokens or len(ids) <= self.max_tokens:
-            return EncodedItem(ids=ids, num_tokens=len(ids), completion_start=start)
+        item = EncodedItem(ids=ids, num_tokens=len(ids), completion_start=len(prompt))
+        if self._pad_id is not None:  # which takes no room that the rest would need
+            item = without_padding(item, self._pad_id)
+        if not self.max_tokens or item.num_tokens <= self.max_tokens:
+            return item
+        ids, start = item.ids, item.completion_start
         ordinary = ~self._special_ends(ids)
         is_completion = np.arange(len(ids)) >= start
         kept = kept_tokens(ordinary & ~is_completion, ordinary & is_completion, self.max_tokens, rule)

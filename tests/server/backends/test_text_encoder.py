@@ -166,6 +166,19 @@ def test_padding_at_the_end_is_trimmed_where_the_manifest_says_so(tmp_path: Path
     assert chat.encode("", (EOS_ID, EOS_ID)).ids.tolist() == [EOS_ID]
 
 
+def test_padding_takes_no_room_that_ids_need(tmp_path: Path) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "llama", pad_token_id=EOS_ID)
+    short = encoder(folder, JOINED, trim_padding=True, max_tokens=6)
+    padding = (EOS_ID,) * 10
+    for rule in ("refuse", "keep_end", "keep_start"):
+        fits = short.encode((7, 8, 9), (10, 11, *padding), rule)
+        assert (fits.ids.tolist(), fits.truncated, fits.completion_start) == ([7, 8, 9, 10, 11], False, 3)
+    cut = short.encode((7, 8, 9, 10, 11), (12, 13, 14, *padding), "keep_end")
+    assert (cut.ids.tolist(), cut.truncated, cut.completion_start) == ([9, 10, 11, 12, 13, 14], True, 3)
+    with pytest.raises(ItemTooLong, match="has 8 tokens, the version takes 6"):
+        short.encode((7, 8, 9, 10, 11), (12, 13, 14, *padding))
+
+
 def test_chat_is_rendered_by_the_tokenizer_s_template(llama: Path) -> None:
     plain = AutoTokenizer.from_pretrained(llama)
     item = encoder(llama, CHAT).encode("on line?", "the one")
