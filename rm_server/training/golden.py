@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,6 +20,8 @@ NUM_GOLDEN = 16
 _NUM_CANDIDATES = 4 * NUM_GOLDEN
 # The manifest's default tolerances suit scores of this size; rounding errors grow with the scores.
 _USUAL_LARGEST_SCORE = 5.0
+
+logger = logging.getLogger(__name__)
 
 
 def choose_golden_texts(texts: Sequence[Text], encoder: Encoder, num_texts: int = NUM_GOLDEN) -> list[Text]:
@@ -42,8 +45,8 @@ def choose_golden_texts(texts: Sequence[Text], encoder: Encoder, num_texts: int 
 def record_golden(manifest: Manifest, texts: Sequence[Text], score: ScoreTexts) -> Manifest:
     """The manifest with these texts as golden examples and tolerances that suit the size of their scores.
 
-    ``score`` must compute in fp32, one text at a time. Raises the error of a text without a score (NonFiniteScore,
-    say); ConstantOutput when all scores of a network are the same.
+    ``score`` must compute in fp32, one text at a time. Warns where the scores of a network hardly differ. Raises the
+    error of a text without a score (NonFiniteScore, say); ConstantOutput when all scores of a network are the same.
     """
     values = _scores(texts, score)
     spread = float(np.ptp(values)) if len(values) else 0.0
@@ -59,6 +62,15 @@ def record_golden(manifest: Manifest, texts: Sequence[Text], score: ScoreTexts) 
     if manifest.precision:  # recorded in that one, so what is left is rounding
         usual = {manifest.precision: usual["fp32"]}
     tolerance = {precision: allowed * factor for precision, allowed in usual.items()}
+    tightest = min(tolerance.values())
+    if len(values) > 1 and has_weights and spread <= tightest:
+        logger.warning(
+            "The scores of %d different texts differ by %.2g at most. Is the head trained? The check at each load "
+            "allows for %.2g, so that it would not notice other scores than these.",
+            len(values),
+            spread,
+            tightest,
+        )
     return replace(manifest, golden=golden, tolerance=tolerance)
 
 

@@ -85,6 +85,22 @@ def test_a_network_without_opinion_is_refused_and_rules_may_have_none() -> None:
     assert len(record_golden(Manifest(kind="rules"), texts, by_length()).golden) == 2
 
 
+@pytest.mark.parametrize(
+    ("manifest", "scale", "is_told"),
+    [
+        (NETWORK, 1e-3, True),
+        (NETWORK, 1.1e-3, False),
+        (Manifest(kind="onnx", precision="int8"), 1e-3, True),
+        (Manifest(kind="rules"), 1e-3, False),
+    ],
+)
+def test_scores_that_hardly_differ_are_told(
+    manifest: Manifest, scale: float, is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    record_golden(manifest, [("p", "a"), ("p", "ab")], by_length(scale))
+    assert ("differ by 0.001 at most. Is the head trained?" in caplog.text) is is_told
+
+
 def test_a_text_without_score_is_an_error() -> None:
     def score(texts: Sequence[tuple[Content, Content]]) -> list[Scored]:
         return [Scored(1.0), Scored(NonFiniteScore("nan"))]
