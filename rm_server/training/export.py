@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from rm_server.backends.interface import ComputeSettings
-from rm_server.errors import GoldenMismatch, InvalidRequest, RmError, UnsupportedArtifact
+from rm_server.errors import ConstantOutput, GoldenMismatch, InvalidRequest, RmError, UnsupportedArtifact
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.digest import digest_of, hash_file
@@ -117,7 +117,7 @@ def export_folder(
     compared texts.
 
     Raises InvalidRequest, UnsupportedArtifact (a kind or an architecture that does not export), GoldenMismatch (scores
-    that are too far off), and what loading the original raises. ``out`` holds nothing then.
+    that are too far off), ConstantOutput, and what loading the original raises. ``out`` holds nothing then.
     """
     if manifest.kind != "sequence_classification":
         raise UnsupportedArtifact(
@@ -278,6 +278,11 @@ def _check_change(change: ScoreChange, manifest: Manifest, options: ExportOption
         raise GoldenMismatch(
             f"On {change.num_texts} texts the exported scores are up to {change.max_difference:.2g} off, and the "
             f"tolerance in fp32 is {manifest.tolerance.get('fp32', 0.0):g}. Nothing was written."
+        )
+    if change.spearman is None and change.score_std > 0:
+        raise ConstantOutput(
+            f"In {options.precision} all of {change.num_texts} texts get the same score, and the original's have a "
+            f"standard deviation of {change.score_std:.2g}. Nothing was written."
         )
     if change.spearman is not None and change.spearman < options.min_spearman:
         raise GoldenMismatch(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import tiny_models
 import torch
@@ -15,6 +16,7 @@ import torch
 from rm_server import cli
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.loading import infer_manifest
+from rm_server.backends.onnx import graph
 from rm_server.registry.home import open_home
 from rm_server.registry.manifest import read_manifest, write_manifest
 from rm_server.registry.records import CalibrationRecord
@@ -125,6 +127,24 @@ def test_too_great_a_loss_is_refused_and_leaves_nothing(run: Run, home: Path) ->
     assert list(catalog.snapshot().versions) == [("m", 1)]
     assert len(artifacts.digests()) == 1
     catalog.close()
+
+
+def test_a_result_that_tells_no_texts_apart_is_refused_and_leaves_nothing(
+    run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose_all(source: Path, target: Path) -> None:
+        model = onnx.load(source)
+        (logits,) = (node for node in model.graph.node if "logits" in node.output)
+        logits.output[:] = ["lost"]
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.float32), "nothing"))
+        model.graph.node.append(onnx.helper.make_node("Mul", ["lost", "nothing"], ["logits"]))
+        onnx.save(model, target)
+
+    monkeypatch.setattr(graph, "quantize_graph", lose_all)
+    status, _, err = run("export", checkpoint, "--out", tmp_path / "made", "--quiet", "--int8")
+    assert status == 1
+    assert "In int8 all of 15 texts get the same score" in err
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_plain_folder_becomes_a_folder(run: Run, checkpoint: Path, tmp_path: Path) -> None:
