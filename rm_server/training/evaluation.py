@@ -353,6 +353,11 @@ def _summary(scores: FloatArray, edges: FloatArray) -> ScoreSummary:
     )
 
 
+def _of_correlation(interval: Interval) -> Interval:
+    """A mean's t interval knows no bounds, and of a few prompts goes beyond those of a correlation."""
+    return max(-1.0, interval[0]), min(1.0, interval[1])
+
+
 def agreement(rated: RatedScores) -> Agreement:
     """Correlations of scores with ratings, over all texts and within prompts."""
     scores, ratings, clusters = rated.scores, rated.ratings, rated.clusters
@@ -368,6 +373,6 @@ def agreement(rated: RatedScores) -> Agreement:
         spearman=spearman_value if math.isfinite(spearman_value) else None,
         spearman_interval=correlation_interval(lambda drawn: spearman(scores[drawn], ratings[drawn]), clusters),
         within_prompts=within.value if within else None,
-        within_prompts_interval=within.interval if within else None,
+        within_prompts_interval=_of_correlation(within.interval) if within and within.interval else None,
         num_prompts=len(defined),
     )

@@ -232,6 +232,14 @@ def test_agreement_within_prompts_does_not_mind_that_prompts_differ() -> None:
         assert interval[0] < value < interval[1]
 
 
+def test_the_interval_of_a_correlation_of_few_prompts_stays_within_its_bounds() -> None:
+    scores = np.tile(np.arange(4.0), 3)
+    ratings = np.array([0, 1, 2, 3, 0, 1, 2, 3, 3, 0, 1, 2], np.float64)  # as the scores in two prompts of three
+    found = agreement(RatedScores(scores, ratings, np.repeat(np.arange(3), 4)))
+    assert found.within_prompts == pytest.approx((1 + 1 - 0.2) / 3)
+    assert found.within_prompts_interval == (-1.0, 1.0)
+
+
 def test_constant_scores_have_no_correlation() -> None:
     found = agreement(RatedScores(np.zeros(12), np.arange(12.0), np.repeat(np.arange(3), 4)))
     assert (found.pearson, found.spearman, found.within_prompts, found.num_prompts) == (None, None, None, 0)
