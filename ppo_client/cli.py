@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from enum import IntEnum
 from importlib.metadata import version as package_version
 
-from ppo_client.client.errors import InvalidFile, InvalidSelector, InvalidSettings, RewardClientError, Unavailable
+from ppo_client.client.errors import (
+    DeadlineExceeded,
+    InvalidFile,
+    InvalidSelector,
+    InvalidSettings,
+    RewardClientError,
+    Unavailable,
+)
 from ppo_client.ppo.errors import ConfigError, DataError, PPOError, RewardServiceAway, VersionChanged
 
 # Each offers `add_parser(subparsers)`, which sets `run`: a function of the parsed arguments that returns the exit
@@ -71,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def exit_status(error: PPOError | RewardClientError) -> ExitStatus:
     if isinstance(error, (ConfigError, DataError, InvalidFile, InvalidSelector, InvalidSettings)):
         return ExitStatus.USAGE
-    if isinstance(error, (RewardServiceAway, Unavailable)):
+    if isinstance(error, (RewardServiceAway, Unavailable, DeadlineExceeded)):
         return ExitStatus.REWARD_SERVICE_AWAY
     if isinstance(error, VersionChanged):
         return ExitStatus.VERSION_CHANGED

@@ -18,7 +18,8 @@ _EXAMPLES = """examples:
   ppo-client score answers.parquet scored.parquet --model helpfulness@3 --completion-field answer --calibrated
   ppo-client score texts.csv scored.jsonl --model grammar --prompt-field '' --completion-field text --keep-going
 
-A run that is interrupted goes on where it was when the same command is given again. All rows are scored by one version.
+A run that is interrupted goes on where it was when the same command is given again; exit status 75 says that this may
+help, for the server was away or did not answer in time. All rows are scored by one version.
 """
 
 

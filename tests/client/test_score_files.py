@@ -397,7 +397,7 @@ def test_the_command_says_how_long_it_waits_for_a_server_that_does_not_answer(
     monkeypatch.setattr("ppo_client.client.score_files._WAIT_TOLD_EVERY_S", 1.0)
     server.will(wait_until_cancelled)
     arguments = ["score", str(job.source), str(job.output), "--model", "length", "--server", server.address]
-    assert cli.main([*arguments, "--timeout-s", "2.5"]) == 1
+    assert cli.main([*arguments, "--timeout-s", "2.5"]) == cli.ExitStatus.REWARD_SERVICE_AWAY
     told = capsys.readouterr().err.splitlines()
     assert [line for line in told if line.startswith("no answer")] == [
         "no answer for 1 s; a call is given up after 2.5 s",
