@@ -88,6 +88,10 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InvalidFile(f"{self.path} is being written by another run; wait for it, or end it") from None
+        except OSError as error:  # some network file systems have no locks, or are mounted without
+            raise InvalidFile(
+                f"{self.path} cannot be locked against a second run: {error}; name an output on another file system"
+            ) from error
 
     def _resume(self) -> None:
         self._file.seek(0)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import fcntl
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -343,6 +345,18 @@ def test_two_runs_do_not_write_to_one_journal(server: FakeServer, client: Reward
 
     score_file(client, job, on_progress=second)
     assert read_rows(job.output) == [expected(number) for number in range(NUM_ROWS)]
+
+
+def test_a_file_system_without_locks_is_named(
+    server: FakeServer, client: RewardClient, job: ScoreJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(errors.InvalidFile, match=r"out\.jsonl\.partial cannot be locked .* on another file system"):
+        score_file(client, job)
+    assert server.seen == []
 
 
 def test_a_file_that_is_no_journal_is_left_alone(client: RewardClient, job: ScoreJob) -> None:
