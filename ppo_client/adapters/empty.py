@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ppo_client.client.content import is_empty
 from ppo_client.client.errors import EmptyItem, InvalidSettings, ItemsFailed
 from ppo_client.client.scores import Content, Scores
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +37,27 @@ class Asked:
         )
 
     @contextmanager
-    def naming_empty_score(self) -> Iterator[None]:
-        """The error of an empty completion says which setting goes on with it."""
+    def failing_by_row(self) -> Iterator[None]:
+        """A failure counts all rows, also those that were not sent; that of an empty completion says which setting goes
+        on with it.
+        """
         try:
             yield
         except ItemsFailed as failed:
-            empty = [row for row, error in failed.errors.items() if isinstance(error, EmptyItem)]
-            if any(is_empty(self.completions[row]) for row in empty):
+            empty = [place for place, error in failed.errors.items() if isinstance(error, EmptyItem)]
+            if any(is_empty(self.completions[place]) for place in empty):
                 failed.message += (
                     " Set empty_score to what a completion without text is worth, or have a token sampled."
                 )
+            if len(self.rows) < self.num_rows:
+                failed.errors, failed.scores = self._by_row(failed.errors), self._by_row(failed.scores)
+                failed.truncated = self._by_row(failed.truncated)
+                first = ", ".join(map(str, [*failed.errors][:3]))
+                failed.message += f" Counted with those without text, which were not sent: {first}."
             raise
+
+    def _by_row(self, by_place: Mapping[int, T]) -> dict[int, T]:
+        return {self.rows[place]: value for place, value in by_place.items()}
 
     def rewards(self, scores: Scores) -> list[float]:
         """One for each row."""

@@ -120,7 +120,7 @@ class RemoteReward(_Reward[RewardClient]):
     ) -> list[float]:
         """One reward for each completion. ``_columns``: the data set's others, which the reward model does not see."""
         asked = self._asked(prompts, completions, completion_ids)
-        with asked.naming_empty_score():
+        with asked.failing_by_row():
             scores = self.client.score(
                 self.model, prompts=asked.prompts, completions=asked.completions, **self._options
             )
@@ -140,7 +140,7 @@ class AsyncRemoteReward(_Reward[AsyncRewardClient]):
     ) -> list[float]:
         """As RemoteReward."""
         asked = self._asked(prompts, completions, completion_ids)
-        with asked.naming_empty_score():
+        with asked.failing_by_row():
             scores = await self.client.score(
                 self.model, prompts=asked.prompts, completions=asked.completions, **self._options
             )

@@ -49,7 +49,7 @@ def compute_score(
     """The score of one answer. ``reward_router_address``, ``reward_model_tokenizer``: verl's own; not used."""
     try:
         asked = _asked([solution_str], [extra_info], prompt_key, empty_score)
-        with asked.naming_empty_score():
+        with asked.failing_by_row():
             scores = shared_client(targets).score(
                 _named(model), prompts=asked.prompts, completions=asked.completions, **options
             )
@@ -78,7 +78,7 @@ async def compute_score_async(
         future = shared_client(targets).submit(
             _named(model), prompts=asked.prompts, completions=asked.completions, **options
         )
-        with asked.naming_empty_score():
+        with asked.failing_by_row():
             scores = await asyncio.wrap_future(future)
     except asyncio.CancelledError as error:
         # verl's manager makes 0.0 of a call that it cancels because it took long.
@@ -103,7 +103,7 @@ def compute_score_batch(
     """The scores of many answers in one call, for verl's batch reward manager."""
     try:
         asked = _asked(solution_strs, extra_infos, prompt_key, empty_score)
-        with asked.naming_empty_score():
+        with asked.failing_by_row():
             scores = shared_client(targets).score(
                 _named(model), prompts=asked.prompts, completions=asked.completions, **options
             )

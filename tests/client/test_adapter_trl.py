@@ -127,6 +127,17 @@ def test_what_an_empty_completion_is_worth_is_asked_where_it_has_no_score(
         assert "empty_score" not in str(caught.value)
 
 
+def test_a_failure_counts_the_completions_that_were_not_sent(
+    server: FakeServer, make_reward: Callable[..., Any]
+) -> None:
+    server.will(fail_items(1, reason="ITEM_TOO_LONG"))
+    with pytest.raises(errors.ItemsFailed, match=r"\(1\) ItemTooLong: .* which were not sent: 3\.$") as caught:
+        call(make_reward(empty_score=-2), prompts=["p"] * 5, completions=["", "a", "", "bb", "ccc"])
+    assert caught.value.errors.keys() == {3}
+    assert caught.value.scores == {1: 1.0, 4: 3.0}
+    assert caught.value.truncated.keys() == {1, 4}
+
+
 def test_the_address_is_enough(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(remote_reward(server.address, MODEL), prompts=["p"], completions=["a"]) == [1.0]
     monkeypatch.setenv("RM_TARGET", server.address)
