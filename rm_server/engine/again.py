@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from rm_server.engine.crew import SentBatch
 from rm_server.engine.work import Work, fail_all
@@ -39,8 +40,9 @@ class Again:
         self._batches.extendleft(reversed(rest))
 
     def next(self, keys: set[VersionKey], now: float, expire: Callable[[Work], None]) -> SentBatch | None:
-        """The first of which a worker that holds these versions can compute all; without what nobody waits for.
+        """What a worker that holds these versions can compute of the first batch; without what nobody waits for.
 
+        A worker lacks what could not be loaded into it again, and so none may hold all versions of a mixed batch.
         ``expire`` is told of an item whose deadline has passed.
         """
         for sent in list(self._batches):
@@ -48,11 +50,13 @@ class Again:
                 if work.call is not None and work.call.deadline is not None and work.call.deadline <= now:
                     expire(work)
             sent.works = [work for work in sent.works if work.is_wanted]
-            can_take = keys.issuperset(sent.by_version)
-            if can_take or not sent.works:
+            held = [work for key, works in sent.by_version.items() if key in keys for work in works]
+            left = [work for key, works in sent.by_version.items() if key not in keys for work in works]
+            if not left:
                 self._batches.remove(sent)
-            if can_take and sent.works:
-                return sent
+            sent.works = left
+            if held:
+                return replace(sent, works=held)
         return None
 
     def fail(self, error: RmError) -> None:
