@@ -179,6 +179,8 @@ class Deployment:
             manifest, chosen = await self._chosen(record, precision)
             terms = LoadTerms(verify, self._trial_of(record), self.make_room, gives_way)
             loaded = await self._engine.load(key, folder, manifest, chosen, terms)
+            if not self.is_loaded(key):  # it was lost in the event loop's turn between
+                raise self._failed[key].error
             self._failed.pop(key, None)
             self._paged_out.discard(key)
             self._metrics.version_loaded(

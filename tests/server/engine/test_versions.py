@@ -21,6 +21,7 @@ from rm_server.backends.interface import SharedMemory
 from rm_server.engine import deployment, following
 from rm_server.engine.changes import ModelChange
 from rm_server.engine.host import LoadReport
+from rm_server.engine.loaded import LoadedVersion
 from rm_server.errors import (
     CatalogUnavailable,
     DigestMismatch,
@@ -433,6 +434,27 @@ async def test_a_version_that_no_worker_can_load_again_has_failed(tmp_path: Path
         (pid,) = world.engine.worker_pids
         os.kill(pid, signal.SIGKILL)
         await until(lambda: world.state(key) == "FAILED")
+
+
+async def test_a_version_that_is_lost_the_moment_it_was_loaded_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_world(tmp_path) as world:
+        key, engine = await world.register(), world.engine
+        load = engine._load
+
+        async def load_and_lose(*args: Any) -> LoadedVersion:
+            loaded = await load(*args)
+            asyncio.get_running_loop().call_soon(engine._lost, key, WorkerFailed("as if a worker had died just now"))
+            return loaded
+
+        with monkeypatch.context() as unlucky:
+            unlucky.setattr(engine, "_load", load_and_lose)
+            with pytest.raises(WorkerFailed, match="died just now"):
+                await world.versions.load(key, None, **BY)
+        assert world.state(key) == "FAILED"
+        await world.versions.load(key, None, **BY)
+        assert world.state(key) == "READY"
 
 
 async def test_what_a_lost_version_shared_is_counted_with_another_one(tmp_path: Path) -> None:
