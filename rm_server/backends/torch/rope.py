@@ -9,6 +9,7 @@ import torch
 from rm_server.backends.checkpoint import Config
 
 _LENGTH_DEPENDENT = ("dynamic", "longrope")
+_LONGEST_SEEN = "max_seq_len_cached"
 
 
 def shared_forward_limit(config: Config) -> int | None:
@@ -42,10 +43,10 @@ class FreshFrequencies:
             (
                 module,
                 {name: buffer.clone() for name, buffer in module.named_buffers(recurse=False)},
-                {name: value for name, value in vars(module).items() if name.endswith("max_seq_len_cached")},
+                _longest_seen(module),
             )
             for module in model.modules()
-            if hasattr(module, "max_seq_len_cached")
+            if hasattr(module, _LONGEST_SEEN)
         ]
 
     def restore(self) -> None:
@@ -53,5 +54,12 @@ class FreshFrequencies:
         for module, buffers, attributes in self._modules:
             for name, buffer in buffers.items():
                 module.register_buffer(name, buffer.clone(), persistent=False)
+            # Where kinds of layers have frequencies of their own, each comes to have a longest text with its first one.
+            for name in _longest_seen(module).keys() - attributes:
+                delattr(module, name)
             for name, value in attributes.items():
                 setattr(module, name, value)
+
+
+def _longest_seen(module: torch.nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name.endswith(_LONGEST_SEEN)}
