@@ -17,6 +17,7 @@ from rm_server.backends.checkpoint import Model, position_limit
 from rm_server.backends.device_memory import is_out_of_memory
 from rm_server.backends.items import Batch, EncodedItem
 from rm_server.backends.json_file import first_line
+from rm_server.backends.shared_prefix import MIN_SAVED_TOKENS
 from rm_server.backends.torch.attention import NotPackable
 from rm_server.backends.torch.forward import Forward, OneByOneForward, PackedForward, PaddedForward, smallest_window
 from rm_server.errors import UnsupportedArtifact
@@ -79,7 +80,7 @@ def _own_logits(model: Model, device: torch.device, check: Batch) -> torch.Tenso
 
 
 def check_batch(model: Model, max_tokens: int) -> Batch:
-    """Random items of several lengths, none above ``max_tokens``: two share a prefix, one exceeds a small window.
+    """Random items of several lengths, none above ``max_tokens``: some share a prefix, one exceeds a small window.
 
     They hold no special tokens, from which some models' own forward would take an item's end.
     """
@@ -87,8 +88,10 @@ def check_batch(model: Model, max_tokens: int) -> Batch:
     longest = min(max_tokens, position_limit(model.config, model.base_model) or max_tokens, _LONGEST_ITEM)
     lengths = [min(length, longest) for length in _LENGTHS]
     window = getattr(config, "sliding_window", None)
+    longest_sharing = longest
     if isinstance(window, int):
         lengths.append(min(2 * window + 9, longest))
+        longest_sharing = max(1, min(window, longest))
     special = {
         value
         for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
@@ -97,9 +100,11 @@ def check_batch(model: Model, max_tokens: int) -> Batch:
     ordinary = np.array([index for index in range(min(config.vocab_size, 4096)) if index not in special], np.int32)
     random = np.random.default_rng(0)
     items = [random.choice(ordinary, length).astype(np.int32) for length in lengths]
-    prefix = random.choice(ordinary, min(_NUM_SHARED, longest - 1)).astype(np.int32)
-    rests = (random.choice(ordinary, min(rest, longest - len(prefix))).astype(np.int32) for rest in (3, 7))
-    items.extend(np.concatenate([prefix, rest]) for rest in rests)
+    prefix = random.choice(ordinary, min(_NUM_SHARED, longest_sharing - 1)).astype(np.int32)
+    # So many that it pays to share a prefix which is short for want of room.
+    for index in range(1 + -(-MIN_SAVED_TOKENS // max(len(prefix), 1))):
+        rest = random.choice(ordinary, min((3, 7)[index % 2], longest_sharing - len(prefix))).astype(np.int32)
+        items.append(np.concatenate([prefix, rest]))
     return Batch.of([EncodedItem(ids=ids, num_tokens=len(ids)) for ids in items])
 
 

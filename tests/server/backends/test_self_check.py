@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
 
 from rm_server.backends.interface import ComputeSettings
+from rm_server.backends.items import Batch, EncodedItem
 from rm_server.backends.loading import load_backend
 from rm_server.backends.torch.backend import TorchBackend
 from rm_server.backends.torch.forward import PackedForward
@@ -39,3 +42,19 @@ def test_a_load_that_lacks_memory_fails_and_is_not_served_more_slowly(
     fail_packed_with(monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
     with pytest.raises(OutOfMemory, match=r"does not fit into the memory of cpu: CUDA out of memory"):
         load_backend(tiny_models.make_checkpoint(tmp_path, "llama"), MANIFEST, ComputeSettings())
+
+
+@pytest.mark.parametrize(("max_tokens", "window"), [(120, 512), (24, 512), (120, 40)])
+def test_a_decoder_that_looks_ahead_shares_no_prompt_however_short_its_items(
+    tmp_path: Path, max_tokens: int, window: int
+) -> None:
+    """Its head reads the last token, as those of causal models do."""
+    folder = tiny_models.make_checkpoint(
+        tmp_path, "gemma3", use_bidirectional_attention=True, sliding_window=window, num_hidden_layers=6
+    )
+    backend = load_backend(folder, replace(MANIFEST, max_tokens=max_tokens), ComputeSettings())
+    ids = np.random.default_rng(0).integers(5, tiny_models.VOCAB_SIZE, (6, 20)).astype(np.int32)
+    ids[:, :14] = ids[0, :14]
+    items = [EncodedItem(row, 20) for row in ids]
+    alone = [float(backend.score(Batch.of([item]))[0]) for item in items]
+    assert backend.score(Batch.of(items)) == pytest.approx(alone, abs=1e-5)
