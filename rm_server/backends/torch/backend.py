@@ -164,25 +164,46 @@ def _prepare(forward: Forward, settings: ComputeSettings, check: Batch) -> None:
     whole = forward.model if isinstance(forward, OneByOneForward) else forward.backbone
     if settings.precision != "fp32":
         _cast(whole, _TYPES[settings.precision])
-    if settings.prepack and forward.device.type == "cpu":
-        swapped = prepack(whole)
-        if isinstance(forward, PackedForward) and swapped and not settings.deterministic:
-            forward.fills_up = True
-        try:
-            join(swapped, lambda: forward.logits(check))
-            forward.logits(check)
-        except (AttributeError, RuntimeError) as error:
-            logger.warning("%s computes without prepacked weights: %s", type(forward.model).__name__, error)
-            unpack(swapped)
-            if isinstance(forward, PackedForward):
-                forward.fills_up = False
-        if isinstance(forward, PackedForward) and forward.fills_up:
-            asked = seen_in(lambda: forward.logits(check), swapped)
-            if settings.threads_alone not in (0, settings.threads):
-                use_threads(settings.threads_alone)
-                make_ready(asked, filled_sizes(_READY_TOKENS_ALONE))
-                use_threads(settings.threads)
-            make_ready(asked, filled_sizes(_READY_TOKENS))
+    is_tried = settings.prepack and forward.device.type == "cpu" and _prepack(forward, whole, settings, check)
+    if settings.precision != "fp32" and not is_tried:
+        _try_precision(forward, settings, check)
+
+
+def _prepack(forward: Forward, whole: torch.nn.Module, settings: ComputeSettings, check: Batch) -> bool:
+    """Gives ``whole`` prepacked weights; whether it was seen to compute with them. Else it has its own."""
+    swapped = prepack(whole)
+    if isinstance(forward, PackedForward) and swapped and not settings.deterministic:
+        forward.fills_up = True
+    try:
+        join(swapped, lambda: forward.logits(check))
+        forward.logits(check)
+    except (AttributeError, RuntimeError) as error:
+        logger.warning("%s computes without prepacked weights: %s", type(forward.model).__name__, error)
+        unpack(swapped)
+        if isinstance(forward, PackedForward):
+            forward.fills_up = False
+        return False
+    if isinstance(forward, PackedForward) and forward.fills_up:
+        asked = seen_in(lambda: forward.logits(check), swapped)
+        if settings.threads_alone not in (0, settings.threads):
+            use_threads(settings.threads_alone)
+            make_ready(asked, filled_sizes(_READY_TOKENS_ALONE))
+            use_threads(settings.threads)
+        make_ready(asked, filled_sizes(_READY_TOKENS))
+    return True
+
+
+def _try_precision(forward: Forward, settings: ComputeSettings, check: Batch) -> None:
+    """Raises UnsupportedArtifact where the architecture's own code mixes types, or has no kernel for this one."""
+    try:
+        forward.logits(check)
+    except (RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise UnsupportedArtifact(
+            f"{type(forward.model).__name__} cannot be computed in {settings.precision} on {settings.device}: "
+            f"{first_line(error)}. Load it in fp32 (engine.precision, or --precision of a load)."
+        ) from error
 
 
 def _cast(module: torch.nn.Module, dtype: torch.dtype) -> None:

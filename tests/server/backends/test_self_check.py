@@ -16,7 +16,7 @@ from rm_server.backends.items import Batch, EncodedItem
 from rm_server.backends.loading import load_backend
 from rm_server.backends.torch.backend import TorchBackend
 from rm_server.backends.torch.forward import PackedForward
-from rm_server.errors import OutOfMemory
+from rm_server.errors import OutOfMemory, UnsupportedArtifact
 from rm_server.registry.manifest import Manifest
 
 MANIFEST = Manifest(kind="sequence_classification", max_tokens=120)
@@ -58,3 +58,13 @@ def test_a_decoder_that_looks_ahead_shares_no_prompt_however_short_its_items(
     items = [EncodedItem(row, 20) for row in ids]
     alone = [float(backend.score(Batch.of([item]))[0]) for item in items]
     assert backend.score(Batch.of(items)) == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize("prepack", [True, False])
+def test_a_model_that_cannot_be_computed_in_half_precision_is_refused_in_its_own_words(
+    tmp_path: Path, prepack: bool
+) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "gpt2", model_type="openai-gpt")
+    assert load_backend(folder, MANIFEST, ComputeSettings(prepack=prepack))
+    with pytest.raises(UnsupportedArtifact, match=r"computed in bf16 on cpu: .* same dtype.* Load it in fp32"):
+        load_backend(folder, MANIFEST, ComputeSettings(precision="bf16", prepack=prepack))
