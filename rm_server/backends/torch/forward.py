@@ -39,8 +39,11 @@ class Forward(ABC):
         self.device = device
         self.backbone: torch.nn.Module = model.base_model
         self._accepts = frozenset(inspect.signature(self.backbone.forward).parameters)
-        self._alone_above = shared_forward_limit(model.config)
-        self._fresh = FreshFrequencies(self.backbone) if self._alone_above is not None else None
+        rotary_limit = shared_forward_limit(model.config)
+        self._fresh = FreshFrequencies(self.backbone) if rotary_limit is not None else None
+        # Doge lets a text attend to so many tokens of its forward, which it chooses, and it may choose padding.
+        num_chosen = getattr(model.config.get_text_config(), "keep_window_size", None)
+        self._alone_above = min((limit for limit in (rotary_limit, num_chosen) if limit is not None), default=None)
 
     @property
     def changes_its_model(self) -> bool:

@@ -68,3 +68,17 @@ def test_a_model_that_cannot_be_computed_in_half_precision_is_refused_in_its_own
     assert load_backend(folder, MANIFEST, ComputeSettings(prepack=prepack))
     with pytest.raises(UnsupportedArtifact, match=r"computed in bf16 on cpu: .* same dtype.* Load it in fp32"):
         load_backend(folder, MANIFEST, ComputeSettings(precision="bf16", prepack=prepack))
+
+
+def test_texts_that_attend_to_chosen_tokens_only_are_not_padded(tmp_path: Path) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "llama", model_type="doge", keep_window_size=60)
+    backend = load_backend(folder, MANIFEST, ComputeSettings())
+    assert isinstance(backend, TorchBackend)
+    assert backend.forward.name == "padded"
+    random = np.random.default_rng(0)
+    items = [
+        EncodedItem(random.integers(5, tiny_models.VOCAB_SIZE, length).astype(np.int32), length)
+        for length in (120, 70, 90, 65, 30, 60)
+    ]
+    alone = [float(backend.score(Batch.of([item]))[0]) for item in items]
+    assert backend.score(Batch.of(items)) == pytest.approx(alone, abs=1e-5)
