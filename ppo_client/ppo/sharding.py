@@ -138,7 +138,8 @@ def optimizer_state(learner: Any, optimizer: Any) -> dict[str, Any]:
     """Whole, in the main process, and on the CPU where it was shared out. To be called in all processes."""
     if is_engine(learner):
         return zero_optimizer_state(learner)
-    if is_sharded(learner):
+    # Before the first step there is none to share out; asked for it, torch makes a step by zeros, which Adam counts.
+    if is_sharded(learner) and optimizer.state:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return get_optimizer_state_dict(learner, optimizer.optimizer, options=options)
     state: dict[str, Any] = optimizer.state_dict()
@@ -153,7 +154,7 @@ def load_optimizer_state(learner: Any, optimizer: Any, state: dict[str, Any]) ->
     elif by_name:
         options = StateDictOptions(full_state_dict=True)
         set_optimizer_state_dict(learner, optimizer.optimizer, state, options=options)
-    elif is_sharded(learner):
+    elif is_sharded(learner) and state["state"]:
         raise CheckpointError(
             "the checkpoint was written without FSDP, and its optimizer's state cannot be shared out: resume without, "
             "or start a new run from the checkpoint's policy"

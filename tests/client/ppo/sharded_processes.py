@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from client.ppo.in_two import leave
 from client.ppo.sharded_settings import SHARDED, settings
 from tiny_policies import FakeRewards
 
+from ppo_client.client.scores import Content
 from ppo_client.ppo import PPOTrainer
 
 _init = AcceleratorState.__init__
@@ -28,6 +30,19 @@ def init(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **kwargs: 
     if fsdp_plugin is not None:
         self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+
+def begin(folder: Path, kind: str) -> PPOTrainer:
+    """A run before its first step; of "saved-first" it goes on from a checkpoint of that moment."""
+    if kind != "saved-first":
+        return PPOTrainer(settings(folder, kind), FakeRewards())
+    with suppress(ConnectionError):
+        PPOTrainer(settings(folder, kind), FakeRewards(score=refuse)).train()
+    return PPOTrainer.resume(folder / "run", FakeRewards())
+
+
+def refuse(prompt: Content, completion: Content) -> float:
+    raise ConnectionError
 
 
 if __name__ == "__main__":
@@ -44,7 +59,7 @@ if __name__ == "__main__":
         if sys.argv[2:] == ["resume"]:
             PPOTrainer.resume(folder / "run", FakeRewards()).train()
         else:
-            trainer = PPOTrainer(settings(folder, kind), FakeRewards())
+            trainer = begin(folder, kind)
             shards = [parameter.to_local() for parameter in trainer.run.updater.model.parameters()]
             whole = list(trainer.run.actor_critic.parameters())
             share = sum(p.numel() for p in shards) / sum(p.numel() for p in whole)

@@ -17,6 +17,7 @@ SHARDED: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "encoder-decoder": ("t5", {"policy": {"gradient_checkpointing": True}}),
     "lora": ("llama", {"lora": {"rank": 2}}),
     "stopped": ("llama", {"ppo": {"stop_kl": 1e-6}}),
+    "saved-first": ("llama", {}),
     "bf16": ("llama", {"train": {"mixed_precision": "bf16"}}),
 }
 """A family, and settings"""

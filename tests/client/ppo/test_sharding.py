@@ -76,8 +76,9 @@ def test_without_fsdp_a_run_goes_on_as_well(sharded: tuple[Path, str], tmp_path:
 def test_a_state_by_number_cannot_be_shared_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = start_run(make_config(folder), FakeRewards())
     monkeypatch.setattr("ppo_client.ppo.sharding.is_sharded", lambda learner: True)
+    stepped = {**run.updater.optimizer.state_dict(), "state": {0: {"step": 1}}}
     with pytest.raises(CheckpointError, match="written without FSDP"):
-        load_optimizer_state(run.updater.model, run.updater.optimizer, run.updater.optimizer.state_dict())
+        load_optimizer_state(run.updater.model, run.updater.optimizer, stepped)
 
 
 @pytest.mark.parametrize(
