@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from datetime import datetime
@@ -145,6 +146,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _write_whole(path: Path, text: str) -> None:
     """Never half a backup under its name, and on disk when this returns."""
+    if path.is_dir():  # of which some have no name to write beside
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -125,6 +125,17 @@ def test_a_backup_is_there_as_a_whole(catalog: Catalog, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
 
 
+@pytest.mark.parametrize("place", [".", "/", "backups"])
+def test_a_folder_is_no_place_for_a_backup(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (tmp_path / "backups").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(IsADirectoryError):
+        back_up(catalog, Path(place))
+    assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
+
+
 # --- every table, on either database ---
 
 TIME = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
