@@ -19,6 +19,7 @@ from rm_server.registry.change import Change
 from rm_server.registry.tables import UtcDateTime, metadata, models, runs, state
 
 FORMAT = "rm-catalog 1"
+_PARTS = {"schema": str, "revision": int, "tables": dict}
 
 
 def back_up(catalog: Catalog, path: Path) -> int:
@@ -141,6 +142,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise InvalidRequest(f"{path} cannot be read as a backup: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InvalidRequest(f"{path} is no backup of a catalog: {FORMAT!r} is expected as its format.")
+    if wrong := [name for name, kind in _PARTS.items() if not isinstance(content.get(name), kind)]:
+        raise InvalidRequest(f"{path} is damaged; nothing was changed. It has no {' and no '.join(wrong)} as expected.")
     return content
 
 

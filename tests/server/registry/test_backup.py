@@ -104,6 +104,18 @@ def test_what_is_no_backup_is_refused(empty: Catalog, tmp_path: Path, text: str)
         restore(empty, tmp_path / "missing.json", "bob")
 
 
+@pytest.mark.parametrize("part", ["schema", "revision", "tables"])
+def test_a_backup_that_lacks_a_part_is_damaged(catalog: Catalog, empty: Catalog, tmp_path: Path, part: str) -> None:
+    path = tmp_path / "backup.json"
+    back_up(catalog, path)
+    content = json.loads(path.read_text())
+    for damaged in ({name: content[name] for name in content if name != part}, content | {part: []}):
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(InvalidRequest, match=f"is damaged; nothing was changed. It has no {part}"):
+            restore(empty, path, "bob")
+    assert empty.revision() == 0
+
+
 def test_neither_way_crosses_to_a_schema_that_is_not_known(catalog: Catalog, empty: Catalog, tmp_path: Path) -> None:
     path = tmp_path / "backup.json"
     back_up(catalog, path)
