@@ -84,6 +84,8 @@ def test_a_version_that_is_needed_stays(catalog: Catalog, need: Callable[[Connec
     with pytest.raises(VersionInUse, match=rf"^m@1 {says}"):
         catalog.delete_version("m", 1, "ann")
     assert ("m", 1) in catalog.snapshot().versions
+    with catalog.database.reading() as connection:
+        assert uses_of(connection, "other", 1, NOW) == []
     catalog.delete_version("m", 2, "ann")
 
 
@@ -114,6 +116,13 @@ def test_a_lease_that_is_over_is_no_need(catalog: Catalog, over: dict[str, Any])
     with catalog.database.writing() as connection:
         lease(connection, **over)
     catalog.delete_version("m", 1, "ann")
+
+
+def test_what_another_version_of_the_composites_model_is_says_nothing(catalog: Catalog) -> None:
+    catalog.register("other", "c" * 64, "lora", 0, "ann")
+    with catalog.database.writing() as connection:
+        composite(connection)
+        assert uses_of(connection, "m", 1, NOW) == ["is a part of the composite other@1: delete that first"]
 
 
 def test_a_composite_frees_its_parts_when_it_is_deleted(catalog: Catalog) -> None:
