@@ -17,6 +17,8 @@ from rm_server.errors import AlreadyExists, CatalogUnavailable, InvalidRequest
 from rm_server.registry.backup import back_up, restore
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.records import CalibrationRecord, Snapshot
+from rm_server.registry.run_records import Lease
+from rm_server.registry.runs import assign_run, changed_runs, end_runs, look
 from rm_server.registry.tables import UtcDateTime, metadata, runs, state
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
@@ -77,6 +79,16 @@ def test_numbers_given_since_the_backup_stay_used(catalog: Catalog, tmp_path: Pa
     assert catalog.snapshot().versions_of("m") == (1, 2)
     assert catalog.register("m", "d" * 64, "rules", 0, "ann")[0].version == 4
     assert catalog.register("new", B, "rules", 0, "ann")[0].version == 2
+
+
+def test_what_runs_have_after_a_restore_is_news_to_every_server(catalog: Catalog, tmp_path: Path) -> None:
+    assign_run(catalog, Lease("exp-17", "m", 1, A, None, 900.0, 1000.0, 1900.0), None)
+    back_up(catalog, tmp_path / "backup.json")
+    end_runs(catalog, "exp-17", None, 1100.0)
+    told = look(catalog, 1200.0).run_revision
+    restore(catalog, tmp_path / "backup.json", "bob", replaces=True)
+    assert look(catalog, 1200.0).run_revision > told
+    assert [lease.has_ended for lease in changed_runs(catalog, told)] == [False]
 
 
 @pytest.mark.parametrize(
