@@ -62,6 +62,17 @@ def test_another_share_changes_the_shadow_and_the_same_one_nothing(two: Catalog)
     assert two.revision() == revision + 1
 
 
+def test_a_new_share_is_of_one_shadow_alone(two: Catalog) -> None:
+    two.register("other", "a" * 64, "rules", 0, "me")
+    made = {(model, version): set_shadow(two, model, version, 0.1, "me") for model, version in [("m", 1), ("other", 1)]}
+    made["m", 2] = set_shadow(two, "m", 2, 0.3, "me")
+    made["m", 2] = set_shadow(two, "m", 2, 0.1, "me")
+    assert two.snapshot().shadows == made
+    remove_shadow(two, "m", 1, "me")
+    del made["m", 1]
+    assert two.snapshot().shadows == made
+
+
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.01, float("nan"), float("inf")])
 def test_a_share_that_is_none_is_refused(two: Catalog, share: float) -> None:
     with pytest.raises(InvalidRequest, match="above 0 and at most 1"):
