@@ -172,12 +172,13 @@ def _send(call: Call, request: Message, context: Any) -> Send:
         call.permit.check(request)
         writing = asyncio.ensure_future(context.write(message))
         try:
-            await asyncio.shield(writing)
+            await asyncio.wait((writing,))  # which leaves it alone when this is cancelled
         except asyncio.CancelledError:
             # While a message is being written, gRPC cannot tell the caller why its stream ends.
             with suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.gather(writing, return_exceptions=True), LAST_WRITE_S)
             raise
+        await writing
 
     return send
 
