@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from postgresql import has_postgresql, postgresql, postgresql_url  # noqa: F401 – fixtures
 
+from rm_server.errors import VersionNotFound
 from rm_server.registry import runs
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.run_records import Lease, RunStatistics
@@ -41,6 +42,24 @@ def catalog(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Catalog]
 def give(catalog: Catalog, run: str, seen_at: float, expires_at: float, model: str = "m", version: int = 1) -> Lease:
     lease = Lease(run, model, version, "a" * 64, None, 900.0, seen_at, expires_at)
     return assign_run(catalog, lease, find_run(catalog, run, model))[0]
+
+
+def test_of_two_that_give_a_run_a_version_the_second_gets_what_the_first_gave(catalog: Catalog) -> None:
+    first = Lease("a", "m", 1, "a" * 64, None, 900.0, NOW, NOW + 900)
+    second = replace(first, version=2)
+    given, is_first = assign_run(catalog, first, None)
+    assert is_first
+    assert assign_run(catalog, second, None) == (given, False)
+    moved, is_moved = assign_run(catalog, second, given)
+    assert (is_moved, moved.version) == (True, 2)
+    assert assign_run(catalog, first, given) == (moved, False)
+    assert find_run(catalog, "a", "m") == moved
+
+
+def test_no_run_is_given_what_is_not_there(catalog: Catalog) -> None:
+    with pytest.raises(VersionNotFound, match="'m' has no version 3"):
+        give(catalog, "a", NOW, NOW + 900, version=3)
+    assert find_run(catalog, "a", "m") is None
 
 
 def test_a_look_sees_who_holds_what(catalog: Catalog) -> None:
