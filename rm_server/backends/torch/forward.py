@@ -210,7 +210,9 @@ class PaddedForward(Forward):
 
     def __init__(self, model: Model, device: torch.device) -> None:
         super().__init__(model, device)
-        self._pad_id = model.config.get_text_config().pad_token_id or 0
+        config = model.config.get_text_config()
+        # Older configs say -1 for none, and some name a token that the embedding has no row for.
+        self._pad_id = config.pad_token_id if config.pad_token_id in range(config.vocab_size) else 0
         self._split = SplitModel(model)
 
     def undo(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,15 @@ def test_texts_that_attend_to_chosen_tokens_only_are_not_padded(tmp_path: Path) 
     ]
     alone = [float(backend.score(Batch.of([item]))[0]) for item in items]
     assert backend.score(Batch.of(items)) == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize(("model_type", "pad_id"), [("gemma2", -1), ("bloom", tiny_models.VOCAB_SIZE), ("bloom", None)])
+def test_a_pad_id_that_is_no_token_is_no_reason_to_compute_one_by_one(
+    tmp_path: Path, model_type: str, pad_id: int | None
+) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "gemma2", model_type=model_type)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "pad_token_id": pad_id}))
+    backend = load_backend(folder, MANIFEST, ComputeSettings())
+    assert isinstance(backend, TorchBackend)
+    assert backend.forward.name == "padded"
