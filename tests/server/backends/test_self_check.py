@@ -21,6 +21,7 @@ from rm_server.errors import OutOfMemory, UnsupportedArtifact
 from rm_server.registry.manifest import Manifest
 
 MANIFEST = Manifest(kind="sequence_classification", max_tokens=120)
+FIRST, NAN = torch.tensor([0]), float("nan")
 
 
 def fail_packed_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
@@ -32,6 +33,16 @@ def fail_packed_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
 
 def test_a_way_that_fails_leaves_its_place_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_packed_with(monkeypatch, RuntimeError("The size of tensor a must match the size of tensor b"))
+    backend = load_backend(tiny_models.make_checkpoint(tmp_path, "llama"), MANIFEST, ComputeSettings())
+    assert isinstance(backend, TorchBackend)
+    assert backend.forward.name == "padded"
+
+
+def test_a_way_that_gives_no_number_leaves_its_place_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = PackedForward.forward
+    monkeypatch.setattr(PackedForward, "forward", lambda self, batch: forward(self, batch).index_fill_(0, FIRST, NAN))
     backend = load_backend(tiny_models.make_checkpoint(tmp_path, "llama"), MANIFEST, ComputeSettings())
     assert isinstance(backend, TorchBackend)
     assert backend.forward.name == "padded"
