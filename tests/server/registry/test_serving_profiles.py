@@ -45,6 +45,14 @@ def test_a_new_profile_replaces_that_of_the_same_device(catalog: Catalog) -> Non
     }
 
 
+def test_a_new_profile_leaves_those_of_other_versions(catalog: Catalog) -> None:
+    catalog.register("m", "b" * 64, "sequence_classification", 128, "ann")
+    catalog.register("other", "a" * 64, "sequence_classification", 128, "ann")
+    for profile in (replace(PROFILE, version=2), replace(PROFILE, model="other"), PROFILE):
+        set_serving_profile(catalog, profile, "bob")
+    assert {key for key, _ in catalog.snapshot().profiles} == {("m", 1), ("m", 2), ("other", 1)}
+
+
 def test_a_deleted_versions_profile_is_gone(catalog: Catalog) -> None:
     set_serving_profile(catalog, PROFILE, "bob")
     catalog.delete_version("m", 1, "bob")
