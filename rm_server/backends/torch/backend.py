@@ -160,7 +160,8 @@ def checked_forward(folder: Path, model: Model, max_tokens: int, settings: Compu
 def _prepare(forward: Forward, settings: ComputeSettings, check: Batch) -> None:
     """Brings a checked model into the form in which it serves: precision, prepacked weights, one item a forward."""
     forward.one_at_a_time = settings.deterministic
-    # The head stays in fp32: rounding there would make ties between scores that differ.
+    # The head stays in fp32, as far as it can be told from the rest: rounding there would make ties between scores that
+    # differ. What is run one by one is run as it is.
     whole = forward.model if isinstance(forward, OneByOneForward) else forward.backbone
     if settings.precision != "fp32":
         _cast(whole, _TYPES[settings.precision])
