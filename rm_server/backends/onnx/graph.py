@@ -20,7 +20,7 @@ import torch
 from rm_server.backends.checkpoint import Config, Model
 from rm_server.backends.json_file import first_line
 from rm_server.backends.torch.pooling import SplitModel
-from rm_server.backends.torch.rope import shared_forward_limit
+from rm_server.backends.torch.rope import length_dependent
 from rm_server.errors import InvalidRequest, UnsupportedArtifact
 
 MAX_FILE_BYTES = 1_500_000_000
@@ -39,9 +39,9 @@ def export_graph(model: Model, path: Path, *, opset: int | None = None) -> None:
     or where the packages are missing.
     """
     _require_packages()
-    if shared_forward_limit(model.config) is not None:
+    if rotary := length_dependent(model.config):
         raise UnsupportedArtifact(
-            f"{type(model).__name__} with rope_type {_rope_type(model.config)!r} is not exported: where its tokens lie "
+            f"{type(model).__name__} with rope_type {rotary[0]['rope_type']!r} is not exported: where its tokens lie "
             "depends on how long the text is, which one graph cannot follow."
         )
     graph = _PaddedClassifier(model).eval()
@@ -178,10 +178,6 @@ def _save(model: Any, path: Path) -> None:
 
 def _num_bytes(model: Any) -> int:
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-
-
-def _rope_type(config: Config) -> str:
-    return str((getattr(config.get_text_config(), "rope_parameters", None) or {}).get("rope_type", "default"))
 
 
 def _require_packages() -> None:

@@ -19,17 +19,21 @@ def shared_forward_limit(config: Config) -> int | None:
     beyond it each length has its own, so such an item is computed alone.
     """
     text_config = config.get_text_config()
-    parameters: dict[str, Any] = getattr(text_config, "rope_parameters", None) or {}
-    by_layer = [part for part in parameters.values() if isinstance(part, dict) and "rope_type" in part]
     limits = [
         min(
             part.get("original_max_position_embeddings") or text_config.max_position_embeddings,
             text_config.max_position_embeddings,
         )
-        for part in [parameters, *by_layer]
-        if part.get("rope_type") in _LENGTH_DEPENDENT
+        for part in length_dependent(config)
     ]
     return min(limits, default=None)
+
+
+def length_dependent(config: Config) -> list[dict[str, Any]]:
+    """The parameters of those frequencies that change with the length: of all layers, or of each kind of layers."""
+    parameters: dict[str, Any] = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    by_layer = [part for part in parameters.values() if isinstance(part, dict)]
+    return [part for part in [parameters, *by_layer] if part.get("rope_type") in _LENGTH_DEPENDENT]
 
 
 class FreshFrequencies:

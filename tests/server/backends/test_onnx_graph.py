@@ -87,6 +87,15 @@ def test_a_length_dependent_architecture_is_refused_by_name(tmp_path: Path, fami
         export(tmp_path, family)
 
 
+def test_so_is_one_whose_layers_of_one_kind_are_length_dependent(tmp_path: Path) -> None:
+    dynamic = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    plain = {"rope_type": "default", "rope_theta": 10000.0}
+    rotary = {"full_attention": dynamic, "sliding_attention": plain}
+    checkpoint = tiny_models.make_checkpoint(tmp_path / "checkpoint", "gemma3", rope_parameters=rotary)
+    with pytest.raises(UnsupportedArtifact, match="rope_type 'dynamic' is not exported"):
+        export_graph(load_model(checkpoint, read_config(checkpoint)), tmp_path / "model.onnx")
+
+
 def test_an_item_may_hold_the_pad_id(exported: Exported) -> None:
     folder, *_ = exported("gpt2")
     backend = load_backend(folder, MANIFEST, ComputeSettings(threads=1))
