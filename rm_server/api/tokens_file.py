@@ -131,7 +131,10 @@ def _locked(path: Path) -> Iterator[None]:
     except OSError as error:
         raise ConfigError(f"The folder of {path} cannot be opened: {error.strerror}.") from error
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        except OSError as error:
+            raise ConfigError(f"The folder of {path} cannot be locked: {error.strerror}.") from error
         yield
     finally:
         os.close(folder)

@@ -24,6 +24,7 @@ from pathlib import Path
 from rm_server.errors import ArtifactUnreadable, BrokenVersion, DigestMismatch, StorageFull
 from rm_server.registry.copying import copy_from, copy_in, sync
 from rm_server.registry.digest import CONTENTS_NAME, Contents, FileEntry, canonical_manifest, hash_file
+from rm_server.registry.file_lock import lock
 from rm_server.registry.layout import version_files
 from rm_server.registry.manifest import FILE_NAME as MANIFEST_NAME
 from rm_server.registry.manifest import Manifest, read_manifest
@@ -168,7 +169,7 @@ class ArtifactStore:
     def _locked(self, how: int) -> Iterator[None]:
         # A descriptor of its own for each holder: flock belongs to the open file, and a killed process gives it back.
         with (self.root / _LOCK).open("ab") as file:
-            fcntl.flock(file, how)
+            lock(file, how)
             yield
 
     @contextmanager
@@ -178,7 +179,7 @@ class ArtifactStore:
         path.parent.mkdir(exist_ok=True)
         while True:
             with path.open("ab") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                lock(file, fcntl.LOCK_EX)
                 if not _is_same_file(file.fileno(), path):
                     continue  # who held it before has removed it, and others may hold a new one
                 try:

@@ -20,6 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from rm_server.config import ConfigError
 from rm_server.errors import CatalogUnavailable, InvalidRequest, RmError, StorageFull
+from rm_server.registry.file_lock import lock
 from rm_server.registry.tables import state
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -136,8 +137,8 @@ class Database:
             ) from error
         except OSError as error:
             raise self._unavailable(error) from error
-        with file as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with file:
+            lock(file, fcntl.LOCK_EX)
             yield
 
     @contextmanager

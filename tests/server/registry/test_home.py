@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import getpass
 import os
 from pathlib import Path
@@ -90,6 +92,21 @@ def lose(file: Path, how: str) -> None:
         path.unlink()
     if how == "emptied":
         file.touch()
+
+
+def test_a_home_on_a_file_system_without_locks_is_said(
+    home: HomeParts, tmp_path: Path, rules_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    says = r"cannot be locked \(No locks available\), as a home's files must be: put the home on another file system"
+    with pytest.raises(CatalogUnavailable, match=f"catalog.db.lock {says}"):
+        open_home(tmp_path / "home")
+    # Where the catalog is elsewhere, it is the artifacts.
+    with pytest.raises(CatalogUnavailable, match=f"artifacts/.lock {says}"):
+        add_version(*home, "m", rules_folder(), actor="ann")
 
 
 @pytest.mark.parametrize("how", ["removed", "emptied"])
