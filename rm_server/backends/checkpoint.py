@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -91,22 +92,32 @@ def load_model(folder: Path, config: Config, replaced: Collection[str] = ()) -> 
     Raises ArtifactUnreadable, WeightsMismatch, UnsupportedArtifact or OutOfMemory.
     """
     check_weight_files(folder)
-    bars_were_shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
     try:
-        model, info = read_classifier(folder, config)
+        with quiet_transformers():
+            model, info = read_classifier(folder, config)
     except (SafetensorError, OSError) as error:
         raise ArtifactUnreadable(f"The weights in {folder} cannot be read: {first_line(error)}") from error
     except (ValueError, RuntimeError, ImportError, MemoryError) as error:
         if is_out_of_memory(error):
             raise OutOfMemory(f"Not enough memory for the weights of {folder}: {first_line(error)}") from error
         raise UnsupportedArtifact(f"transformers cannot load {folder}: {first_line(error)}") from error
-    finally:
-        if bars_were_shown:
-            transformers_logging.enable_progress_bar()
     _refuse_mismatches(folder, model, info, replaced)
     _own_weights(model)
     return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keeps bars for every file, and reports of weights that came or did not (which are checked), off the terminal."""
+    verbosity, bars_were_shown = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars_were_shown:
+            transformers_logging.enable_progress_bar()
 
 
 def read_classifier(folder: Path, config: Config) -> tuple[Model, LoadingInfo]:

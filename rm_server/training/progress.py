@@ -1,28 +1,11 @@
-"""What training shows while it runs: one bar with loss and accuracy, and nothing of the libraries below."""
+"""What training shows while it runs: one bar with loss and accuracy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback
-from transformers.utils import logging as transformers_logging
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keeps bars for every file, and warnings about a fresh head (which is wanted, and checked), off the terminal."""
-    verbosity, bars_were_shown = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars_were_shown:
-            transformers_logging.enable_progress_bar()
 
 
 class ProgressBar(TrainerCallback):

@@ -21,6 +21,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from trl import RewardConfig
 
+from rm_server.backends.checkpoint import quiet_transformers
 from rm_server.backends.loading import infer_manifest, load_encoder
 from rm_server.errors import InvalidRequest, NonFiniteScore
 from rm_server.registry.digest import hash_file
@@ -42,7 +43,7 @@ from rm_server.training.preferences import (
     split_by_group,
     subset_of_groups,
 )
-from rm_server.training.progress import ProgressBar, quiet_transformers
+from rm_server.training.progress import ProgressBar
 from rm_server.training.run_folder import CHECKPOINTS, begin_folder, find_checkpoint, step_of, writing_to
 from rm_server.training.saved_adapter import save_adapter
 from rm_server.training.settings import TrainSettings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
+from transformers.utils import logging as transformers_logging
 
-from rm_server.backends.checkpoint import empty_model, load_model, read_config, table_limit
+from rm_server.backends.checkpoint import empty_model, load_model, quiet_transformers, read_config, table_limit
 from rm_server.errors import ArtifactUnreadable, OutOfMemory, RmError, UnsupportedArtifact, WeightsMismatch
 
 Weights = dict[str, torch.Tensor]
@@ -162,3 +164,29 @@ def test_a_position_table_may_be_no_weight_and_have_rows_that_no_position_reads(
 ) -> None:
     config = AutoConfig.for_model(family, **settings)
     assert table_limit(config, empty_model(config).base_model) == 64
+
+
+def test_of_a_head_that_comes_from_elsewhere_nothing_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "llama")
+    change(folder, lambda weights: {name: tensor for name, tensor in weights.items() if name != "score.weight"})
+    monkeypatch.setattr(transformers_logging.get_logger(), "propagate", True)
+    load_model(folder, read_config(folder), replaced=["score"])
+    assert not caplog.records  # transformers would say that the head is new
+
+
+@pytest.mark.parametrize("shows_bars", [True, False])
+def test_transformers_is_quiet_meanwhile_and_as_before_after(shows_bars: bool) -> None:
+    verbosity, before = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    set_bars = {True: transformers_logging.enable_progress_bar, False: transformers_logging.disable_progress_bar}
+    set_bars[shows_bars]()
+    try:
+        with contextlib.suppress(KeyError), quiet_transformers():
+            assert transformers_logging.get_verbosity() == transformers_logging.ERROR
+            assert not transformers_logging.is_progress_bar_enabled()
+            raise KeyError
+        assert transformers_logging.is_progress_bar_enabled() == shows_bars
+        assert transformers_logging.get_verbosity() == verbosity
+    finally:
+        set_bars[before]()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import pytest
 from transformers import TrainerControl, TrainerState
-from transformers.utils import logging as transformers_logging
 
-from rm_server.training.progress import ProgressBar, quiet_transformers
+from rm_server.training.progress import ProgressBar
 
 
 def test_the_bar_begins_where_the_run_does_and_shows_the_last_figures(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,19 +29,3 @@ def test_only_the_main_process_shows_it(capsys: pytest.CaptureFixture[str]) -> N
     bar.on_log(None, state, control, logs={"loss": 0.25})
     bar.on_train_end(None, state, control)
     assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize("shows_bars", [True, False])
-def test_transformers_is_quiet_meanwhile_and_as_before_after(shows_bars: bool) -> None:
-    verbosity, before = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    set_bars = {True: transformers_logging.enable_progress_bar, False: transformers_logging.disable_progress_bar}
-    set_bars[shows_bars]()
-    try:
-        with contextlib.suppress(KeyError), quiet_transformers():
-            assert transformers_logging.get_verbosity() == transformers_logging.ERROR
-            assert not transformers_logging.is_progress_bar_enabled()
-            raise KeyError
-        assert transformers_logging.is_progress_bar_enabled() == shows_bars
-        assert transformers_logging.get_verbosity() == verbosity
-    finally:
-        set_bars[before]()
