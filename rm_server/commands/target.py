@@ -42,9 +42,19 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
         help=f"a running server (default: $RM_TARGET, else {DEFAULT_SERVER})",
     )
     group.add_argument("--token-file", type=Path, metavar="FILE", help="the token it wants (default: $RM_TOKEN)")
-    group.add_argument("--ca", type=Path, metavar="FILE", help="speak TLS, and trust this certificate authority")
-    group.add_argument("--cert", type=Path, metavar="FILE", help="the certificate to show, where it asks for one")
-    group.add_argument("--key", type=Path, metavar="FILE", help="the certificate's key")
+    group.add_argument(
+        "--ca",
+        type=Path,
+        metavar="FILE",
+        help="speak TLS, and trust this certificate authority (default: $RM_TLS_CA)",
+    )
+    group.add_argument(
+        "--cert",
+        type=Path,
+        metavar="FILE",
+        help="the certificate to show, where it asks for one (default: $RM_TLS_CERT)",
+    )
+    group.add_argument("--key", type=Path, metavar="FILE", help="the certificate's key (default: $RM_TLS_KEY)")
 
 
 def add_home_option(parser: argparse.ArgumentParser, *, is_required: bool = False) -> None:
@@ -90,8 +100,10 @@ def open_server(arguments: argparse.Namespace) -> Iterator[Admin]:
     """The server that the arguments name; its refusals become CommandError."""
     from rm_server.api.admin import Admin, AdminError
 
-    if (arguments.cert is None) != (arguments.key is None) or (arguments.cert is not None and arguments.ca is None):
-        raise CommandError("--cert and --key belong together, and need --ca.")
+    ca = _file(arguments.ca, "RM_TLS_CA")
+    cert, key = _file(arguments.cert, "RM_TLS_CERT"), _file(arguments.key, "RM_TLS_KEY")
+    if (cert is None) != (key is None) or (cert is not None and ca is None):
+        raise CommandError("--cert and --key (RM_TLS_CERT, RM_TLS_KEY) belong together, and need --ca (RM_TLS_CA).")
     target = arguments.server or os.environ.get("RM_TARGET") or DEFAULT_SERVER
     if "," in target:
         raise CommandError(f"{target} names several servers, and a command asks one: say which with --server.")
@@ -99,9 +111,9 @@ def open_server(arguments: argparse.Namespace) -> Iterator[Admin]:
         with Admin(
             target,
             token=_token(arguments.token_file),
-            ca=arguments.ca,
-            cert=arguments.cert,
-            key=arguments.key,
+            ca=ca,
+            cert=cert,
+            key=key,
         ) as admin:
             yield admin
     except AdminError as error:
@@ -142,6 +154,11 @@ def opened_home(
         yield catalog, artifacts
     finally:
         catalog.close()
+
+
+def _file(named: Path | None, variable: str) -> Path | None:
+    """The file of an option, else of the environment, as our clients read it."""
+    return named or (Path(path) if (path := os.environ.get(variable)) else None)
 
 
 def _token(file: Path | None) -> str:

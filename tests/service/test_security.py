@@ -172,6 +172,8 @@ def test_commands_show_the_token_and_check_the_certificate(
         assert "No server answers" in said
         assert "does that one speak TLS (--ca)" in said
         assert "certificate of its callers (--cert, --key)?" in said
+    monkeypatch.setenv("RM_TLS_CA", str(keys.ca))
+    assert cli.main(command[:3]) == 0
 
 
 @pytest.mark.parametrize("form", [str, Path])
@@ -413,7 +415,9 @@ def test_certificates_are_renewed_while_the_server_serves(tmp_path: Path, keys: 
 
 
 @pytest.mark.parametrize("name", ["client", "127.0.0.1", "localhost"], ids=["CN", "address", "SAN"])
-def test_a_certificate_stands_for_a_token(tmp_path: Path, keys: Keys, name: str) -> None:
+def test_a_certificate_stands_for_a_token(
+    tmp_path: Path, keys: Keys, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "tokens.toml"
     add_token(file, TokenEntry("scorer", Role.SCORE, certificate=name))
     add_token(file, TokenEntry("operator", Role.DEPLOY, sha256=hash_of("operator")))
@@ -442,3 +446,7 @@ def test_a_certificate_stands_for_a_token(tmp_path: Path, keys: Keys, name: str)
         command = ["status", "--server", server.app.grpc_address, "--ca", str(keys.ca)]
         assert cli.main([*command, "--cert", str(keys.client), "--key", str(keys.client_key)]) == 0
         assert cli.main([*command, "--cert", str(keys.client)]) == 1
+        monkeypatch.setenv("RM_TLS_CERT", str(keys.client))
+        assert cli.main(command) == 1
+        monkeypatch.setenv("RM_TLS_KEY", str(keys.client_key))
+        assert cli.main(command) == 0
