@@ -33,7 +33,7 @@ class RunFacts:
     response_tokens_last: float
     eos_rate_last: float
     versions: list[str]
-    """Of the first reward model, in the order they scored"""
+    """In the order they scored; of several models those of one step together: `a@1 + b@2`"""
     switch_steps: list[int]
     """Steps in which another version answered first"""
     incomparable_steps: list[int]
@@ -73,7 +73,7 @@ def run_facts(rows: Sequence[Row]) -> RunFacts:
         response_tokens_first=_mean(first, "response_tokens_mean"),
         response_tokens_last=_mean(last, "response_tokens_mean"),
         eos_rate_last=_mean(last, "eos_rate"),
-        versions=list(dict.fromkeys(f"{row['reward_model']}@{row['reward_version']}" for row in rows)),
+        versions=list(dict.fromkeys(map(_scorers, rows))),
         switch_steps=switch_steps(rows),
         incomparable_steps=[row["step"] for row in rows if any(not e["is_calibrated"] for e in _version_changes(row))],
         seconds=seconds,
@@ -84,6 +84,12 @@ def run_facts(rows: Sequence[Row]) -> RunFacts:
 def switch_steps(rows: Sequence[Row]) -> list[int]:
     """The steps in which another version began to score."""
     return [row["step"] for row in rows if _version_changes(row)]
+
+
+def _scorers(row: Row) -> str:
+    """What scored the step: one version, or one of each model."""
+    of_each = [version.partition(" ")[0] for version in row.get("reward_versions", ())]  # a digest follows the name
+    return " + ".join(of_each) or f"{row['reward_model']}@{row['reward_version']}"
 
 
 def _version_changes(row: Row) -> list[Row]:

@@ -46,6 +46,12 @@ def test_facts_compare_the_ends() -> None:
     assert facts.to_dict()["eos_rate_last"] == 0.75
 
 
+def test_of_several_models_each_is_named() -> None:
+    rows = [row(1, 0.5), row(2, 0.5, reward_versions=["m@1 (abc)", "n@3 (def)"])]
+    rows.append(row(3, 0.5, reward_versions=["m@1 (abc)", "n@4 (123)"]))
+    assert run_facts(rows).versions == ["m@1", "m@1 + n@3", "m@1 + n@4"]
+
+
 def test_one_step_is_first_and_last() -> None:
     facts = run_facts([row(1, 0.5)])
     assert facts.score_first == facts.score_last == 0.5
