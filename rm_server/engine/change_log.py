@@ -20,7 +20,7 @@ def change_lines(before: Snapshot, after: Snapshot) -> Iterator[str]:
     for key in sorted(before.shadows.keys() | after.shadows.keys()):
         shadow = after.shadows.get(key)
         if shadow != before.shadows.get(key):
-            share = "no more" if shadow is None else f"{shadow.share:.3g} of its model's calls"
+            share = "no more" if shadow is None else f"{100 * shadow.share:.3g} % of its model's calls"
             yield f"{version_name(key)} shadows {share}"
 
 

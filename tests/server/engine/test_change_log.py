@@ -45,7 +45,7 @@ def test_splits_and_shadows() -> None:
     assert lines(after, after) == []
     assert lines(NOTHING, after) == [
         "the runs of m are split now: a=1 (weight 0.75), b=2 (weight 0.25, ramped)",
-        "m@3 shadows 0.1 of its model's calls",
+        "m@3 shadows 10 % of its model's calls",
     ]
     assert lines(after, NOTHING) == ["the runs of m are split no more", "m@3 shadows no more"]
 
