@@ -130,14 +130,14 @@ def _from_environment(environment: Mapping[str, str], known: Mapping[str, Any]) 
         if not variable.startswith(ENVIRONMENT_PREFIX) or _SERVICE_LINK.search(variable):
             continue
         if variable not in names:
-            raise ConfigError(f"{variable} in the environment is no setting{_nearest(variable, names)}.")
+            raise ConfigError(f"{variable} in the environment is no setting{_nearest(variable, names)}")
         given[names[variable]] = Given(text, variable, is_text=True)
     return given
 
 
 def _check_known(name: str, source: str, known: Mapping[str, Any]) -> None:
     if name not in known:
-        raise ConfigError(f"{name} (in {source}) is no setting{_nearest(name, known)}.")
+        raise ConfigError(f"{name} (in {source}) is no setting{_nearest(name, known)}")
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:
@@ -145,7 +145,7 @@ def _nearest(name: str, known: Mapping[str, Any]) -> str:
     last_part = name.rpartition(".")[2]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     close = close or [by_last_part[part] for part in difflib.get_close_matches(last_part, by_last_part, n=1)]
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}."
 
 
 def _converted(name: str, hint: Any, given: Given) -> Any:

@@ -75,7 +75,7 @@ def test_a_misspelt_setting_is_refused_with_the_nearest(tmp_path: Path) -> None:
     assert "did you mean engine.max_batch_tokens?" in refusal(tmp_path, "[engine]\nmax_batch_token = 1")
     assert "did you mean engine.max_batch_tokens?" in refusal(tmp_path, "max_batch_tokens = 1")
     assert "did you mean RM_SERVER_LISTEN?" in refusal(tmp_path, environment={"RM_SERVER_LISTN": "127.0.0.1:1"})
-    assert "did you mean drain_s?" in refusal(tmp_path, drains="1")
+    assert refusal(tmp_path, drains="1").endswith("did you mean drain_s?")
     assert "known are" in refusal(tmp_path, "zzz = 1")
 
 
