@@ -187,7 +187,7 @@ def figures(report: Row) -> Iterator[tuple[str, str, str]]:
         yield (
             "flips",
             f"{share['value']:.1%} [{low:.1%}, {high:.1%}]",
-            f"of {flips['num_groups']} prompts with several completions, another is best; the oftener, the more",
+            f"of {flips['num_groups']} prompts with several completions, another is best; of more completions oftener",
         )
     yield (
         "Kolmogorov–Smirnov",
