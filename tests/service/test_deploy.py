@@ -222,6 +222,13 @@ def test_what_the_settings_read_is_mounted_and_what_is_mounted_exists() -> None:
     assert used == secrets
 
 
+def test_what_prometheus_trusts_is_in_the_secret() -> None:
+    (endpoint,) = of_kind("ServiceMonitor")["spec"]["endpoints"]
+    wanted = endpoint["tlsConfig"]["ca"]["secret"]
+    contents = {d["metadata"]["name"]: d["stringData"] for d in documents() if d["kind"] == "Secret"}
+    assert wanted["key"] in contents[wanted["name"]]
+
+
 def test_everything_selects_the_pods() -> None:
     labels = of_kind("Deployment")["spec"]["template"]["metadata"]["labels"]
     selectors = [of_kind("Deployment")["spec"]["selector"], of_kind("PodDisruptionBudget")["spec"]["selector"]]
