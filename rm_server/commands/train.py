@@ -22,9 +22,9 @@ _HELP = """\
 Trains a reward model on preference pairs and writes a version's folder: config, weights (safetensors), tokenizer,
 reward_model.json, and training.json with what was done. DATA is JSON Lines, an array of JSON or CSV (.jsonl, .json,
 .csv, each with .gz, too), or Parquet, with `prompt`, `chosen`, `rejected` (text, or chat messages); whole conversations
-that begin alike, of messages or of text like hh-rlhf's, need no `prompt`. Rows with the same `group`, or the same
-prompt, are never torn apart. The held-out pairs are evaluated at the end, into evaluation.json and evaluation.html of
-the folder.
+that begin alike, of messages or of text like hh-rlhf's, need no `prompt`. Messages are read by the chat template of the
+base's tokenizer, which needs one. Rows with the same `group`, or the same prompt, are never torn apart. The held-out
+pairs are evaluated at the end, into evaluation.json and evaluation.html of the folder.
 """
 
 _EXAMPLES = """\
