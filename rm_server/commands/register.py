@@ -102,7 +102,8 @@ def add_parsers(commands: Any) -> None:
         type=Path,
         action="append",
         metavar="FILE",
-        help="a report of `rm-server evaluate --json FILE`; may be repeated (default: the folder's evaluation.json)",
+        help="a report of `rm-server evaluate --json FILE`; may be repeated (default: the "
+        "folder's evaluation.json, where it is of this content and reading; an adapter's cannot say so)",
     )
     parser.add_argument(
         "--tune", action="store_true", default=None, help="then find how it is computed fastest here, as `tune` does"
