@@ -22,11 +22,12 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import RewardConfig
 
 from rm_server.backends.checkpoint import quiet_transformers
+from rm_server.backends.items import is_messages
 from rm_server.backends.loading import infer_manifest, load_encoder
 from rm_server.errors import InvalidRequest, NonFiniteScore
 from rm_server.registry.digest import hash_file
 from rm_server.registry.layout import SPLIT_FILE
-from rm_server.registry.manifest import Manifest, write_manifest
+from rm_server.registry.manifest import CHAT_TEMPLATE, Manifest, write_manifest
 from rm_server.training.base_model import check_positions, choose_pad_id, disable_dropout, find_base, load_base
 from rm_server.training.batching import PairBatchSampler, PairCollator
 from rm_server.training.data_files import BadData
@@ -167,6 +168,16 @@ def _encode(
         )
         if not manifest.reads_prompt:
             logger.warning("Prompts will not be read: the template %r has no {prompt}.", manifest.template)
+        num_chats = sum(is_messages(pair.chosen) for pair in pairs)
+        if num_chats and manifest.template != CHAT_TEMPLATE:
+            logger.warning(
+                "%d of %d pairs are of chat messages, which the tokenizer's chat template reads; the template %r is "
+                "for text, and is learnt from the other pairs alone. With `--template chat` text is read as messages "
+                "are.",
+                num_chats,
+                len(pairs),
+                manifest.template,
+            )
         check_positions(model, manifest.max_tokens)
         encoder = load_encoder(folder, manifest)
         encoded = encode_pairs(encoder, pairs, truncation=manifest.truncation, shows_progress=shows_progress)

@@ -320,7 +320,7 @@ def test_every_way_of_training_learns(tmp_path: Path, write_pairs: WritePairs, c
     assert load_file(trained.folder / "model.safetensors")["score.weight"].dtype == torch.float32
 
 
-def test_chat_messages_go_through_the_chat_template(tmp_path: Path) -> None:
+def test_chat_messages_go_through_the_chat_template(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     base = tiny_models.make_checkpoint(tmp_path / "base", "llama", chat_template=tiny_models.CHAT_TEMPLATE)
     rows = [
         {
@@ -335,3 +335,7 @@ def test_chat_messages_go_through_the_chat_template(tmp_path: Path) -> None:
     trained = train(data, tmp_path / "v1", settings(base, epochs=3), shows_progress=False)
     assert trained.manifest.template == "chat"
     assert accuracy(trained) == 1
+    assert "of chat messages" not in caplog.text
+    train(data, tmp_path / "v2", settings(base, template="pair"), shows_progress=False)
+    assert "52 of 52 pairs are of chat messages" in caplog.text, "those to learn from"
+    assert "the template 'pair' is for text" in caplog.text
