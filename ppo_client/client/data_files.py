@@ -101,7 +101,7 @@ def _read_csv(path: Path, text_fields: Collection[str]) -> Iterator[tuple[str, R
         # By its name, a .gz is unpacked.
         table = arrow.csv.read_csv(str(path), parse_options=form, convert_options=types)
     except arrow.ArrowException as error:
-        raise InvalidFile(f"{path} cannot be read: {error}") from error
+        raise InvalidFile(f"{path} cannot be read as values between commas: {error}") from error
     for place, row in _numbered(path, (row for batch in table.to_batches() for row in batch.to_pylist())):
         yield f"{place} after the header", row
 

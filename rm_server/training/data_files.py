@@ -77,7 +77,7 @@ def _read_csv(path: Path, text_fields: Collection[str]) -> Iterator[tuple[str, R
         # By its name, a .gz is unpacked.
         table = csv.read_csv(str(path), parse_options=form, convert_options=types)
     except ArrowException as error:
-        raise BadData(f"{path} cannot be read: {error}") from error
+        raise BadData(f"{path} cannot be read as values between commas: {error}") from error
     yield from _numbered(path, (row for batch in table.to_batches() for row in batch.to_pylist()))
 
 

@@ -253,8 +253,16 @@ def _read_reports(folder: Path, evaluations: Sequence[Path], digest: str) -> dic
     lying_there = folder / EVALUATION_FILE
     if not evaluations and lying_there.is_file():
         report = _read_report(lying_there)
-        # It may be older than the folder's present content, or of another reading: then it says nothing here.
-        return {_name_of(lying_there, report): json.dumps(report)} if report.get("digest") == digest else {}
+        if report.get("digest") == digest:
+            return {_name_of(lying_there, report): json.dumps(report)}
+        logger.warning(
+            "%s is not filed with the version: it %s. `rm-server evaluate --home DIR --model MODEL@N --data PAIRS "
+            "--file` evaluates the version as it is.",
+            lying_there,
+            # Of an adapter it was written before its base had a number.
+            "is of another content, or of another reading" if report.get("digest") else "names no digest",
+        )
+        return {}
     reports = {}
     for path in evaluations:
         report = _read_report(path)

@@ -360,12 +360,19 @@ def test_two_reports_cannot_have_one_name(register: Register, checkpoint: Callab
         register(checkpoint(), evaluations=[path, path])
 
 
-def test_training_s_own_report_is_filed_where_it_fits(register: Register, checkpoint: Callable[..., Path]) -> None:
+def test_training_s_own_report_is_filed_where_it_fits(
+    register: Register, checkpoint: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
     source = checkpoint()
     report = {"digest": digest_of(source, infer_manifest(source)), "data": {"path": "pairs.jsonl"}}
     (source / "evaluation.json").write_text(json.dumps(report))
     assert register(source).evaluations == ("pairs",)
+    assert "is not filed" not in caplog.text
     assert register(source, reading=Reading(max_tokens=99)).evaluations == ()
+    assert "evaluation.json is not filed with the version: it is of another content, or of another" in caplog.text
+    (source / "evaluation.json").write_text(json.dumps(report | {"digest": ""}))
+    assert register(source, reading=Reading(max_tokens=98)).evaluations == ()
+    assert "evaluation.json is not filed with the version: it names no digest" in caplog.text
 
 
 def test_a_split_that_no_evaluation_could_read_is_refused(
