@@ -85,6 +85,9 @@ def run_serve(arguments: argparse.Namespace) -> int:
         print(as_toml(settings), end="")
         return 0
 
+    # Below errors gRPC writes lines of a form of its own between the log's, one for each caller without TLS, say. It
+    # looks at this once, when it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from rm_server.process import run
 
     return run(settings)

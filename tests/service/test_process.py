@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -116,6 +117,22 @@ def test_as_many_connections_are_allowed_as_the_system_lets_it_have(tmp_path: Pa
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert allowed == (OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard))
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the test's certificate")
+def test_every_line_of_a_log_of_json_is_json(tmp_path: Path) -> None:
+    names = ("-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=localhost")
+    new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    subprocess.run(["openssl", "req", "-x509", *new_key, *names], cwd=tmp_path, check=True, capture_output=True)
+    tls = (f"tls.cert={tmp_path / 'cert.pem'}", f"tls.key={tmp_path / 'key.pem'}")
+    options = [part for setting in ("log.format=json", *tls) for part in ("--set", setting)]
+    with serving(tmp_path / "home", "--workers", "0", *options) as (process, address):
+        with grpc.insecure_channel(address, LOCAL_ONLY) as channel, pytest.raises(grpc.RpcError):  # it wants TLS
+            models_pb2_grpc.ModelServiceStub(channel).GetServerStatus(models_pb2.GetServerStatusRequest())
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+    lines = (tmp_path / "server.log").read_text().splitlines()
+    assert "draining" in [json.loads(line)["event"] for line in lines]
 
 
 def failed_start(*options: str) -> tuple[int, str]:
