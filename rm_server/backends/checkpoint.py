@@ -83,18 +83,21 @@ def empty_model(config: Config) -> Model:
         ) from error
 
 
-def load_model(folder: Path, config: Config, replaced: Collection[str] = ()) -> Model:
-    """The sequence classifier in fp32 on the CPU, in evaluation mode, every weight of it from the folder.
+def load_model(
+    folder: Path, config: Config, replaced: Collection[str] = (), dtype: torch.dtype = torch.float32
+) -> Model:
+    """The sequence classifier on the CPU, in evaluation mode, every weight of it from the folder.
 
     ``replaced``: names of modules whose weights come from elsewhere (an adapter's head). The folder need not have them,
-    and may have another head in their place, as a language model has.
+    and may have another head in their place, as a language model has. ``dtype``: of the backbone's weights; head,
+    pooler and buffers are in fp32.
 
     Raises ArtifactUnreadable, WeightsMismatch, UnsupportedArtifact or OutOfMemory.
     """
     check_weight_files(folder)
     try:
         with quiet_transformers():
-            model, info = read_classifier(folder, config)
+            model, info = read_classifier(folder, config, dtype)
     except (SafetensorError, OSError) as error:
         raise ArtifactUnreadable(f"The weights in {folder} cannot be read: {first_line(error)}") from error
     except (ValueError, RuntimeError, ImportError, MemoryError) as error:
@@ -120,12 +123,39 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def read_classifier(folder: Path, config: Config) -> tuple[Model, LoadingInfo]:
-    """transformers' own reading, of data only, in fp32; raises what it raises.
+def read_classifier(folder: Path, config: Config, dtype: torch.dtype = torch.float32) -> tuple[Model, LoadingInfo]:
+    """transformers' own reading, of data only; raises what it raises. ``dtype`` as in `load_model`.
 
     What is missing, or has another size, is in the info for the caller to judge, and is drawn at random in the model.
     """
-    found: tuple[Model, LoadingInfo] = AutoModelForSequenceClassification.from_pretrained(
+    if dtype == torch.float32:
+        return _read(AutoModelForSequenceClassification, folder, config)
+    architecture = type(empty_model(config))
+    model, info = _read(_narrowed(architecture, dtype), folder, config)
+    model.__class__ = architecture
+    return model, info
+
+
+def _narrowed(architecture: Any, dtype: torch.dtype) -> Any:
+    """The same architecture, whose models have a backbone in ``dtype`` before they have weights.
+
+    transformers gives each weight the type that it finds in its place, as it is read: all of them are never in memory
+    in another one. By its own setting for that, buffers would be narrow, too.
+    """
+
+    def build(model: Model, *args: Any, **kwargs: Any) -> None:
+        architecture.__init__(model, *args, **kwargs)
+        pooler = getattr(model.base_model, "pooler", None)
+        kept = {id(parameter) for parameter in (pooler.parameters() if pooler is not None else ())}
+        for parameter in model.base_model.parameters():
+            if parameter.is_floating_point() and id(parameter) not in kept:
+                parameter.data = parameter.data.to(dtype)
+
+    return type(architecture.__name__, (architecture,), {"__init__": build, "__module__": architecture.__module__})
+
+
+def _read(architecture: Any, folder: Path, config: Config) -> tuple[Model, LoadingInfo]:
+    found: tuple[Model, LoadingInfo] = architecture.from_pretrained(
         folder,
         config=config,
         dtype=torch.float32,

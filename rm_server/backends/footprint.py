@@ -49,19 +49,24 @@ def footprint(folder: Path, manifest: Manifest, settings: ComputeSettings, max_b
     if manifest.kind == "onnx":
         paths = version_files(folder, "onnx")
         size = sum((folder / path).stat().st_size for path in paths if path.suffix != ".json")
-        return Footprint(size, None, size, _working_bytes(folder, settings, max_batch_tokens))
+        return Footprint(size, None, size, _working_bytes(_config(folder), settings, max_batch_tokens))
     checkpoint = base_folder(folder) if manifest.kind == "lora" else folder
-    num_parameters = sum(
-        parameters_of(checkpoint / path)
+    sizes = [
+        size
         for path in version_files(checkpoint, "sequence_classification")
         if path.suffix == ".safetensors"
-    )
-    weights = num_parameters * _TYPE_BYTES[settings.precision]
-    # Read and checked in fp32, then cast; prepacking goes on from layer to layer and lets the originals go at the end.
-    peak = num_parameters * 4
+        for size in _sizes(checkpoint / path)
+    ]
+    weights = sum(sizes) * _TYPE_BYTES[settings.precision]
+    config = _config(checkpoint)
+    peak = weights
+    if settings.precision != "fp32":
+        # Checked in fp32, each weight wide while it is used. What files have apart, as experts, may be one of a layer.
+        num_layers = _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers") or 1
+        peak += 4 * max([sum(sizes) // num_layers, *sizes])
     if settings.prepack and settings.device == "cpu":
-        peak = max(peak, 2 * weights)
-    working = _working_bytes(checkpoint, settings, max_batch_tokens)
+        peak = max(peak, 2 * weights)  # it goes on from layer to layer and lets the originals go at the end
+    working = _working_bytes(config, settings, max_batch_tokens)
     if manifest.kind != "lora":
         return Footprint(weights, None, peak - weights, working)
     own = parameters_of(folder / ADAPTER_WEIGHTS) * _TYPE_BYTES[settings.precision]
@@ -84,7 +89,11 @@ def shared_name(adapter: Path, base: Path, settings: ComputeSettings) -> str:
 
 def parameters_of(path: Path) -> int:
     """How many numbers a safetensors file holds. Raises ArtifactUnreadable."""
-    return sum(math.prod(entry["shape"]) for entry in _header(path).values())
+    return sum(_sizes(path))
+
+
+def _sizes(path: Path) -> list[int]:
+    return [math.prod(entry["shape"]) for entry in _header(path).values()]
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -101,12 +110,15 @@ def _header(path: Path) -> dict[str, Any]:
         raise ArtifactUnreadable(f"{path} is no safetensors file: {error}") from error
 
 
-def _working_bytes(folder: Path, settings: ComputeSettings, max_batch_tokens: int) -> int:
+def _config(folder: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ArtifactUnreadable(f"{folder / 'config.json'} cannot be read: {error}") from error
-    config = {**config, **(config.get("text_config") or {})}
+    return {**config, **(config.get("text_config") or {})}
+
+
+def _working_bytes(config: dict[str, Any], settings: ComputeSettings, max_batch_tokens: int) -> int:
     hidden = _first(config, "hidden_size", "n_embd", "dim", "d_model")
     inner = _first(config, "intermediate_size", "n_inner", "hidden_dim", "d_ff") or 4 * hidden
     width = _NUM_HIDDEN * hidden + _NUM_INNER * inner

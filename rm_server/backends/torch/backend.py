@@ -20,6 +20,7 @@ from rm_server.backends.torch.layout import filled_sizes
 from rm_server.backends.torch.linear import PrepackedLinear, prepack, unpack
 from rm_server.backends.torch.linear_calls import make_ready, seen_in
 from rm_server.backends.torch.self_check import check_batch, choose_forward
+from rm_server.backends.torch.widened import is_narrow, widened
 from rm_server.errors import OutOfMemory, UnsupportedArtifact, WeightsMismatch
 from rm_server.registry.manifest import Manifest, Precision
 
@@ -30,7 +31,7 @@ _READY_TOKENS = 1536
 _READY_TOKENS_ALONE = 512
 """The same with the threads of all workers: where more than these wait, other workers take their share."""
 
-_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TorchBackend:
@@ -93,7 +94,7 @@ def load_torch_backend(folder: Path, manifest: Manifest, settings: ComputeSettin
     check_settings(folder, settings)
     config = read_config(folder)
     check_label(manifest, config.num_labels)
-    model = load_model(folder, config)
+    model = load_model(folder, config, dtype=TYPES[settings.precision])
     check_max_tokens(model, manifest)
     forward = checked_forward(folder, model, manifest.max_tokens, settings)
     logger.info("%s: %s, %s, %s", folder.name, type(model).__name__, forward.name, settings.precision)
@@ -106,9 +107,9 @@ def check_settings(folder: Path, settings: ComputeSettings) -> None:
 
     Warns of fp32 on a GPU, which is slow there.
     """
-    if settings.precision not in _TYPES:
+    if settings.precision not in TYPES:
         raise UnsupportedArtifact(
-            f"{folder} is a checkpoint, which computes in {', '.join(_TYPES)}, not in {settings.precision}; "
+            f"{folder} is a checkpoint, which computes in {', '.join(TYPES)}, not in {settings.precision}; "
             "`rm-server export --int8` makes an ONNX version of it."
         )
     is_on_gpu = _device(settings.device).type == "cuda"
@@ -148,13 +149,24 @@ def checked_forward(folder: Path, model: Model, max_tokens: int, settings: Compu
     device = _device(settings.device)
     try:
         check = check_batch(model, max_tokens or int(1e9))
-        forward = choose_forward(model.to(device), device, check)
+        forward = _chosen_forward(model.to(device), device, check)
         _prepare(forward, settings, check)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemory(f"{folder} does not fit into the memory of {settings.device}: {first_line(error)}") from error
     return forward
+
+
+def _chosen_forward(model: Model, device: torch.device, check: Batch) -> Forward:
+    """Chosen in fp32, whatever type the weights have: rounding would hide what is wrong. Raises UnsupportedArtifact."""
+    if not is_narrow(model):
+        return choose_forward(model, device, check)
+    try:
+        with widened(model):
+            return choose_forward(model, device, check)
+    except UnsupportedArtifact:  # code that asks for the weights' type, and finds another one than it is given
+        return choose_forward(model.float(), device, check)
 
 
 def _prepare(forward: Forward, settings: ComputeSettings, check: Batch) -> None:
@@ -164,7 +176,7 @@ def _prepare(forward: Forward, settings: ComputeSettings, check: Batch) -> None:
     # differ. What is run one by one is run as it is.
     whole = forward.model if isinstance(forward, OneByOneForward) else forward.backbone
     if settings.precision != "fp32":
-        _cast(whole, _TYPES[settings.precision])
+        _cast(whole, TYPES[settings.precision])
     is_tried = settings.prepack and forward.device.type == "cpu" and _prepack(forward, whole, settings, check)
     if settings.precision != "fp32" and not is_tried:
         _try_precision(forward, settings, check)

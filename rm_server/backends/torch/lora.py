@@ -28,6 +28,7 @@ from rm_server.backends.footprint import shared_name
 from rm_server.backends.interface import ComputeSettings, MixesVersions, SharedMemory
 from rm_server.backends.items import Batch, Float64Array
 from rm_server.backends.torch.backend import (
+    TYPES,
     TorchBackend,
     check_label,
     check_max_tokens,
@@ -101,7 +102,7 @@ class SharedBase:
 
     def __init__(self, key: BaseKey, config: Config, name: str) -> None:
         """Raises what `load_model` and `checked_forward` raise."""
-        model = load_model(key.folder, config, key.replaced)
+        model = load_model(key.folder, config, key.replaced, TYPES[key.settings.precision])
         self.model = model
         self.name = name
         self.check = check_batch(model, _MAX_CHECK_TOKENS)

@@ -12,7 +12,7 @@ import pytest
 import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 from rm_server.backends.checkpoint import empty_model, load_model, quiet_transformers, read_config, table_limit
@@ -96,6 +96,25 @@ def test_shards_are_read_and_missed(tmp_path: Path) -> None:
     next(folder.glob("model-00002-of-*")).unlink()
     with pytest.raises(ArtifactUnreadable, match=r"names model-00002-of-\d+\.safetensors, and that file is not there"):
         load_model(folder, read_config(folder))
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_a_backbone_is_read_narrow_and_all_else_wide(tmp_path: Path, family: str, stored: torch.dtype) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, family)
+    own = AutoModelForSequenceClassification.from_pretrained(folder, dtype=stored)
+    own.save_pretrained(folder)
+    model = load_model(folder, read_config(folder), dtype=torch.float16)
+    assert type(model) is type(own)
+    for name, weight in model.named_parameters():
+        is_wide = not name.startswith(f"{own.base_model_prefix}.") or ".pooler." in name
+        assert weight.dtype == (torch.float32 if is_wide else torch.float16), name
+        assert torch.equal(weight, own.get_parameter(name).to(weight.dtype)), name
+    buffers = dict(load_model(folder, read_config(folder)).named_buffers())
+    assert buffers
+    for name, buffer in model.named_buffers():
+        assert buffer.dtype == buffers[name].dtype, name
+        assert torch.equal(buffer, buffers[name]), name
 
 
 def test_an_index_that_leads_outside_is_refused(tmp_path: Path) -> None:

@@ -21,11 +21,13 @@ import torch
 from tiny_models import VOCAB_SIZE
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rm_server.backends.checkpoint import load_model, read_config
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, EncodedItem, Float64Array
 from rm_server.backends.loading import infer_manifest, load_backend, load_encoder
-from rm_server.backends.torch.backend import TorchBackend, check_settings
-from rm_server.backends.torch.forward import PackedForward
+from rm_server.backends.torch.backend import TorchBackend, check_settings, checked_forward, memory_bytes
+from rm_server.backends.torch.forward import Forward, PackedForward
+from rm_server.backends.torch.self_check import choose_forward
 from rm_server.errors import OutOfMemory, UnsupportedArtifact, WeightsMismatch
 from rm_server.registry.manifest import Manifest, Precision
 
@@ -34,6 +36,7 @@ PADDED = ("deberta_v2", "gemma2")
 # The head reads all tokens; the model wants as many hidden states out as came in.
 WHOLE_LAST_LAYER = ("modernbert_mean", "gpt2")
 LENGTHS = (1, 2, 3, 15, 16, 17, 31, 40, 49, 64, 77, 120)
+CPU = torch.device("cpu")
 
 
 def make_items(lengths: Sequence[int], seed: int = 0, *, with_types: bool = False) -> list[EncodedItem]:
@@ -282,6 +285,47 @@ def test_half_precision_is_near(tmp_path: Path, family: str, precision: str) -> 
     assert np.abs(scores - exact).max() < (0.5 if precision == "bf16" else 0.1) * exact.std()
     assert len(set(scores)) == len(scores), "a head in half precision makes ties"
     assert backend.memory_bytes < 0.75 * load(folder).memory_bytes
+
+
+@pytest.mark.parametrize("family", ["roberta", "deberta_v2", "gpt2", "qwen2"])
+def test_a_narrow_version_is_checked_in_fp32_and_never_wide(
+    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, family)
+    batch = Batch.of(make_items(LENGTHS))
+    config, settings = read_config(folder), ComputeSettings(precision="bf16")
+    wide = checked_forward(folder, load_model(folder, config), MANIFEST.max_tokens, settings)
+    in_fp32 = choose_forward(load_model(folder, config, dtype=torch.bfloat16).float(), CPU, batch)
+    expected = in_fp32.logits(batch)
+    seen = []
+
+    def chosen(model: Any, device: torch.device, check: Batch) -> Forward:
+        forward = choose_forward(model, device, check)
+        seen.append((sum(parameter.nbytes for parameter in model.parameters()), forward.logits(batch)))
+        return forward
+
+    monkeypatch.setattr("rm_server.backends.torch.backend.choose_forward", chosen)
+    backend = load(folder, precision="bf16")
+    [(num_bytes, logits)] = seen
+    assert num_bytes < 0.55 * sum(weight.nbytes for weight in tiny_models.make_model(family).parameters())
+    assert torch.equal(logits, expected)
+    # As if it had been read in fp32 and cast after the check.
+    np.testing.assert_array_equal(backend.score(batch), wide.logits(batch)[:, 0].double().numpy())
+    assert (backend.forward.name, backend.memory_bytes) == (wide.name, memory_bytes(wide))
+
+
+def test_code_that_goes_by_its_weights_type_is_checked_wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "llama")
+    expected = load(folder, precision="bf16").score(Batch.of(make_items(LENGTHS)))
+
+    def forward(mlp: Any, x: torch.Tensor) -> torch.Tensor:
+        inner = mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
+        return mlp.down_proj(inner.to(next(mlp.parameters(), inner).dtype))
+
+    monkeypatch.setattr("transformers.models.llama.modeling_llama.LlamaMLP.forward", forward)
+    backend = load(folder, precision="bf16")
+    assert backend.forward.name == "packed"
+    np.testing.assert_array_equal(backend.score(Batch.of(make_items(LENGTHS))), expected)
 
 
 def test_positions_keep_their_precision(tmp_path: Path) -> None:
