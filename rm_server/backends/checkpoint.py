@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from rm_server.backends.device_memory import is_out_of_memory
+from rm_server.backends.device_memory import is_out_of_memory, let_go_of
 from rm_server.backends.json_file import first_line, read_json
 from rm_server.errors import ArtifactUnreadable, OutOfMemory, UnsupportedArtifact, WeightsMismatch
 from rm_server.registry.layout import WEIGHTS_INDEX, checkpoint_weights
@@ -233,6 +233,7 @@ def _own_weights(model: Model) -> None:
     """
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()
+        let_go_of(tensor.nbytes)
 
 
 def _refuse_mismatches(folder: Path, model: Model, info: dict[str, Any], replaced: Collection[str]) -> None:

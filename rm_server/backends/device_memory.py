@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
+
+LARGE_BYTES = 8 * 1024 * 1024
+
 # Of torch's CPU allocator, of the driver where it is not torch that allocates (contexts, kernels) or where torch's
 # expandable segments grow, of cuBLAS and cuDNN.
 _SAID = (
@@ -25,12 +30,24 @@ def free_memory_of(device: str) -> int | None:
 
 
 def give_back_memory(device: str) -> None:
-    """Gives back what torch holds in reserve of a GPU, which no other process could use; of a CPU it holds nothing."""
+    """Gives back what no other process could use: of the machine's memory what malloc keeps (glibc's alone can be told
+    to), of a GPU's what torch holds in reserve.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     if device.split(":")[0] != "cuda":
         return
     import torch
 
     torch.cuda.empty_cache()
+
+
+def let_go_of(weight_bytes: int) -> None:
+    """One weight after another of a whole model is let go of: what is large is given back at once, or holes into which
+    nothing fits would take as much as all of them.
+    """
+    if weight_bytes >= LARGE_BYTES:
+        give_back_memory("cpu")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

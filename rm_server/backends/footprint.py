@@ -59,19 +59,16 @@ def footprint(folder: Path, manifest: Manifest, settings: ComputeSettings, max_b
     ]
     weights = sum(sizes) * _TYPE_BYTES[settings.precision]
     config = _config(checkpoint)
-    peak = weights
-    if settings.precision != "fp32":
-        # Checked in fp32, each weight wide while it is used. What files have apart, as experts, may be one of a layer.
-        num_layers = _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers") or 1
-        peak += 4 * max([sum(sizes) // num_layers, *sizes])
-    if settings.prepack and settings.device == "cpu":
-        peak = max(peak, 2 * weights)  # it goes on from layer to layer and lets the originals go at the end
+    # Checked in fp32, and prepacked, weight by weight: the one in work, and what the one before it has left. What files
+    # have apart, as experts, may be one weight of a layer.
+    num_layers = _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers") or 1
+    loading = 2 * 4 * max([sum(sizes) // num_layers, *sizes])
     working = _working_bytes(config, settings, max_batch_tokens)
     if manifest.kind != "lora":
-        return Footprint(weights, None, peak - weights, working)
+        return Footprint(weights, None, loading, working)
     own = parameters_of(folder / ADAPTER_WEIGHTS) * _TYPE_BYTES[settings.precision]
     name = shared_name(folder, checkpoint, settings)
-    return Footprint(own, SharedMemory(name, weights), peak - weights, working)
+    return Footprint(own, SharedMemory(name, weights), loading, working)
 
 
 def shared_name(adapter: Path, base: Path, settings: ComputeSettings) -> str:

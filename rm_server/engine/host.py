@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import ctypes
 import gc
 import importlib
 import logging
@@ -107,15 +105,13 @@ class Host:
         outcome = attempt(f"Loading {version_name(order.key)}", lambda: self._load(order))
         if isinstance(outcome, RmError):
             gc.collect()
-        trim_memory()  # The trials took more than the version keeps, in fp32 at that.
-        self._give_back()
+        self._give_back()  # The trials took more than the version keeps, in fp32 at that.
         return outcome
 
     def unload(self, key: VersionKey) -> None:
         """Frees a version; nothing happens when it is not here."""
         if self._backends.pop(key, None) is not None:
             # A backend goes with its last reference. Looking for cycles would hold up what is computed by 0.1 s.
-            trim_memory()
             self._give_back()
 
     def compute(self, keys: tuple[VersionKey, ...], batch: Batch, is_alone: bool) -> Computed | RmError:
@@ -194,12 +190,6 @@ def imported(name: str) -> Any:
     """What ``package.module:attribute`` names; imported now, so that those who do not compute import no torch."""
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)
-
-
-def trim_memory() -> None:
-    """Gives what malloc keeps back to the operating system (glibc only)."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def attempt(doing: str, function: Callable[[], T]) -> T | RmError:

@@ -190,7 +190,11 @@ def _prepack(forward: Forward, whole: torch.nn.Module, settings: ComputeSettings
     try:
         join(swapped, lambda: forward.logits(check))
         forward.logits(check)
-    except (AttributeError, RuntimeError) as error:
+    except (
+        AttributeError,
+        RuntimeError,
+        TypeError,
+    ) as error:  # whoever has a layer, or asks for its weight, finds none
         logger.warning("%s computes without prepacked weights: %s", type(forward.model).__name__, error)
         unpack(swapped)
         if isinstance(forward, PackedForward):

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
-from typing import Any
 
 import torch
 
+from rm_server.backends.device_memory import let_go_of
 from rm_server.backends.torch.linear import PrepackedLinear, Swapped, is_same, probe
 from rm_server.backends.torch.linear_calls import Asked, seen_in
 
@@ -53,6 +53,10 @@ class JointLinear(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.product.columns(x, self._start, self._end)
 
+    def dense(self) -> torch.Tensor:
+        """The layer's own weight, shape (out_features, in_features)."""
+        return self.product.linear.dense()[self._start : self._end]
+
 
 @torch.inference_mode()
 def join(swapped: Swapped, forward: Callable[[], object]) -> None:
@@ -61,20 +65,21 @@ def join(swapped: Swapped, forward: Callable[[], object]) -> None:
     groups = [[places[id(layer)] for layer in group] for group in _siblings(seen_in(forward, swapped))]
     # By now nothing but their places refers to the layers: those of one group are gone before the next one is made.
     for group in groups:
+        num_bytes = sum(getattr(parent, name).num_bytes for parent, name, _ in group)
         _join(group)
+        let_go_of(num_bytes)
 
 
 def _join(group: Swapped) -> None:
-    originals: list[Any] = [original for _, _, original in group]
-    biases = [original.bias for original in originals]
-    if any(type(original) is not torch.nn.Linear for original in originals) or len({b is None for b in biases}) > 1:
+    layers = [getattr(parent, name) for parent, name, _ in group]
+    biases = [layer.bias for layer in layers]
+    if any(type(original) is not torch.nn.Linear for _, _, original in group) or len({b is None for b in biases}) > 1:
         return
     product = JointProduct(
-        torch.cat([original.weight for original in originals]), None if biases[0] is None else torch.cat(biases)
+        torch.cat([layer.dense() for layer in layers]), None if biases[0] is None else torch.cat(biases)
     )
-    ends = list(accumulate(original.out_features for original in originals))
+    ends = list(accumulate(layer.out_features for layer in layers))
     parts = [JointLinear(product, start, end) for start, end in pairwise([0, *ends])]
-    layers = [getattr(parent, name) for parent, name, _ in group]
     x = probe(product.linear.in_features, product.linear.dtype)
     if is_same(torch.cat([part(x) for part in parts], dim=-1), torch.cat([layer(x) for layer in layers], dim=-1)):
         for (parent, name, _), part in zip(group, parts, strict=True):

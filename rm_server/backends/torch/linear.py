@@ -13,6 +13,8 @@ import torch
 from torch.nn.functional import gelu
 from transformers.pytorch_utils import Conv1D
 
+from rm_server.backends.device_memory import let_go_of
+
 logger = logging.getLogger(__name__)
 
 # The number of rows that the weight's order is chosen for; without a number the products are many times slower.
@@ -51,9 +53,13 @@ class PrepackedLinear(torch.nn.Module):
         y: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias, "add")
         return y
 
+    def dense(self) -> torch.Tensor:
+        """The weight as it was given, bit for bit, shape (out_features, in_features)."""
+        return self.packed.to_dense()
 
-Swapped: TypeAlias = list[tuple[torch.nn.Module, str, torch.nn.Module]]
-"""Parent, name and original of each layer that was swapped."""
+
+Swapped: TypeAlias = list[tuple[torch.nn.Module, str, Any]]
+"""Parent, name and original of each layer that was swapped. The originals have no weight meanwhile."""
 
 
 def prepack(module: torch.nn.Module) -> Swapped:
@@ -62,19 +68,32 @@ def prepack(module: torch.nn.Module) -> Swapped:
     A layer stays as it is when its type is neither fp32 nor bf16, or its probe fails.
     """
     swapped: Swapped = []
+    packed: dict[Any, PrepackedLinear] = {}  # a layer may stand in several places
     if torch.backends.mkldnn.is_available():
         for parent in list(module.modules()):
             for name, child in list(parent.named_children()):
-                replacement = _prepacked(child)
+                replacement = packed.get(child) or _prepacked(child)
                 if replacement is not None:
                     setattr(parent, name, replacement)
+                    packed[child] = replacement
                     swapped.append((parent, name, child))
+                    _forget_weight(child)
+                    let_go_of(replacement.num_bytes)
     return swapped
 
 
+def _forget_weight(layer: Any) -> None:
+    """Of all layers together, the weights would take as much memory again as what they were packed into."""
+    layer.weight = None
+
+
 def unpack(swapped: Swapped) -> None:
-    """Puts the original layers back."""
+    """Puts the original layers back, with their weights."""
     for parent, name, original in swapped:
+        weight = getattr(parent, name).dense()
+        if type(original) is Conv1D:
+            weight = weight.t().contiguous()
+        original.weight = torch.nn.Parameter(weight, requires_grad=False)
         setattr(parent, name, original)
 
 

@@ -54,7 +54,7 @@ def make_ready(asked: Iterable[Asked], sizes: Iterable[int]) -> None:
     shapes = {
         (form, layer.in_features, layer.out_features, layer.bias is None): (layer, form) for layer, form, _ in asked
     }
-    for size in sizes:
+    for size in sorted(sizes, reverse=True):  # what a smaller product takes fits where a larger one's was
         for layer, form in shapes.values():
             others = [torch.zeros(1, size, layer.out_features, dtype=layer.dtype)] if form == "plus" else []
             getattr(layer, form)(torch.zeros(1, size, layer.in_features, dtype=layer.dtype), *others)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
+from weakref import ref
 
 import torch
 from transformers.activations import GELUActivation
@@ -34,7 +35,8 @@ def shorten(backbone: Any, last_layer: torch.nn.Module | None) -> bool:
         function = _layer_where_read if layer is last_layer else _layer
         parts = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
         layer.forward = partial(function, *parts)
-    backbone.forward = partial(_backbone, backbone.embeddings, getattr(backbone, "embeddings_project", None), layers)
+    # A reference that does not count: a model goes with its last one, and nobody looks for cycles.
+    backbone.forward = partial(_backbone, ref(backbone), layers)
     return True
 
 
@@ -48,12 +50,14 @@ def lengthen(backbone: Any) -> None:
 # Below, modules are not called, their forward is: a call looks for hooks, of which there are none.
 
 
-def _backbone(embeddings: Any, project: Any, layers: list[Any], **inputs: Any) -> SimpleNamespace:
+def _backbone(reference: ref[Any], layers: list[Any], **inputs: Any) -> SimpleNamespace:
     """``inputs``: what the embeddings take, and ``use_cache``."""
+    backbone = reference()
+    assert backbone is not None, "who calls it has it"
     inputs.pop("use_cache", None)
-    hidden = embeddings.forward(**inputs)
-    if project is not None:
-        hidden = project.forward(hidden)
+    hidden = backbone.embeddings.forward(**inputs)
+    if hasattr(backbone, "embeddings_project"):  # ELECTRA's may be narrower than its layers
+        hidden = backbone.embeddings_project.forward(hidden)
     for layer in layers:
         hidden = layer.forward(hidden)
     return SimpleNamespace(last_hidden_state=hidden)

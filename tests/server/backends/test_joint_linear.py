@@ -61,6 +61,7 @@ def test_the_scores_stay_and_the_products_become_fewer(dtype: torch.dtype, toler
     assert layer.gate.product._last is None  # type: ignore[union-attr]
     unpack(swapped)
     assert all(type(part) is torch.nn.Linear for part in layer.children())
+    assert all(torch.equal(weight, expected.get_parameter(name)) for name, weight in layer.named_parameters())
 
 
 def joined() -> Layer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -59,13 +60,38 @@ def test_gelu_and_sum_are_torch_s(dtype: torch.dtype, tolerance: float) -> None:
 
 
 @needs_onednn
-def test_layers_can_be_put_back() -> None:
-    layers = make_layers()
-    names = {name: type(module) for name, module in layers.named_modules()}
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_can_be_put_back(dtype: torch.dtype) -> None:
+    before, layers = make_layers().to(dtype), make_layers().to(dtype)
     swapped = prepack(layers)
     assert isinstance(layers["plain"], PrepackedLinear)
     unpack(swapped)
-    assert {name: type(module) for name, module in layers.named_modules()} == names
+    assert {name: type(module) for name, module in layers.named_modules()} == {
+        name: type(module) for name, module in before.named_modules()
+    }
+    for name, weight in before.named_parameters():
+        assert torch.equal(layers.get_parameter(name), weight), name
+
+
+@needs_onednn
+def test_a_weight_is_in_memory_once() -> None:
+    layers = make_layers()
+    originals = [weakref.ref(weight) for weight in layers.parameters() if weight.ndim == 2]
+    assert len(swapped := prepack(layers)) == len(originals)
+    assert [original() for original in originals] == [None] * len(swapped)
+
+
+@needs_onednn
+def test_a_layer_in_two_places_is_packed_once() -> None:
+    layer = torch.nn.Linear(24, 40).requires_grad_(False)
+    expected = layer(x := torch.randn(1, 5, 24))
+    places = torch.nn.ModuleList([torch.nn.Sequential(layer), torch.nn.Sequential(layer)])
+    swapped = prepack(places)
+    assert places[0][0] is places[1][0]  # type: ignore[index]
+    torch.testing.assert_close(places[1](x), expected, atol=1e-5, rtol=1e-5)
+    unpack(swapped)
+    assert places[0][0] is places[1][0] is layer  # type: ignore[index]
+    assert torch.equal(layer(x), expected)
 
 
 def test_half_precision_and_subclasses_stay() -> None:
