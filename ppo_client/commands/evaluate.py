@@ -242,6 +242,7 @@ def _evaluator(client: RewardClient, args: argparse.Namespace) -> Evaluator:
         patience,
         args.truncation,
         drops_failed_items=args.on_failed_item == "drop",
+        empty_score=args.empty_score,
         advice=_ADVICE,
     )
     judge = replace(desk, parts=(RewardModelConfig(args.second),)) if args.second else None
@@ -256,7 +257,6 @@ def _evaluator(client: RewardClient, args: argparse.Namespace) -> Evaluator:
         max_response_tokens=rollout.max_response_tokens,
         seed=args.seed,
         device=device,
-        empty_score=args.empty_score,
     )
 
 

@@ -89,6 +89,7 @@ def assemble(
         patience,
         truncation=config.reward.truncation or None,
         drops_failed_items=config.reward.on_failed_item == "drop",
+        empty_score=config.reward.empty_score,
     )
     rollout = config.rollout
     longest_prompt = max(len(prompt.token_ids) for prompt in prompts)
@@ -100,7 +101,6 @@ def assemble(
         micro_batch_size=rollout.micro_batch_size,
         log_probs_from_sampling=rollout.log_probs == "sampling" or (rollout.log_probs == "auto" and trusts_sampling),
         device=accelerator.device,
-        empty_score=config.reward.empty_score,
         score_chunk_size=rollout.score_chunk_size,
         generator=make_generator(config, actor_critic.policy, longest_prompt, accelerator.num_processes),
     )
@@ -181,5 +181,4 @@ def _evaluator(
         seed=config.train.seed,
         device=worker.device,
         log_probs_from_sampling=log_probs_from_sampling,
-        empty_score=config.reward.empty_score,
     )

@@ -77,8 +77,6 @@ class Evaluator:
     device: torch.device
     log_probs_from_sampling: bool = True
     """False where they differ from a forward pass's, by rounding: the KL is then of two forward passes"""
-    empty_score: float | None = None
-    """Of responses without text, by either opinion; they are not sent"""
     _theirs: dict[int, _Text] = field(default_factory=dict)
 
     def conditions(self) -> Conditions:
@@ -90,7 +88,7 @@ class Evaluator:
             temperature=self.policy.rule.temperature,
             scores=scale_of(self.desk.parts),
             truncation=self.desk.truncation,
-            empty_score=self.empty_score,
+            empty_score=self.desk.empty_score,
             seed=self.seed,
         )
 
@@ -129,8 +127,8 @@ class Evaluator:
             rows=rows,
             ours=ours,
             theirs=theirs,
-            scores=ask(self.desk, twice, contents, self.empty_score),
-            judgements=ask(self.judge, twice, contents, self.empty_score) if self.judge else None,
+            scores=ask(self.desk, twice, contents),
+            judgements=ask(self.judge, twice, contents) if self.judge else None,
             kl=self._kl(samples),
         )
 

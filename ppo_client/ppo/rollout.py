@@ -91,8 +91,6 @@ class RolloutWorker:
     micro_batch_size: int
     log_probs_from_sampling: bool
     device: torch.device
-    empty_score: float | None = None
-    """Of responses without text, which are not sent"""
     score_chunk_size: int = 8
     generator: Generator = field(default_factory=OwnGenerator)
 
@@ -186,7 +184,6 @@ class RolloutWorker:
             tokenizer=self.tokenizer,
             continues_prompt=self.actor_critic.policy.continues_prompt,
             chunk_size=self.score_chunk_size,
-            empty_score=self.empty_score,
         )
 
     def _evaluate(self, samples: Samples, *, is_stale: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -17,10 +17,8 @@ from ppo_client.ppo.scores.completions import completion_contents, response_ids,
 from ppo_client.ppo.scores.reward_source import Given, PendingScores, RewardDesk
 
 
-def ask(
-    desk: RewardDesk, prompts: Sequence[Prompt], contents: Sequence[Content], empty_score: float | None
-) -> PendingGiven:
-    """Asks for the scores of responses; those without text are not sent, and get `empty_score`.
+def ask(desk: RewardDesk, prompts: Sequence[Prompt], contents: Sequence[Content]) -> PendingGiven:
+    """Asks for the scores of responses; those without text are not sent, and get the desk's `empty_score`.
 
     Raises EmptyResponse where that is None.
     """
@@ -28,13 +26,13 @@ def ask(
     for prompt, content in zip(prompts, contents, strict=True):
         if not is_empty(content):
             known.append(None)
-        elif empty_score is None:
+        elif desk.empty_score is None:
             raise EmptyResponse(
                 f"a response to {prompt.text!r:.80} has no text (EOS first, or special tokens alone), so there is "
                 f"nothing to score: {desk.advice.empty}"
             )
         else:
-            known.append(Given(empty_score, (), ()))
+            known.append(Given(desk.empty_score, (), ()))
     sent = [row for row, given in enumerate(known) if given is None]
     pending = desk.ask([prompts[row].content for row in sent], [contents[row] for row in sent]) if sent else None
     return PendingGiven(known, pending)
@@ -68,8 +66,6 @@ class Asking:
     tokenizer: Any | None
     continues_prompt: bool
     chunk_size: int
-    empty_score: float | None
-    """Of responses without text, which are not sent"""
     _texts: dict[int, str] = field(default_factory=dict)
     _waiting: list[int] = field(default_factory=list)
     _under_way: list[tuple[list[int], PendingGiven]] = field(default_factory=list)
@@ -111,4 +107,4 @@ class Asking:
         texts = response_texts(part, self.tokenizer, continues_prompt=self.continues_prompt)
         self._texts.update(zip(rows, texts, strict=True))
         contents = completion_contents(prompts, response_ids(part), texts)
-        self._under_way.append((rows, ask(self.desk, prompts, contents, self.empty_score)))
+        self._under_way.append((rows, ask(self.desk, prompts, contents)))

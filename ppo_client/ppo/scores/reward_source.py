@@ -89,6 +89,8 @@ class RewardDesk:
     truncation: TruncationRule | None = None
     """Of what is too long for a model; None: the version's own rule"""
     drops_failed_items: bool = False
+    empty_score: float | None = None
+    """Of responses without text, which are not sent (`asking.ask`)"""
     advice: Advice = Advice()
 
     def ask(self, prompts: Sequence[Content], completions: Sequence[Content]) -> PendingScores:
