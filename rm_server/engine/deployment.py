@@ -75,7 +75,7 @@ class Deployment:
         engine: Engine,
         metrics: DeploymentMetrics,
         on_change: Callable[[VersionKey], None],
-        profiles: Callable[[], Profiles] = dict,
+        profiles: Callable[[], Profiles],
     ) -> None:
         """``on_change`` is told of every change of a version's state, after it. ``profiles``: those of the catalog."""
         self._artifacts = artifacts

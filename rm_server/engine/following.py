@@ -14,10 +14,12 @@ from typing import Protocol
 from rm_server.engine.change_log import change_lines
 from rm_server.engine.changes import Changes
 from rm_server.engine.deployment import Deployment, DeploymentMetrics
+from rm_server.engine.engine import Engine
 from rm_server.engine.lifecycle import SERVING, Policy, Step, next_steps, served_labels
 from rm_server.engine.needs import needs_by_version
 from rm_server.engine.tasks import Tasks
 from rm_server.errors import CatalogUnavailable, RmError, VersionNotFound
+from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.manifest import PRECISIONS, Precision
 from rm_server.registry.records import Snapshot, VersionKey, VersionRecord, version_name
@@ -53,20 +55,21 @@ class Following:
     def __init__(
         self,
         catalog: Catalog,
-        make_deployment: Callable[[Callable[[VersionKey], None]], Deployment],
+        artifacts: ArtifactStore,
+        engine: Engine,
         metrics: VersionMetrics,
         *,
         poll_s: float,
         policy: Policy,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``make_deployment`` is given what to call at every change of a version's state. ``clock``: since 1970."""
+        """``clock``: since 1970."""
         self._catalog = catalog
         self._metrics = metrics
         self._poll_s = poll_s
         self._policy: Policy = policy
         self._clock = clock
-        self.deployment = make_deployment(self._on_state)
+        self.deployment = Deployment(artifacts, engine, metrics, self._on_state, lambda: self.in_catalog.profiles)
         self.changes = Changes()
         self.tasks = Tasks()
         self.in_catalog = self.served = Snapshot(-1, {}, {}, frozenset())
@@ -108,7 +111,7 @@ class Following:
         self._guards.append(guard)
 
     def after_look(self, hook: Callable[[Look], Awaitable[None]]) -> None:
-        """``hook`` is awaited after each look at the catalog that succeeded."""
+        """``hook`` is awaited with each `Look` at the catalog, also those before an unload or a deletion."""
         self._after_look.append(hook)
 
     def need_of(self, key: VersionKey) -> str | None:

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from rm_server.backends.loading import check_spec
 from rm_server.engine.changes import Subscription
-from rm_server.engine.deployment import Deployment, VersionStatus
+from rm_server.engine.deployment import VersionStatus
 from rm_server.engine.engine import Engine
 from rm_server.engine.following import Following, Guard, VersionMetrics
 from rm_server.engine.lifecycle import Policy
@@ -61,16 +61,7 @@ class VersionManager:
         self._catalog = catalog
         self._artifacts = artifacts
         self._metrics = metrics
-        self._following = Following(
-            catalog,
-            lambda on_change: Deployment(
-                artifacts, engine, metrics, on_change, lambda: self._following.in_catalog.profiles
-            ),
-            metrics,
-            poll_s=poll_s,
-            policy=policy,
-            clock=clock,
-        )
+        self._following = Following(catalog, artifacts, engine, metrics, poll_s=poll_s, policy=policy, clock=clock)
         self._deployment = self._following.deployment
         self._tasks = self._following.tasks
         self.pager = Pager(engine, self._following, metrics)
@@ -113,7 +104,7 @@ class VersionManager:
         self._deployment.composite_trial = trial
 
     def after_look(self, hook: Callable[[Look], Awaitable[None]]) -> None:
-        """``hook`` is awaited after each look at the catalog that succeeded."""
+        """``hook`` is awaited with each `Look` at the catalog, also those before an unload or a deletion."""
         self._following.after_look(hook)
 
     # --- running ---
