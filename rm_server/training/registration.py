@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,11 @@ class Reading:
     truncation: TruncationRule | None = None
     append_eos: bool | None = None
     trim_padding: bool | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What shall differ, by the manifest's names."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +174,7 @@ def _check_reading(kind: Kind, reading: Reading) -> None:
     usable = {"rules": ("max_tokens", "truncation"), "composite": ()}.get(kind)
     if usable is None:
         return
-    given = [field.name for field in fields(reading) if getattr(reading, field.name) is not None]
-    if useless := [f"--{name.replace('_', '-')}" for name in given if name not in usable]:
+    if useless := [f"--{name.replace('_', '-')}" for name in reading.given if name not in usable]:
         what = (
             "a version of rules has neither tokenizer nor head"
             if kind == "rules"
@@ -181,28 +185,12 @@ def _check_reading(kind: Kind, reading: Reading) -> None:
 
 def _manifest_of(folder: Path, reading: Reading) -> Manifest:
     if not (folder / MANIFEST_NAME).exists():
-        return infer_manifest(
-            folder,
-            template=reading.template,
-            label_index=reading.label_index,
-            max_tokens=reading.max_tokens,
-            truncation=reading.truncation,
-            append_eos=reading.append_eos,
-            trim_padding=reading.trim_padding,
-        )
+        return infer_manifest(folder, **reading.given)
     manifest = read_manifest(folder)
-    label_index = reading.label_index
-    if isinstance(label_index, str):
-        label_index = infer_manifest(folder, label_index=label_index).label_index
-    given: dict[str, Any] = {
-        "template": reading.template,
-        "label_index": label_index,
-        "max_tokens": reading.max_tokens,
-        "truncation": reading.truncation,
-        "append_eos": reading.append_eos,
-        "trim_padding": reading.trim_padding,
-    }
-    changed = replace(manifest, **{name: value for name, value in given.items() if value is not None})
+    if isinstance(reading.label_index, str):
+        by_name = infer_manifest(folder, label_index=reading.label_index)
+        reading = replace(reading, label_index=by_name.label_index)
+    changed = replace(manifest, **reading.given)
     # Scores recorded with another reading say nothing about this one.
     return changed if changed.score_deciding() == manifest.score_deciding() else replace(changed, golden=())
 
