@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeAlias
 
 from rm_server.errors import InvalidRequest
 from rm_server.scoring.experiment import (
@@ -20,10 +19,8 @@ from rm_server.scoring.experiment import (
     summarise,
 )
 from rm_server.scoring.experiment_evidence import Evidence, RunRecord
+from rm_server.scoring.plain_report import Report, without_undefined
 from rm_server.scoring.run_values import Cut, value_of
-
-Report: TypeAlias = dict[str, Any]
-"""Plain values, as `--json` prints them. What is undefined has no key."""
 
 BETTER, WORSE, CANNOT_TELL = "better", "worse", "cannot tell yet"
 
@@ -84,7 +81,7 @@ def report(evidence: Evidence, options: ReportOptions | None = None) -> Report:
         (each.metric, each.arm): _row(each, baseline or "", p_value, num_comparisons, options)
         for each, p_value in zip(against, corrected, strict=True)
     }
-    present: Report = _present(
+    return without_undefined(
         {
             "model": evidence.model,
             "create_time": evidence.time,
@@ -122,7 +119,6 @@ def report(evidence: Evidence, options: ReportOptions | None = None) -> Report:
             "evidence": evidence.to_json(),
         }
     )
-    return present
 
 
 def _arms(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
@@ -251,12 +247,3 @@ def _few_runs(against: Sequence[_Against], rows: Mapping[tuple[str, str], Report
             "interval and p-value hold only if their values are normally distributed. Look at more runs before you "
             "act on it."
         )
-
-
-def _present(value: Any) -> Any:
-    """Without what is None, at any depth."""
-    if isinstance(value, dict):
-        return {name: _present(part) for name, part in value.items() if part is not None}
-    if isinstance(value, list | tuple):
-        return [_present(part) for part in value]
-    return value

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -14,9 +13,7 @@ from rm_server.registry.catalog import Catalog
 from rm_server.registry.records import Shadow
 from rm_server.registry.shadows import ShadowPair, pairs_of
 from rm_server.scoring.agreement import Float64Array, agreement, worst_disagreements
-
-Report: TypeAlias = dict[str, Any]
-"""Plain values, as `--json` prints them. What is undefined has no key."""
+from rm_server.scoring.plain_report import Report, without_undefined
 
 MAX_WORST = 20
 MAX_RUNS = 50
@@ -66,9 +63,7 @@ def report(
             "runs": _runs(pairs, scores, shadow_scores),
             "plots": _plots(scores, shadow_scores),
         }
-    present = _present(content)
-    assert isinstance(present, dict)
-    return present
+    return without_undefined(content)
 
 
 def _worst(pairs: Sequence[ShadowPair], scores: Float64Array, shadow_scores: Float64Array) -> list[Report]:
@@ -120,12 +115,3 @@ def _plots(scores: Float64Array, shadow_scores: Float64Array) -> Report:
         "edges": edges.tolist(),
         "counts": [np.histogram(values, bins=edges)[0].tolist() for values in (scores, shadow_scores)],
     }
-
-
-def _present(value: Any) -> Any:
-    """Without what is None, at any depth."""
-    if isinstance(value, dict):
-        return {name: _present(part) for name, part in value.items() if part is not None}
-    if isinstance(value, list | tuple):
-        return [_present(part) for part in value]
-    return value
