@@ -26,14 +26,22 @@ def add_command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int], help_: str, example: str
 ) -> argparse.ArgumentParser:
     """A parser for one command. ``run`` gets its arguments and returns the exit status."""
+    description = textwrap.fill(help_[0].upper() + help_[1:] + ".", HELP_WIDTH)
+    in_one_line = f"example:\n  {example}"  # as it is to be typed
+    parser = add_parser(commands, name, help_, description, in_one_line)
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+def add_parser(commands: Any, name: str, help_: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """A parser for a command, or a group of them, with help of several paragraphs, printed in the lines they have."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=help_,
-        description=textwrap.fill(help_[0].upper() + help_[1:] + ".", HELP_WIDTH),
-        epilog=f"example:\n  {example}",  # in one line, as it is to be typed
+        description=description,
+        epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run, parser=parser)
     return parser
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rm_server.commands.common import positive
+from rm_server.commands.common import add_parser, positive
 from rm_server.commands.target import add_place_options, opened_home
 
 # What computes is imported when it runs: `rm-server --help` must not load torch.
@@ -35,13 +35,7 @@ examples:
 
 def add_parsers(commands: Any) -> None:
     """Adds the command of this file."""
-    parser = commands.add_parser(
-        "evaluate",
-        help="compares a version's scores with people's choices",
-        description=_HELP,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_parser(commands, "evaluate", "compares a version's scores with people's choices", _HELP, _EXAMPLES)
     parser.set_defaults(run=run_evaluate)
     subject = parser.add_mutually_exclusive_group(required=True)
     subject.add_argument("--version-dir", type=Path, help="a version's folder, or a plain Hugging Face reward model")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rm_server.commands.common import (
     CommandError,
     add_json_option,
+    add_parser,
     not_negative,
     positive,
     print_json,
@@ -41,12 +42,8 @@ examples:
 
 def add_parsers(commands: Any) -> None:
     """Adds the commands of this file."""
-    group = commands.add_parser(
-        "experiment",
-        help="compares the arms of a split by what came of their runs",
-        description=_HELP,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    group = add_parser(
+        commands, "experiment", "compares the arms of a split by what came of their runs", _HELP, _EXAMPLES
     )
     actions = group.add_subparsers(title="actions", metavar="ACTION", required=True)
 

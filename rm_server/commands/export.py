@@ -11,6 +11,7 @@ from rm_server.commands.common import (
     SHORT_DIGEST,
     CommandError,
     add_json_option,
+    add_parser,
     add_reason_option,
     print_json,
     short_bytes,
@@ -41,13 +42,7 @@ examples:
 
 def add_parsers(commands: Any) -> None:
     """Adds the command of this file."""
-    parser = commands.add_parser(
-        "export",
-        help="makes an ONNX version of a version",
-        description=_HELP,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_parser(commands, "export", "makes an ONNX version of a version", _HELP, _EXAMPLES)
     parser.set_defaults(run=run_export, parser=parser)
     parser.add_argument("source", help="model@3 or model@label of --home, or a folder")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where a folder's ONNX version is written")

@@ -8,7 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rm_server.commands.common import SHORT_DIGEST, CommandError, Row, add_json_option, add_reason_option, print_json
+from rm_server.commands.common import (
+    SHORT_DIGEST,
+    CommandError,
+    Row,
+    add_json_option,
+    add_parser,
+    add_reason_option,
+    print_json,
+)
 from rm_server.commands.target import add_home_option, add_server_options, home_of, open_server, open_server_or_home
 from rm_server.commands.tune import print_tuning, tune
 from rm_server.registry.manifest import KINDS_WITHOUT_WEIGHTS
@@ -56,13 +64,7 @@ _HOME_ONLY = (
 
 def add_parsers(commands: Any) -> None:
     """Adds the command of this file."""
-    parser = commands.add_parser(
-        "register",
-        help="takes a folder as the next version of a model",
-        description=_HELP,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_parser(commands, "register", "takes a folder as the next version of a model", _HELP, _EXAMPLES)
     parser.set_defaults(run=run_register, parser=parser)
     parser.add_argument("model", help="its name; made when it is new")
     parser.add_argument("source", help="a folder, hf://ORG/NAME@REVISION or mlflow:/NAME/VERSION")

@@ -11,6 +11,7 @@ from rm_server.commands.common import (
     CommandError,
     Row,
     add_json_option,
+    add_parser,
     add_reason_option,
     print_json,
     print_table,
@@ -55,13 +56,7 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument("training_run", metavar="RUN")
     parser.add_argument("model", nargs="?", default="", help="only its lease on this one (default: all)")
 
-    split = commands.add_parser(
-        "split",
-        help="divides a model's runs between versions",
-        description=_SPLIT_HELP,
-        epilog=_SPLIT_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    split = add_parser(commands, "split", "divides a model's runs between versions", _SPLIT_HELP, _SPLIT_EXAMPLES)
     actions = split.add_subparsers(title="actions", metavar="ACTION", required=True)
 
     parser = add_target_command(

@@ -13,6 +13,7 @@ from rm_server.commands.common import (
     CommandError,
     Row,
     add_json_option,
+    add_parser,
     add_reason_option,
     print_json,
     print_table,
@@ -40,13 +41,7 @@ examples:
 
 def add_parsers(commands: Any) -> None:
     """Adds the commands of this file."""
-    group = commands.add_parser(
-        "shadow",
-        help="lets a version score live traffic, too, and compares it",
-        description=_HELP,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    group = add_parser(commands, "shadow", "lets a version score live traffic, too, and compares it", _HELP, _EXAMPLES)
     actions = group.add_subparsers(title="actions", metavar="ACTION", required=True)
 
     parser = add_target_command(

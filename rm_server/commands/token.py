@@ -14,6 +14,7 @@ from rm_server.commands.common import (
     Row,
     add_command,
     add_json_option,
+    add_parser,
     positive,
     print_json,
     print_table,
@@ -34,12 +35,12 @@ examples:
 
 def add_parsers(commands: Any) -> None:
     """Adds the commands of this file."""
-    group = commands.add_parser(
+    group = add_parser(
+        commands,
         "token",
-        help="makes, lists and revokes the tokens that callers show",
-        description="Who may call, and what. The file has the tokens' hashes only; running servers follow it.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "makes, lists and revokes the tokens that callers show",
+        "Who may call, and what. The file has the tokens' hashes only; running servers follow it.",
+        _EXAMPLES,
     )
     subcommands = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rm_server.commands.common import not_negative, positive
+from rm_server.commands.common import add_parser, not_negative, positive
 from rm_server.commands.evaluate import assess_folder, print_report, write_figures, write_page
 
 # What computes is imported when it runs: `rm-server --help` must not load torch.
@@ -39,13 +39,7 @@ examples:
 
 def add_parsers(commands: Any) -> None:
     """Adds the command of this file."""
-    parser = commands.add_parser(
-        "train",
-        help="makes a version from preference pairs",
-        description=_HELP,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_parser(commands, "train", "makes a version from preference pairs", _HELP, _EXAMPLES)
     parser.set_defaults(run=run_train)
     parser.add_argument("--data", type=Path, required=True, help="preference pairs")
     parser.add_argument("--base", required=True, help="folder or Hugging Face name of an encoder or decoder; "

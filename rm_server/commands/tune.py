@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rm_server.commands.common import Row, add_json_option, add_reason_option, print_json, print_table
+from rm_server.commands.common import Row, add_json_option, add_parser, add_reason_option, print_json, print_table
 from rm_server.commands.target import add_home_option, opened_home
 
 # What computes is imported by the command that needs it: `rm-server --help` must not load torch.
@@ -33,13 +33,7 @@ examples:
 
 def add_parsers(commands: Any) -> None:
     """Adds the command of this file."""
-    parser = commands.add_parser(
-        "tune",
-        help="finds how a version is computed fastest here",
-        description=_HELP,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_parser(commands, "tune", "finds how a version is computed fastest here", _HELP, _EXAMPLES)
     parser.set_defaults(run=run_tune, parser=parser)
     parser.add_argument("version", metavar="MODEL@VERSION", help="model@3 or model@label")
     parser.add_argument("--seconds", type=float, default=DEFAULT_S, help="take about so long (default 60)")
