@@ -64,7 +64,10 @@ def run_gc(arguments: argparse.Namespace) -> int:
 
 
 def _hours(text: str) -> float:
-    hours = float(text)
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = math.nan
     if not (math.isfinite(hours) and hours >= 0):
         raise argparse.ArgumentTypeError(f"{text} is no number of hours from 0")
     return hours

@@ -66,9 +66,10 @@ def test_a_forgotten_catalog_is_asked_for(home: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("hours", ["-1", "nan", "soon"])
-def test_ages_are_hours(home: Path, hours: str) -> None:
+def test_ages_are_hours(home: Path, hours: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["gc", "--home", str(home), f"--min-age-hours={hours}"])
+    assert f"{hours} is no number of hours from 0" in capsys.readouterr().err
 
 
 # --- catalog and artifacts elsewhere: the options are every command's ---
