@@ -5,6 +5,8 @@ A version is immutable and its digest says nothing of machines; so this lies bes
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
+
 from sqlalchemy import delete, insert
 
 from rm_server.errors import InvalidRequest
@@ -30,19 +32,7 @@ def set_serving_profile(catalog: Catalog, profile: ServingProfile, actor: str, c
                 of.model == profile.model, of.version == profile.version, of.device == profile.device
             )
         )
-        change.connection.execute(
-            insert(serving_profiles).values(
-                model=profile.model,
-                version=profile.version,
-                device=profile.device,
-                precision=profile.precision,
-                workers=profile.workers,
-                threads_per_worker=profile.threads_per_worker,
-                max_batch_tokens=profile.max_batch_tokens,
-                tokens_per_s=profile.tokens_per_s,
-                create_time=change.time,
-            )
-        )
+        change.connection.execute(insert(serving_profiles).values(asdict(replace(profile, create_time=change.time))))
         detail = (
             f"{profile.precision}, {profile.workers} × {profile.threads_per_worker} threads, batches of "
             f"{profile.max_batch_tokens} tokens: {profile.tokens_per_s:.0f} tokens/s on {profile.device}"
