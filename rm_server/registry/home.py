@@ -77,18 +77,16 @@ def make_home(home: Home) -> bool:
     return not home.catalog and not (home.path / CATALOG_FILE).exists()
 
 
-def open_home(
-    home: Home | Path, catalog_url: str | None = None, *, may_be_lost: bool = False
-) -> tuple[Catalog, ArtifactStore]:
+def open_home(home: Home | Path, *, may_be_lost: bool = False) -> tuple[Catalog, ArtifactStore]:
     """Opens a home, which is made where there is none, and removes what killed processes left half done.
 
-    ``catalog_url``: of a `Path`, in place of the home's own database. ``may_be_lost``: a new, empty one takes the place
+    A `Path`: the home that has its catalog and its artifacts itself. ``may_be_lost``: a new, empty one takes the place
     of a catalog that was lost, to be restored. Raises CatalogUnavailable when the folder or the database cannot be
     used, or the catalog of the artifacts that are there is gone; ConfigError for URLs that name no database or no
     store. A shared store is not asked yet.
     """
     if isinstance(home, Path):
-        home = Home(home, catalog_url or "")
+        home = Home(home)
     shared = home.shared_artifacts
     try:
         home.path.mkdir(parents=True, exist_ok=True)

@@ -133,7 +133,7 @@ def test_a_home_that_lost_its_catalog_is_not_taken_for_a_new_one(
 
 
 def test_catalogs_may_lie_elsewhere(tmp_path: Path) -> None:
-    open_home(tmp_path / "home", f"sqlite:///{tmp_path}/shared.db")
+    open_home(Home(tmp_path / "home", f"sqlite:///{tmp_path}/shared.db"))
     assert (tmp_path / "shared.db").is_file()
     assert not (tmp_path / "home" / "catalog.db").exists()
 
