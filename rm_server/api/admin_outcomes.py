@@ -8,7 +8,7 @@ from typing import Any
 
 from rm_api.v1 import experiments_pb2
 
-from rm_server.scoring.experiment_evidence import Evidence
+from rm_server.scoring.comparison.experiment_evidence import Evidence
 
 Row = dict[str, Any]
 

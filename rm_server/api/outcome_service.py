@@ -13,8 +13,8 @@ from rm_server.registry.catalog import Catalog
 from rm_server.registry.names import check_run
 from rm_server.registry.outcomes import Outcome, check_outcome, put_outcome
 from rm_server.registry.runs import find_run
-from rm_server.scoring.experiment_evidence import read_evidence
-from rm_server.scoring.experiment_report import ReportOptions, report
+from rm_server.scoring.comparison.experiment_evidence import read_evidence
+from rm_server.scoring.comparison.experiment_report import ReportOptions, report
 from rm_server.scoring.run_status import version_and_arm
 from rm_server.scoring.runs import Runs
 

@@ -12,8 +12,8 @@ from rm_server.api.describe import version_message
 from rm_server.engine.versions import VersionManager
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.names import check_label
-from rm_server.scoring.promotion import check_reason, decide, refusal, spoken
-from rm_server.scoring.promotion_evidence import read_evidence
+from rm_server.scoring.comparison.promotion import check_reason, decide, refusal, spoken
+from rm_server.scoring.comparison.promotion_evidence import read_evidence
 from rm_server.scoring.routing import DEFAULT_LABEL
 
 

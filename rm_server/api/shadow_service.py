@@ -15,7 +15,7 @@ from rm_server.errors import VersionNotLoaded
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.records import Shadow, version_name
 from rm_server.registry.shadows import check_share, remove_shadow, set_shadow
-from rm_server.scoring.shadow_report import read_report
+from rm_server.scoring.comparison.shadow_report import read_report
 
 
 class ShadowService:

@@ -23,7 +23,7 @@ from rm_server.commands.experiment_text import lines
 from rm_server.commands.target import add_target_command, open_server_or_home
 
 if TYPE_CHECKING:
-    from rm_server.scoring.experiment_report import ReportOptions
+    from rm_server.scoring.comparison.experiment_report import ReportOptions
 
 _HELP = """\
 What came of the runs that a split divides between versions. Runs report outcomes (`RewardClient.report_outcome`, or
@@ -141,7 +141,7 @@ def run_outcomes(arguments: argparse.Namespace) -> int:
 
 def run_report(arguments: argparse.Namespace) -> int:
     """A summary, or JSON; a page where it is asked for."""
-    from rm_server.scoring.experiment_report import report
+    from rm_server.scoring.comparison.experiment_report import report
 
     options = _options(arguments)
     with open_server_or_home(arguments) as target:
@@ -161,8 +161,8 @@ def run_report(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> ReportOptions:
-    from rm_server.scoring.experiment_report import ReportOptions
-    from rm_server.scoring.run_values import Cut
+    from rm_server.scoring.comparison.experiment_report import ReportOptions
+    from rm_server.scoring.comparison.run_values import Cut
 
     return ReportOptions(
         metric=arguments.metric,

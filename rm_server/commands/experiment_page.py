@@ -19,7 +19,7 @@ from rm_server.commands.experiment_text import (
     value_rule,
 )
 from rm_server.commands.page import Plot, drawing, rendered
-from rm_server.scoring.experiment_evidence import Evidence, Point, RunRecord
+from rm_server.scoring.comparison.experiment_evidence import Evidence, Point, RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,9 @@ from rm_server.commands.home_outcomes import HomeOutcomes
 from rm_server.commands.home_runs import HomeRuns
 from rm_server.registry.names import check_label
 from rm_server.registry.shadows import remove_shadow, set_shadow
-from rm_server.scoring.promotion import check_reason, decide, refusal, spoken
-from rm_server.scoring.promotion_evidence import read_evidence
-from rm_server.scoring.shadow_report import read_report
+from rm_server.scoring.comparison.promotion import check_reason, decide, refusal, spoken
+from rm_server.scoring.comparison.promotion_evidence import read_evidence
+from rm_server.scoring.comparison.shadow_report import read_report
 
 if TYPE_CHECKING:
     from rm_server.registry.catalog import Catalog

@@ -10,7 +10,7 @@ from rm_server.registry.catalog import Catalog
 from rm_server.registry.names import check_run
 from rm_server.registry.outcomes import Outcome, put_outcome
 from rm_server.registry.runs import find_run, list_runs
-from rm_server.scoring.experiment_evidence import Evidence, read_evidence
+from rm_server.scoring.comparison.experiment_evidence import Evidence, read_evidence
 from rm_server.scoring.run_status import run_statuses, version_and_arm
 
 Row = dict[str, Any]

@@ -16,7 +16,7 @@ from rm_server.errors import RmError
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.records import VersionKey
 from rm_server.registry.shadows import ShadowPair, add_pairs
-from rm_server.scoring.agreement import deviation, pearson
+from rm_server.scoring.comparison.agreement import deviation, pearson
 
 WINDOW_PAIRS = 2000
 """The gauges of agreement are about the last so many pairs."""

@@ -14,7 +14,7 @@ from running_server import RunningServer, error_of, make_rules_version, running
 
 from rm_server.cli import main
 from rm_server.registry.home import open_home
-from rm_server.scoring.paired_test import sign_flip_p_value
+from rm_server.scoring.comparison.paired_test import sign_flip_p_value
 
 NUM_PAIRS = 40
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rm_server.scoring.agreement import (
+from rm_server.scoring.comparison.agreement import (
     Estimate,
     agreement,
     kendall,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rm_server.scoring.experiment import (
+from rm_server.scoring.comparison.experiment import (
     ALPHA,
     compare,
     holm,

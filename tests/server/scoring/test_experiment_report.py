@@ -10,10 +10,10 @@ import pytest
 from scipy import stats
 
 from rm_server.errors import InvalidRequest
-from rm_server.scoring.experiment import runs_needed
-from rm_server.scoring.experiment_evidence import ArmCount, Evidence, Point, RunRecord
-from rm_server.scoring.experiment_report import ReportOptions, report
-from rm_server.scoring.run_values import Cut, value_of
+from rm_server.scoring.comparison.experiment import runs_needed
+from rm_server.scoring.comparison.experiment_evidence import ArmCount, Evidence, Point, RunRecord
+from rm_server.scoring.comparison.experiment_report import ReportOptions, report
+from rm_server.scoring.comparison.run_values import Cut, value_of
 
 VERSIONS = {"a": 1, "b": 2, "c": 3, "": 9}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rm_server.scoring.paired_test import MAX_EXACT_STEPS, compare, sign_flip_p_value
+from rm_server.scoring.comparison.paired_test import MAX_EXACT_STEPS, compare, sign_flip_p_value
 
 
 @pytest.mark.parametrize(("won", "lost"), [(0, 6), (10, 3), (25, 25), (40, 61)])

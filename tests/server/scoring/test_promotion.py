@@ -15,9 +15,9 @@ import pytest
 from rm_server.backends.items import Content
 from rm_server.errors import InvalidRequest
 from rm_server.registry.records import EvaluationRecord
-from rm_server.scoring.agreement import Agreement, agreement
-from rm_server.scoring.filed_evaluation import BeyondLength, FiledEvaluation, read_filed
-from rm_server.scoring.promotion import (
+from rm_server.scoring.comparison.agreement import Agreement, agreement
+from rm_server.scoring.comparison.filed_evaluation import BeyondLength, FiledEvaluation, read_filed
+from rm_server.scoring.comparison.promotion import (
     MIN_PROMPTS,
     MIN_SHADOW_PAIRS,
     Candidate,

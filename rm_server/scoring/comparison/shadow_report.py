@@ -12,8 +12,8 @@ import numpy as np
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.records import Shadow
 from rm_server.registry.shadows import ShadowPair, pairs_of
-from rm_server.scoring.agreement import Float64Array, agreement, worst_disagreements
-from rm_server.scoring.plain_report import Report, without_undefined
+from rm_server.scoring.comparison.agreement import Float64Array, agreement, worst_disagreements
+from rm_server.scoring.comparison.plain_report import Report, without_undefined
 
 MAX_WORST = 20
 MAX_RUNS = 50

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rm_server.errors import InvalidRequest, PromotionRefused
-from rm_server.scoring.agreement import Agreement, Estimate
-from rm_server.scoring.filed_evaluation import FiledEvaluation
-from rm_server.scoring.paired_test import PairedComparison, compare
+from rm_server.scoring.comparison.agreement import Agreement, Estimate
+from rm_server.scoring.comparison.filed_evaluation import FiledEvaluation
+from rm_server.scoring.comparison.paired_test import PairedComparison, compare
 
 ALPHA = 0.05
 """A version that is no worse is refused so often at most, however many evaluations are compared (Bonferroni)."""

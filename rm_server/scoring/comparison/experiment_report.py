@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from rm_server.errors import InvalidRequest
-from rm_server.scoring.experiment import (
+from rm_server.scoring.comparison.experiment import (
     ALPHA,
     POWER,
     Comparison,
@@ -18,9 +18,9 @@ from rm_server.scoring.experiment import (
     runs_needed,
     summarise,
 )
-from rm_server.scoring.experiment_evidence import Evidence, RunRecord
-from rm_server.scoring.plain_report import Report, without_undefined
-from rm_server.scoring.run_values import Cut, value_of
+from rm_server.scoring.comparison.experiment_evidence import Evidence, RunRecord
+from rm_server.scoring.comparison.plain_report import Report, without_undefined
+from rm_server.scoring.comparison.run_values import Cut, value_of
 
 BETTER, WORSE, CANNOT_TELL = "better", "worse", "cannot tell yet"
 

@@ -7,9 +7,9 @@ import numpy as np
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.records import Snapshot
 from rm_server.registry.shadows import pairs_of
-from rm_server.scoring.agreement import Agreement, agreement
-from rm_server.scoring.filed_evaluation import read_filed
-from rm_server.scoring.promotion import Candidate, Evidence
+from rm_server.scoring.comparison.agreement import Agreement, agreement
+from rm_server.scoring.comparison.filed_evaluation import read_filed
+from rm_server.scoring.comparison.promotion import Candidate, Evidence
 
 
 def read_evidence(catalog: Catalog, model: str, version: int, label: str) -> Evidence:

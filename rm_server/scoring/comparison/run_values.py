@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rm_server.scoring.experiment_evidence import Point, RunRecord
+from rm_server.scoring.comparison.experiment_evidence import Point, RunRecord
 
 
 @dataclass(frozen=True, slots=True)
