@@ -39,14 +39,13 @@ class Composites:
         self._engine = engine
         self._artifacts = artifacts
         self._get_snapshot = get_snapshot
-        # By digest, for composites that were loaded once: whether an id means the same to all of its versions.
-        self._takes_ids: dict[str, bool] = {}
+        # Of composites that were loaded once, as their last trial found: whether an id means the same to all its parts.
+        self._takes_ids: dict[VersionKey, bool] = {}
 
     async def evaluate(self, version: LoadedVersion, pairs: Sequence[Pair], how: How) -> Evaluated:
         """As `evaluation.evaluate`, for a composite; its versions are held meanwhile. An item fails with any part."""
         composite = composite_of(version)
-        digest = self._get_snapshot().versions[version.key].digest
-        if self._takes_ids[digest] or not any(map(has_ids, pairs)):
+        if self._takes_ids[version.key] or not any(map(has_ids, pairs)):
             return await self._evaluate(composite, version, pairs, how)
         readable = [pair for pair in pairs if not has_ids(pair)]
         return _with_refused(pairs, await self._evaluate(composite, version, readable, how))
@@ -66,9 +65,8 @@ class Composites:
                 raise DigestMismatch(
                     f"{part.title} has the digest {record.digest}, and the composite was made with {part.digest}."
                 )
-        digest = snapshot.versions[version.key].digest
         paths = [self._artifacts.path(part.digest) for part in composite.versions.values()]
-        self._takes_ids[digest] = await asyncio.to_thread(mean_the_same_by_ids, paths)
+        self._takes_ids[version.key] = await asyncio.to_thread(mean_the_same_by_ids, paths)
         await self._check_golden(version)
 
     async def _check_golden(self, version: LoadedVersion) -> None:
