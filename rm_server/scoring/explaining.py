@@ -73,9 +73,9 @@ class Explainer:
         calibration: CalibrationRecord | None,
         deadline: float | None,
     ) -> Explanation:
+        record = self._versions.snapshot.versions[version.key]  # at once: another server may delete it meanwhile
         (answer,) = item_answers(await self._scorer.evaluate(version, call, deadline), calibration)
         is_composite = version.manifest.kind == "composite"
-        record = self._versions.snapshot.versions[version.key]
         return Explanation(
             model=record.model,
             version=record.version,
