@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -18,7 +17,7 @@ from rm_server.engine.versions import VersionManager
 from rm_server.errors import CatalogUnavailable, InvalidRequest
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.manifest import PRECISIONS, Precision
-from rm_server.registry.records import EvaluationRecord, VersionKey
+from rm_server.registry.records import VersionKey, VersionRecord
 from rm_server.scoring.routing import DEFAULT_LABEL, resolve
 from rm_server.scoring.selector import parse
 
@@ -65,23 +64,26 @@ class ModelService:
 
     async def GetVersion(self, request: models_pb2.GetVersionRequest, call: Call) -> models_pb2.GetVersionResponse:
         """One version with its evaluations."""
-        call.key = key = await self._key(request.selector)
-        evaluations = await asyncio.to_thread(self._catalog.evaluations, *key)
-        return models_pb2.GetVersionResponse(version=self._version(key, evaluations))
+        record = await self._record(request.selector)
+        call.key = record.key
+        evaluations = await asyncio.to_thread(self._catalog.evaluations, *record.key)
+        return models_pb2.GetVersionResponse(version=version_message(self._versions, record, evaluations))
 
     async def LoadVersion(self, request: models_pb2.LoadVersionRequest, call: Call) -> models_pb2.LoadVersionResponse:
         """Loads, warms up and checks; answers when the version serves."""
-        call.key = key = await self._key(request.selector)
-        await self._versions.load(key, _precision(request.precision), call.actor, request.comment)
-        return models_pb2.LoadVersionResponse(version=self._version(key))
+        record = await self._record(request.selector)
+        call.key = record.key
+        await self._versions.load(record.key, _precision(request.precision), call.actor, request.comment)
+        return models_pb2.LoadVersionResponse(version=version_message(self._versions, record))
 
     async def UnloadVersion(
         self, request: models_pb2.UnloadVersionRequest, call: Call
     ) -> models_pb2.UnloadVersionResponse:
         """Lets a version finish its work, then frees its memory."""
-        call.key = key = await self._key(request.selector)
-        await self._versions.unload(key, request.force, call.actor, request.comment)
-        return models_pb2.UnloadVersionResponse(version=self._version(key))
+        record = await self._record(request.selector)
+        call.key = record.key
+        await self._versions.unload(record.key, request.force, call.actor, request.comment)
+        return models_pb2.UnloadVersionResponse(version=version_message(self._versions, record))
 
     async def SetLabel(self, request: models_pb2.SetLabelRequest, call: Call) -> models_pb2.SetLabelResponse:
         """Moves a label in one step."""
@@ -97,7 +99,7 @@ class ModelService:
             comment=request.comment,
         )
         call.key = key  # not before: a version that there is not shall be no label of a metric
-        return models_pb2.SetLabelResponse(version=self._version(key), previous_version=previous or 0)
+        return models_pb2.SetLabelResponse(version=self._labelled(key), previous_version=previous or 0)
 
     async def RemoveLabel(self, request: models_pb2.RemoveLabelRequest, call: Call) -> models_pb2.RemoveLabelResponse:
         """Takes a label away."""
@@ -112,7 +114,7 @@ class ModelService:
             request.model, request.label or DEFAULT_LABEL, call.actor, request.comment
         )
         call.key = key = (request.model, version)
-        return models_pb2.RollbackLabelResponse(version=self._version(key), previous_version=previous)
+        return models_pb2.RollbackLabelResponse(version=self._labelled(key), previous_version=previous)
 
     async def DeleteVersion(
         self, request: models_pb2.DeleteVersionRequest, call: Call
@@ -164,15 +166,17 @@ class ModelService:
         snapshot.require_known(model)
         return (model,) if model else snapshot.models()
 
-    async def _key(self, selector: str) -> VersionKey:
+    async def _record(self, selector: str) -> VersionRecord:
+        """As it is before what is asked for: another server may delete the version meanwhile."""
         await self._look_again()
-        return resolve(parse(selector), self._versions.snapshot, None).key
+        snapshot = self._versions.snapshot
+        return snapshot.versions[resolve(parse(selector), snapshot, None).key]
 
     def _model(self, name: str) -> models_pb2.Model:
         return model_message(self._versions, name)
 
-    def _version(self, key: VersionKey, evaluations: Iterable[EvaluationRecord] = ()) -> models_pb2.Version:
-        return version_message(self._versions, self._versions.snapshot.versions[key], evaluations)
+    def _labelled(self, key: VersionKey) -> models_pb2.Version:
+        return version_message(self._versions, self._versions.snapshot.versions[key])
 
 
 def _precision(text: str) -> Precision | None:

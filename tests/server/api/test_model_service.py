@@ -103,3 +103,22 @@ async def test_what_is_done_is_answered_so_though_the_catalog_cannot_be_read_the
         with away_after_a_change(world, monkeypatch):  # and that there is no such version
             await models.DeleteVersion(models_pb2.DeleteVersionRequest(model="m", version=1), call)
         assert not world.catalog.snapshot().versions
+
+
+async def test_an_unload_is_answered_though_another_server_deletes_the_version_meanwhile(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        models = ModelService(world.versions, world.catalog, world.engine, cast(Calls, None))
+        key = await world.register(0.5)
+        await world.versions.load(key, None, **BY)
+        folder, digest = world.files(key), world.versions.snapshot.versions[key].digest
+        busy = asyncio.create_task(world.score(key, fake.WAIT))
+        await asyncio.sleep(0)
+        unload = models.UnloadVersion(models_pb2.UnloadVersionRequest(selector="m@1"), Call("", actor="ann"))
+        unloading = asyncio.create_task(unload)
+        await fake.until(lambda: world.state(key) == "DRAINING")
+        await asyncio.to_thread(world.elsewhere.delete_version, *key, "me")
+        fake.open_gate(folder)
+        answered = (await unloading).version
+        assert (answered.version, answered.digest) == (1, digest)
+        assert answered.state == models_pb2.VERSION_STATE_REGISTERED
+        assert await busy == fake.WAIT / 2
