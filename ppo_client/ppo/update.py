@@ -121,7 +121,7 @@ class Updater:
                 raise NonFiniteUpdate(
                     f"the gradient's norm is {' and '.join(map(str, clipped))} in optimizer step {index + 1} of "
                     f"{self.config.optimizer_steps_per_step}; the parameters were left as they were",
-                    num_optimizer_steps=index,
+                    num_optimizer_steps=len(norms),
                 )
             norms.append(clipped)
             done.append(statistics)

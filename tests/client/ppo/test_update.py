@@ -16,6 +16,7 @@ from tiny_policies import ENCODER_DECODERS, KINDS, FakeRewards, make_config, sav
 
 from ppo_client.ppo.errors import GenerationMismatch, NonFiniteUpdate
 from ppo_client.ppo.run import Run
+from ppo_client.ppo.seeds import minibatch_order
 from ppo_client.ppo.start import start_run
 from ppo_client.ppo.update import Batch, UpdateStatistics
 
@@ -172,6 +173,17 @@ def test_a_gradient_that_is_not_finite_changes_no_parameter(folder: Path) -> Non
     with pytest.raises(NonFiniteUpdate, match="the parameters were left as they were"):
         update(run, poisoned)
     assert all(torch.equal(a, b) for a, b in zip(before, parameters(run), strict=True))
+
+
+def test_a_minibatch_whose_episodes_are_all_dropped_is_no_step_that_was_made(folder: Path) -> None:
+    run = make_run(folder, num_epochs=1, num_minibatches=2)
+    batch = make_batch(run)
+    dropped = minibatch_order(run.config.train.seed, 1, 0, 8)[:4]
+    batch.sequences.response_mask[dropped] = False
+    poisoned = replace(batch, advantages=torch.where(batch.advantages != 0, float("nan"), 0.0))
+    with pytest.raises(NonFiniteUpdate, match="in optimizer step 2 of 2") as caught:
+        update(run, poisoned)
+    assert caught.value.num_optimizer_steps == 0
 
 
 EXPERTS = {"model_type": "phimoe", "num_local_experts": 4, "num_experts_per_tok": 2}
