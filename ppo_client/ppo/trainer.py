@@ -80,7 +80,6 @@ class PPOTrainer:
             self._evaluate()  # what an interruption left out
             while run.state.step < train.num_steps and not run.state.progress.reason_to_end(run.config.evaluation):
                 self.train_step()
-                is_due = train.checkpoint_every_steps and run.state.step % train.checkpoint_every_steps == 0
                 run.is_stopped = is_true_anywhere(run.worker.desk.patience.stop.is_wanted)
 
                 # 7. Evaluate.
@@ -88,7 +87,8 @@ class PPOTrainer:
                     self._evaluate()
 
                 # 8. Save.
-                if is_due or run.is_stopped or run.state.step == train.num_steps:
+                every, step = train.checkpoint_every_steps, run.state.step
+                if (every and step % every == 0) or run.is_stopped or step == train.num_steps:
                     run.save()
                 if run.is_stopped:
                     return run.state
