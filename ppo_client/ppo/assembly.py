@@ -72,9 +72,8 @@ def assemble(
     if config.lora.rank:
         num_trained, num_all = trained_share(actor_critic)
         tracker.say(f"{num_trained} of {num_all} parameters have gradients ({num_trained / num_all:.2%})")
-    in_fp32 = config.policy.dtype == "float32" and config.train.mixed_precision == "no"
     # An adapter's reference is the same model, so by the same forward pass the KL is 0 at first, to the last bit.
-    trusts_sampling = in_fp32 and not config.lora.rank
+    trusts_sampling = config.is_in_fp32 and not config.lora.rank
     patience = Patience(
         limit_s=config.reward.patience_s,
         timeout_s=config.reward.timeout_s,

@@ -312,3 +312,8 @@ class PPOConfig:
     @property
     def optimizer_steps_per_step(self) -> int:
         return self.ppo.num_epochs * self.ppo.num_minibatches
+
+    @property
+    def is_in_fp32(self) -> bool:
+        """Whether the policy computes in float32 throughout, so that two forward passes differ by little."""
+        return self.policy.dtype == "float32" and self.train.mixed_precision == "no"

@@ -99,7 +99,6 @@ class Updater:
         run's first step where the policy is not what it was while it sampled.
         """
         ppo, train = self.config.ppo, self.config.train
-        in_fp32 = self.config.policy.dtype == "float32" and train.mixed_precision == "no"
         done: list[MinibatchStatistics[float]] = []
         norms: list[tuple[float, ...]] = []
         rate, stopped_early, first = 0.0, False, None
@@ -108,7 +107,7 @@ class Updater:
                 continue  # all of its episodes are dropped; Adam would move by its momentum
             statistics = self._accumulate_gradients(batch, rows)
             first = first or statistics
-            if step == 1 and statistics is first and in_fp32:
+            if step == 1 and statistics is first and self.config.is_in_fp32:
                 policy = self.accelerator.unwrap_model(self.model).policy
                 check_first_update(statistics.approx_kl, type(policy.model).__name__)
             if ppo.stop_kl is not None and statistics.approx_kl > ppo.stop_kl:
