@@ -209,10 +209,13 @@ class Following:
 
     async def refresh_holders(self) -> None:
         """Reads which versions the runs of all servers hold now."""
-        self._looked = await asyncio.to_thread(look, self._catalog, self._clock())
+        looked = await asyncio.to_thread(look, self._catalog, self._clock())
+        if (looked.revision, looked.run_revision) < (self._looked.revision, self._looked.run_revision):
+            return  # A newer one overtook it: who has been given a version since would hold nothing.
+        self._looked = looked
         self._note_needs()
         for hook in self._after_look:
-            await hook(self._looked)
+            await hook(looked)
 
     def begin_steps(self) -> None:
         """Begins all that may begin now. What is paged out and wanted no longer is not kept in mind.

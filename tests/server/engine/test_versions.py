@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,10 @@ from rm_server.errors import (
     WeightsMismatch,
     WorkerFailed,
 )
+from rm_server.registry.catalog import Catalog
 from rm_server.registry.records import Snapshot, VersionKey
-from rm_server.registry.runs import Look
+from rm_server.registry.run_records import Lease
+from rm_server.registry.runs import Look, assign_run, look
 from rm_server.scoring.routing import resolve
 from rm_server.scoring.selector import parse
 
@@ -261,6 +264,35 @@ async def test_an_error_of_any_kind_does_not_end_the_following(tmp_path: Path, m
             await until(lambda: bool(asked))
         world.elsewhere.set_label("m", "canary", 1, actor="somebody")
         await until(lambda: ("m", "canary") in world.versions.snapshot.labels)
+
+
+async def test_a_look_that_comes_late_does_not_hide_a_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    has_looked, may_go_on = threading.Event(), threading.Event()
+
+    def late_once(catalog: Catalog, now: float) -> Look:
+        found = look(catalog, now)
+        if not has_looked.is_set():
+            has_looked.set()
+            may_go_on.wait(10)
+        return found
+
+    async with running_world(tmp_path) as world:
+        key = await world.register()
+        await world.versions.load(key, None, **BY)
+        digest, now, needs = world.versions.snapshot.versions[key].digest, time.time(), []
+        monkeypatch.setattr(following, "look", late_once)
+        await until(has_looked.is_set)
+        lease = Lease("r", *key, digest, None, 900.0, now, now + 900.0)
+        await asyncio.to_thread(assign_run, world.elsewhere, lease, None)
+        await world.versions._following.refresh_holders()
+
+        async def note(_: Look) -> None:
+            needs.append(world.versions._following.need_of(key))
+
+        world.versions.after_look(note)
+        may_go_on.set()
+        await until(lambda: len(needs) >= 2)
+        assert None not in needs
 
 
 async def test_a_version_that_is_wanted_again_is_not_retired(tmp_path: Path) -> None:
