@@ -92,8 +92,10 @@ def test_a_run_ends_by_itself_and_for_the_model_that_is_named(catalog: Catalog) 
     def over() -> set[tuple[str, str]]:
         return {(lease.run, lease.model) for lease in list_runs(catalog, None, None)[0] if lease.has_ended}
 
+    told = look(catalog, NOW).run_revision
     (ended,) = end_runs(catalog, "a", "m", NOW + 1)
     assert (ended.has_ended, ended.expires_at) == (True, NOW + 1)
+    assert changed_runs(catalog, told) == (ended,)
     assert over() == {("a", "m")}
     assert len(end_runs(catalog, "a", None, NOW + 2)) == 2
     assert over() == {("a", "m"), ("a", "other")}
@@ -126,11 +128,26 @@ def test_statistics_of_one_call_add_to_their_own_alone(catalog: Catalog) -> None
     assert list_runs(catalog, "other", None)[1] == []
 
 
+def test_more_statistics_than_one_query_takes_count_once(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_CHUNK", 2)
+    scored = [RunStatistics(f"run {number}", "m", 1, num_items=1, last_seen=NOW) for number in range(5)]
+    for times in (1, 2):
+        write_activity(catalog, [], scored)
+        assert [part.num_items for part in list_runs(catalog, None, None)[1]] == [times] * 5
+
+
 def test_the_statistics_seen_last_are_kept(catalog: Catalog) -> None:
     for number in range(4):
         write_activity(catalog, [], [RunStatistics(f"run {number}", "m", 1, last_seen=NOW + number)])
     assert forget_runs(catalog, 2, NOW) == 0
     assert {part.run for part in list_runs(catalog, None, None)[1]} == {"run 2", "run 3"}
+
+
+def test_of_the_runs_that_are_over_those_seen_last_are_kept(catalog: Catalog) -> None:
+    for number in range(5):
+        give(catalog, f"run {number}", NOW - 100 + number, NOW - 50)
+    assert forget_runs(catalog, 3, NOW) == 2
+    assert {lease.run for lease in list_runs(catalog, None, None)[0]} == {"run 2", "run 3", "run 4"}
 
 
 def test_those_that_are_long_over_are_forgotten_though_many_that_have_a_lease_were_seen_after_them(
