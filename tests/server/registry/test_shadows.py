@@ -60,6 +60,7 @@ def test_another_share_changes_the_shadow_and_the_same_one_nothing(two: Catalog)
     assert set_shadow(two, "m", 2, 0.5, "me").create_time == made.create_time
     assert two.snapshot().shadows["m", 2].share == 0.5
     assert two.revision() == revision + 1
+    assert set_shadow(two, "m", 2, 1.0, "me").share == 1.0
 
 
 def test_a_new_share_is_of_one_shadow_alone(two: Catalog) -> None:
@@ -86,6 +87,22 @@ def test_what_is_not_there_cannot_shadow(two: Catalog) -> None:
         set_shadow(two, "other", 1, 0.1, "me")
 
 
+def test_an_end_is_in_the_history_and_what_is_no_shadow_has_none(two: Catalog) -> None:
+    two.register("other", "a" * 64, "rules", 0, "me")
+    for model, version in (("m", 1), ("m", 2), ("other", 1)):
+        set_shadow(two, model, version, 0.1, "me")
+    revision = two.revision()
+    remove_shadow(two, "m", 2, "ann", "it is worse")
+    assert two.revision() == revision + 1
+    (change, *_) = two.history("m")
+    assert (change.action, change.version, change.actor, change.comment) == ("remove_shadow", 2, "ann", "it is worse")
+    with pytest.raises(VersionNotFound, match=r"m@2 is no shadow\. Shadows of 'm': 1\."):
+        remove_shadow(two, "m", 2, "me")
+    with pytest.raises(VersionNotFound, match="no version 9"):
+        remove_shadow(two, "m", 9, "me")
+    assert two.revision() == revision + 1
+
+
 def test_a_shadow_is_not_deleted_and_its_pairs_stay_until_the_version_goes(two: Catalog) -> None:
     set_shadow(two, "m", 2, 0.1, "me")
     add_pairs(two, [pair(1)], 10)
@@ -108,10 +125,21 @@ def test_pairs_come_back_as_they_were_with_the_version_that_has_most(two: Catalo
     assert pairs_of(two, "m", 2) == (first, {1: 2, 3: 1})
     assert pairs_of(two, "m", 2, 3)[0] == [pair(3, version=3)]
     assert pairs_of(two, "m", 1) == ([], {})
+    add_pairs(two, [pair(4, model="other"), pair(5, model="other")], 10)
+    assert pairs_of(two, "m", 2) == (first, {1: 2, 3: 1})
+    add_pairs(two, [], 10)
+    assert pairs_of(two, "m", 2) == (first, {1: 2, 3: 1})
+
+
+def test_what_is_not_there_has_no_pairs(two: Catalog) -> None:
+    with pytest.raises(VersionNotFound, match="no version 9"):
+        pairs_of(two, "m", 9)
+    with pytest.raises(VersionNotFound, match="no version 9"):
+        pairs_of(two, "m", 2, 9)
 
 
 def test_the_newest_of_each_pair_of_versions_stay(two: Catalog) -> None:
-    add_pairs(two, [pair(number) for number in range(3)] + [pair(7, version=3)], 4)
+    add_pairs(two, [pair(7, version=3)] + [pair(number) for number in range(3)], 4)
     add_pairs(two, [pair(number) for number in range(3, 6)], 4)
     assert [kept.score for kept in pairs_of(two, "m", 2, 1)[0]] == [2.0, 3.0, 4.0, 5.0]
     assert [kept.score for kept in pairs_of(two, "m", 2, 3)[0]] == [7.0]
