@@ -52,13 +52,12 @@ def _collect_shared(catalog: Catalog, shared: SharedStore, min_age_s: float, rem
         if digest in _named(catalog):
             continue
         try:
-            age = datetime.now(UTC) - shared.last_change(digest)
+            if datetime.now(UTC) - shared.last_change(digest) < timedelta(seconds=min_age_s):
+                continue
+            if removes:
+                shared.delete(digest)
         except FileNotFoundError:
             continue  # somebody else was quicker
-        if age < timedelta(seconds=min_age_s):
-            continue
-        if removes:
-            shared.delete(digest)
         garbage.append(Garbage(digest, str(shared), num_bytes))
     return garbage
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,30 @@ def test_who_registers_it_again_meanwhile_keeps_it(
     collect_garbage(catalog, artifacts)
     assert digest in shared.digests()
     assert digest not in artifacts.digests()
+
+
+def test_of_two_that_collect_at_once_each_goes_on_after_what_the_other_removed(
+    home: tuple[Catalog, ArtifactStore, SharedStore],
+    tmp_path: Path,
+    rules_folder: MakeFolder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    catalog, artifacts, shared = home
+    theirs, ours = sorted(artifacts.put(rules_folder(text)) for text in ("lost", "forgotten"))
+    for digest in (theirs, ours):
+        grow_old(tmp_path, digest)
+    age_of = shared.last_change
+
+    def asked(digest: str) -> datetime:
+        age = age_of(digest)
+        if digest == theirs:
+            SharedStore(str(shared)).delete(digest)
+        return age
+
+    monkeypatch.setattr(shared, "last_change", asked)
+    garbage = collect_garbage(catalog, artifacts)
+    assert [item.digest for item in garbage if item.place == str(shared)] == [ours]
+    assert not {theirs, ours} & set(shared.digests())
 
 
 def test_the_wrong_catalog_collects_nothing(home: tuple[Catalog, ArtifactStore, SharedStore], tmp_path: Path) -> None:
