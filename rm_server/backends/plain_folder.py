@@ -142,7 +142,7 @@ def _label_index(folder: Path, config: Any, label: int | str | None) -> int:
             f"{folder} has {config.num_labels} labels ({labels}): register it with --label-index, which says whose "
             f"logit is the score.{hint}"
         )
-    if isinstance(label, str) and not label.isdigit():
+    if isinstance(label, str) and not label.isdecimal():
         matches = [index for index, name in names.items() if name.casefold() == label.casefold()]
         if len(matches) != 1:
             raise UnsupportedArtifact(f"{folder} has no label {label!r}; it has {labels}.")

@@ -103,7 +103,7 @@ def test_a_classifier_s_label_must_be_said(tmp_path: Path) -> None:
         infer_manifest(folder)
     for label in (1, "1", "good", "Good"):
         assert infer_manifest(folder, label_index=label).label_index == 1
-    for label in (2, "2", "fair", -1):
+    for label in (2, "2", "²", "fair", -1):
         with pytest.raises(UnsupportedArtifact, match=r"it has 0 bad, 1 Good"):
             infer_manifest(folder, label_index=label)
 
