@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rm_server.registry.backup import back_up, restore
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.records import CalibrationRecord, Snapshot
 from rm_server.registry.run_records import Lease
-from rm_server.registry.runs import assign_run, changed_runs, end_runs, look
+from rm_server.registry.runs import assign_run, changed_runs, end_runs, find_run, look, write_activity
 from rm_server.registry.tables import UtcDateTime, metadata, runs, state
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
@@ -91,6 +92,22 @@ def test_what_runs_have_after_a_restore_is_news_to_every_server(catalog: Catalog
     assert [lease.has_ended for lease in changed_runs(catalog, told)] == [False]
 
 
+def test_after_a_restore_a_sign_of_life_is_of_its_own_run(catalog: Catalog, tmp_path: Path) -> None:
+    catalog.register("other", C, "rules", 0, "ann")
+    for run, model in (("a", "m"), ("b", "m"), ("a", "other")):
+        assign_run(catalog, Lease(run, model, 1, A, None, 900.0, 1000.0, 1900.0), None)
+    back_up(catalog, tmp_path / "backup.json")
+    restore(catalog, tmp_path / "backup.json", "bob", replaces=True)
+    seen, *others = (find_run(catalog, run, model) for run, model in (("a", "m"), ("b", "m"), ("a", "other")))
+    assert seen is not None
+    alive = replace(seen, last_seen=1100.0, expires_at=2000.0)
+    write_activity(catalog, [alive], [])
+    assert [find_run(catalog, run, model) for run, model in (("a", "m"), ("b", "m"), ("a", "other"))] == [
+        alive,
+        *others,
+    ]
+
+
 @pytest.mark.parametrize(
     "damage", [{"digest": None}, {"version": 2}, {"model": "x"}, {"create_time": "soon"}, {"unknown": 1}]
 )
@@ -104,6 +121,16 @@ def test_a_restore_that_fails_changes_nothing(catalog: Catalog, tmp_path: Path, 
     with pytest.raises(InvalidRequest, match=r"backup\.json is damaged; nothing was changed"):
         restore(catalog, path, "bob", replaces=True)
     assert content(catalog.snapshot()) == before
+    assert catalog.revision() == 7
+
+
+def test_trouble_of_the_database_is_not_laid_to_the_backup(catalog: Catalog, tmp_path: Path) -> None:
+    path = tmp_path / "backup.json"
+    back_up(catalog, path)
+    with catalog.database.writing() as connection:
+        connection.execute(text("ALTER TABLE labels RENAME TO elsewhere"))
+    with pytest.raises(CatalogUnavailable, match="no such table: labels"):
+        restore(catalog, path, "bob", replaces=True)
     assert catalog.revision() == 7
 
 
