@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rm_server.backends.composite import VersionPart, read_composite
+from rm_server.backends.composite import CompositeEncoder, VersionPart, read_composite
 from rm_server.backends.loading import infer_manifest, load_encoder
 from rm_server.errors import ArtifactUnreadable, UnsupportedArtifact, UnsupportedContent
 from rm_server.registry.manifest import Manifest
@@ -47,10 +47,21 @@ def test_values_and_their_sum(tmp_path: Path) -> None:
     assert composite.parts[0].scale.clip == (-math.inf, math.inf)
 
 
+def test_the_slope_is_what_a_change_of_the_raw_score_comes_to(tmp_path: Path) -> None:
+    part = {**PART, "weight": -0.5, "gain": 10}
+    calibration = {"digest": D, "gain": 3.0, "bias": 1.0}
+    composite = read_composite(
+        write(tmp_path, part, {**part, "name": "b", "calibrated": True, "calibration": calibration})
+    )
+    assert [part.slope for part in composite.parts if isinstance(part, VersionPart)] == [5.0, 15.0]
+
+
 @pytest.mark.parametrize(
     ("component", "says"),
     [
         ({"version": "m@1"}, "name must be a text"),
+        ({**PART, "name": ""}, "name must be a text"),
+        ({**PART, "name": 5}, "name must be a text"),
         ({"name": "a"}, "either `version` or `rule`"),
         ({**PART, "rule": LENGTH}, "either `version` or `rule`"),
         ({**PART, "wieght": 1}, "Did you mean 'weight'"),
@@ -58,6 +69,8 @@ def test_values_and_their_sum(tmp_path: Path) -> None:
         ({**PART, "clip": [1, 0]}, "low must not be above high"),
         ({**PART, "label_index": 1}, "--label-index"),
         ({**PART, "digest": "abc"}, "64 lower-case"),
+        ({**PART, "digest": 5}, "64 lower-case"),
+        ({**PART, "version": "@1"}, "must be pinned"),
         ({**PART, "version": "m@stable"}, "must be pinned"),
         ({"name": "a", "version": "m@1"}, "must be pinned"),
         ({**PART, "calibrated": True}, "must be pinned"),
@@ -65,6 +78,8 @@ def test_values_and_their_sum(tmp_path: Path) -> None:
         ({**PART, "calibration": {"digest": D, "gain": 1, "bias": 0}}, "`calibrated` is not true"),
         ({**PART, "calibrated": True, "calibration": {"digest": D, "gain": 0, "bias": 0}}, "must not be 0"),
         ({**PART, "calibrated": True, "calibration": {"gain": 1}}, "needs digest, gain and bias"),
+        ({**PART, "calibrated": True, "calibration": {"digest": "d", "gain": 1, "bias": 0}}, "needs digest, gain"),
+        ({**PART, "calibrated": True, "calibration": 5}, "needs digest, gain and bias"),
         ({"name": "a", "rule": "length"}, "rule is no JSON object"),
         ({"name": "a", "rule": {**LENGTH, "weight": 2}}, "weight belongs to the component"),
         ({"name": "a", "rule": {"type": "length", "maximum": 3}}, "key 'maximum' is not known"),
@@ -93,8 +108,13 @@ def test_lists_that_make_no_sense(tmp_path: Path) -> None:
 def test_its_own_encoder_reads_for_its_own_rules(tmp_path: Path) -> None:
     manifest = infer_manifest(write(tmp_path, {"name": "a", "rule": LENGTH}, {**PART, "name": "b"}))
     assert manifest == Manifest("composite", transform="weighted_sum")
-    assert load_encoder(tmp_path, manifest).encode("Hi", "there").text == ("Hi", "there")
-    with pytest.raises(UnsupportedContent, match="no rules of its own"):
-        load_encoder(write(tmp_path, PART), manifest).encode("Hi", "there")
+    encoder = load_encoder(tmp_path, manifest)
+    assert isinstance(encoder, CompositeEncoder)
+    assert encoder.encode("Hi", "there").text == encoder.explain("Hi", "there").texts == ("Hi", "there")
+    without = load_encoder(write(tmp_path, PART), manifest)
+    assert isinstance(without, CompositeEncoder)
+    for ask in (without.encode, without.explain):
+        with pytest.raises(UnsupportedContent, match="no rules of its own"):
+            ask("Hi", "there")
     with pytest.raises(UnsupportedArtifact, match="transform is weighted_sum"):
         load_encoder(tmp_path, Manifest("composite"))
