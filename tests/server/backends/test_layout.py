@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rm_server.backends.torch.layout import SharedPrefix, filled_size, filled_up, lay_out
+from rm_server.backends.torch.layout import SharedAttention, SharedPrefix, filled_size, filled_up, lay_out
 
 
 def test_sizes_are_few_and_little_is_for_nothing() -> None:
@@ -44,6 +44,10 @@ def test_what_they_see_of_shared_prefixes() -> None:
     first, second = (0, 3), (12, 16)
     own = [(3, 5), (5, 8), (8, 12), (16, 17), (17, 18)]
     assert layout.items == tuple(own)
+    assert layout.segments == (first, *own[:3], second, *own[3:])
+    assert layout.shared == (SharedAttention((3, 8), first), SharedAttention((16, 18), second))
+    assert layout.ids.tolist() == [*range(5), 8, 9, 10, *range(11, 20), 24]
+    assert layout.positions.tolist() == [*range(5), 3, 4, 5, *range(4), *range(5), 4]
     assert layout.read_tokens("last") == [4, 7, 11, 16, 17]
     expected = [(first, own[0]), (first, own[1]), (own[2],), (second, own[3]), (second, own[4])]
     assert layout.read_keys("last", None) == layout.read_keys("last", 9) == expected
