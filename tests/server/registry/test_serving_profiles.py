@@ -67,7 +67,16 @@ def test_what_does_not_exist_has_no_profile(catalog: Catalog) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"precision": "fp64"}, {"device": ""}, {"device": "x" * 201}, {"workers": 0}, {"tokens_per_s": 0.0}]
+    "change",
+    [
+        {"precision": "fp64"},
+        {"device": ""},
+        {"device": "x" * 201},
+        {"workers": 0},
+        {"threads_per_worker": 0},
+        {"max_batch_tokens": 0},
+        {"tokens_per_s": 0.0},
+    ],
 )
 def test_senseless_profiles_are_refused(catalog: Catalog, change: dict[str, object]) -> None:
     with pytest.raises(InvalidRequest):
