@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -79,11 +80,33 @@ def test_the_estimate_is_what_a_load_takes(tmp_path: Path) -> None:
         assert expected.loading_bytes == 2 * 4 * one_of_two_layers
         # 4096 tokens, 6 vectors of 32 and 3 of 48 each.
         assert expected.working_bytes == 4096 * (6 * 32 + 3 * 48) * (4 if settings.precision == "fp32" else 2)
+    for settings in (ComputeSettings(prepack=False), ComputeSettings(device="cuda:0")):
+        assert footprint(folder, manifest, settings, 4096).loading_bytes == 0, "read in the precision that stays"
     assert footprint(folder, Manifest("rules"), ComputeSettings(), 4096) == Footprint()
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"\xff" * 16)
     with pytest.raises(ArtifactUnreadable, match="is no safetensors file"):
         parameters_of(broken)
+
+
+@pytest.mark.parametrize(
+    ("config", "inner"),
+    [
+        ({"hidden_size": 8, "intermediate_size": 24}, 24),
+        ({"n_embd": 8, "n_inner": 24}, 24),  # GPT-2
+        ({"n_embd": 8, "n_inner": None}, 32),
+        ({"dim": 8, "hidden_dim": 24}, 24),  # DistilBERT
+        ({"d_model": 8, "d_ff": 24}, 24),  # T5
+        ({"hidden_size": 99, "text_config": {"hidden_size": 8, "intermediate_size": 24}}, 24),  # Gemma 3
+    ],
+)
+def test_widths_are_found_by_the_names_that_architectures_have_for_them(
+    tmp_path: Path, config: dict[str, object], inner: int
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.onnx").write_bytes(b"\x3a\x08\x0a\x06\x22\x04Relu")  # a graph of one operator: 10 bytes
+    found = footprint(tmp_path, Manifest("onnx"), ComputeSettings(), 4096)
+    assert found == Footprint(10, None, 10, 4096 * (6 * 8 + 3 * inner) * 4)
 
 
 def write(root: Path, files: dict[str, str]) -> None:
