@@ -80,8 +80,6 @@ def test_the_estimate_is_what_a_load_takes(tmp_path: Path) -> None:
         assert expected.loading_bytes == 2 * 4 * one_of_two_layers
         # 4096 tokens, 6 vectors of 32 and 3 of 48 each.
         assert expected.working_bytes == 4096 * (6 * 32 + 3 * 48) * (4 if settings.precision == "fp32" else 2)
-    for settings in (ComputeSettings(prepack=False), ComputeSettings(device="cuda:0")):
-        assert footprint(folder, manifest, settings, 4096).loading_bytes == 0, "read in the precision that stays"
     assert footprint(folder, Manifest("rules"), ComputeSettings(), 4096) == Footprint()
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"\xff" * 16)
@@ -107,6 +105,24 @@ def test_widths_are_found_by_the_names_that_architectures_have_for_them(
     (tmp_path / "model.onnx").write_bytes(b"\x3a\x08\x0a\x06\x22\x04Relu")  # a graph of one operator: 10 bytes
     found = footprint(tmp_path, Manifest("onnx"), ComputeSettings(), 4096)
     assert found == Footprint(10, None, 10, 4096 * (6 * 8 + 3 * inner) * 4)
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "largest"),
+    [
+        ("gpt2", {"n_layer": 3}, "a third"),
+        ("distilbert", {"n_layers": 1}, "all"),
+        ("bert", {"vocab_size": 9999}, "words"),
+    ],
+)
+def test_a_load_takes_a_layer_more_or_the_largest_weight(
+    tmp_path: Path, family: str, config: dict[str, int], largest: str
+) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, family, **config)
+    num_parameters = parameters_of(folder / "model.safetensors")
+    expected = {"a third": num_parameters // 3, "all": num_parameters, "words": 9999 * 32}[largest]
+    found = footprint(folder, infer_manifest(folder), ComputeSettings(precision="bf16"), 4096)
+    assert found.loading_bytes == 2 * 4 * expected
 
 
 def write(root: Path, files: dict[str, str]) -> None:
