@@ -112,7 +112,8 @@ def _eos_is_read(config: Any, tokenizer: Any) -> bool:
     eos_id = tokenizer.eos_token_id
     if eos_id is None or eos_id == config.get_text_config().pad_token_id:
         return False
-    return bool(tokenizer.backend_tokenizer.encode("a").ids[-1] != eos_id)
+    added = tokenizer.backend_tokenizer.encode("a").ids[-1:]  # nothing, where no letter is a token
+    return bool(added != [eos_id])
 
 
 def _pad_is_written(config: Any, tokenizer: Any, template: str) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import tiny_models
 from tiny_models import CHAT_TEMPLATE, EOS_ID
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from rm_server.backends.plain_folder import infer_manifest
 from rm_server.errors import ArtifactUnreadable, UnsupportedArtifact
@@ -57,6 +59,13 @@ def test_an_eos_that_is_padding_or_added_anyway_is_not_appended(tmp_path: Path) 
     }
     (adding / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert not infer_manifest(adding).append_eos
+
+
+def test_an_eos_follows_in_an_alphabet_without_letters(tmp_path: Path) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "llama")
+    digits = Tokenizer(models.BPE({"<pad>": 0, "<eos>": 1, "7": 2}, []))
+    PreTrainedTokenizerFast(tokenizer_object=digits, eos_token="<eos>", pad_token="<pad>").save_pretrained(folder)
+    assert infer_manifest(folder).append_eos
 
 
 def test_padding_is_trimmed_where_it_is_written(tmp_path: Path) -> None:
