@@ -83,7 +83,9 @@ def _equal_turns(bench: Bench, model: Model, service: Service, selector: str) ->
     answers = closed(service.address, calls, warm_up_s=2 * bench.warm_up_s, seconds=bench.seconds(13))
     tokens = [0] * len(GREED)
     for answer in answers:
-        tokens[run_of[answer.caller]] += round(answer.share * answer.call.num_tokens)
+        # Each run is served in order: what ended in the window was computed in it, but for a call at either edge. By
+        # each call's share of it, runs of many callers would count too much: their first calls wait from the beginning.
+        tokens[run_of[answer.caller]] += 0 if answer.is_late else answer.call.num_tokens
     for callers, count in zip(GREED, tokens, strict=True):
         bench.row(what=f"tokens of the run with {callers} callers", tokens=count)
     bench.figure("jain_index", jain_index(tokens))
