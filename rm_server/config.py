@@ -19,7 +19,7 @@ class ConfigError(Exception):
 class EngineSettings:
     """How loaded versions compute, and how much work may wait for them.
 
-    ``device``: where the workers compute, for example ``cpu`` or ``cuda:0``.
+    ``device``: where the workers compute. ``cpu``; ``cuda:0``: all on this GPU; ``cuda``: each on a GPU of its own.
     ``workers``: processes that compute; 0 computes in a thread of the server's own process.
     ``threads_per_worker``: threads of each worker; 0: the cores, divided between the workers. On a CPU, a worker that
     computes while no other has anything to do takes the threads of all.
@@ -61,6 +61,11 @@ class EngineSettings:
     min_stay_s: float = 10.0
     encode_threads: int = 2
     cache_items: int = 100_000
+
+    @property
+    def has_gpu_each(self) -> bool:
+        """Whether each worker process computes on a GPU of its own."""
+        return self.device == "cuda" and self.workers > 0
 
     def __post_init__(self) -> None:
         names = ("max_batch_tokens", "max_batch_items", "batches_in_flight", "encode_threads")

@@ -11,9 +11,15 @@ from contextlib import contextmanager
 # MiniLM). One arena: what one thread has freed, all others may use.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_ARENA_MAX": "1"}
 
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
-def compute_environment(threads: int) -> dict[str, str]:
-    """All variables of a process that computes with so many threads; what was chosen for memory outside stays so."""
+
+def compute_environment(threads: int, gpu: int | None = None) -> dict[str, str]:
+    """All variables of a process that computes with so many threads; what was chosen for memory outside stays so.
+
+    ``gpu``: the process sees this one alone of those that are visible here, counted from 0; None: all of them.
+    """
+    own_gpu = {} if gpu is None else {_VISIBLE: nth_gpu(gpu, os.environ.get(_VISIBLE))}
     return {
         **_MALLOC,
         **os.environ,
@@ -21,7 +27,19 @@ def compute_environment(threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
+        **own_gpu,
     }
+
+
+def nth_gpu(number: int, visible: str | None) -> str:
+    """What CUDA_VISIBLE_DEVICES is to be for one GPU, counted from 0, of those that it names; None: it is not set.
+
+    Empty, which is no GPU, where there are not so many.
+    """
+    if visible is None:
+        return str(number)
+    names = [name.strip() for name in visible.split(",")]
+    return names[number] if number < len(names) else ""
 
 
 @contextmanager

@@ -45,7 +45,11 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument("--token-file", metavar="FILE", help="callers must show the token in this file")
     parser.add_argument("--tokens", metavar="FILE", help="callers must show a token of this file: see `token new`")
     parser.add_argument("--insecure-listen", action="store_true", help="beyond loopback without TLS and tokens")
-    parser.add_argument("--device", metavar="NAME", help="where versions compute: cpu, cuda:0, … (default: cpu)")
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        help="where versions compute: cpu (default), cuda:0, …; cuda: a GPU for each worker",
+    )
     parser.add_argument("--workers", metavar="N", help="processes that compute; 0: in this one (default: 1)")
     parser.add_argument("--deterministic", action="store_true", help="bit-identical scores, whatever the batch")
     parser.add_argument(

@@ -74,13 +74,14 @@ class SentBatch:
 
 @dataclass(eq=False, slots=True)
 class Seat:
-    """A place for a worker. ``worker`` None: it died and the next one is not ready yet.
+    """A place for a worker, with its ``number`` from 0. ``worker`` None: it died and the next one is not ready yet.
 
     ``keys``: the versions it holds. ``in_flight``: what it was sent, oldest first; it computes the first one, and
     should be sent another from ``refill_at`` on (event loop's clock), shortly before it is done with it. ``wakes_at``:
     for which of these times somebody set the alarm. ``began_at``: when it began with the first one.
     """
 
+    number: int
     worker: Worker | None = None
     keys: set[VersionKey] = field(default_factory=set)
     in_flight: deque[SentBatch] = field(default_factory=deque)
@@ -114,10 +115,11 @@ class Crew:
     Lives on the event loop.
     """
 
-    def __init__(self, make_worker: Callable[[], Worker], num_workers: int, listener: CrewListener) -> None:
+    def __init__(self, make_worker: Callable[[int], Worker], num_workers: int, listener: CrewListener) -> None:
+        """``make_worker`` is given the number of the seat that the worker is for."""
         self._make_worker = make_worker
         self._listener = listener
-        self.seats = [Seat() for _ in range(num_workers)]
+        self.seats = [Seat(number) for number in range(num_workers)]
         self.is_down = False
         """No worker is up and the last attempt to start one failed."""
         self._orders: dict[VersionKey, tuple[LoadOrder, Check, Verify]] = {}
@@ -137,7 +139,7 @@ class Crew:
 
     async def start(self) -> None:
         """Starts all workers. Raises WorkerFailed when one of them does not come up; then none is left."""
-        outcomes = await asyncio.gather(*(self._started() for _ in self.seats), return_exceptions=True)
+        outcomes = await asyncio.gather(*(self._started(seat) for seat in self.seats), return_exceptions=True)
         for seat, outcome in zip(self.seats, outcomes, strict=True):
             seat.worker = None if isinstance(outcome, BaseException) else outcome
         for outcome in outcomes:
@@ -204,15 +206,13 @@ class Crew:
             await asyncio.gather(*(worker.unload(key) for worker in workers), return_exceptions=True)
 
     async def device_memory(self, device: str) -> int | None:
-        """Bytes that are free on the workers' GPU, as one of them sees it; None: unknown."""
-        worker = next((seat.worker for seat in self.seats if seat.worker is not None), None)
-        try:
-            return None if worker is None else await worker.device_memory(device)
-        except WorkerDied:
-            return None
+        """Bytes that are free on the workers' GPU, or on the fullest of their GPUs; None: unknown."""
+        workers = [seat.worker for seat in self.seats if seat.worker is not None]
+        answers = await asyncio.gather(*(_device_memory(worker, device) for worker in workers))
+        return min((answer for answer in answers if answer is not None), default=None)
 
-    async def _started(self) -> Worker:
-        worker = self._make_worker()
+    async def _started(self, seat: Seat) -> Worker:
+        worker = self._make_worker(seat.number)
         await worker.start(self._died)
         return worker
 
@@ -239,7 +239,7 @@ class Crew:
         while True:
             worker: Worker | None = None
             try:
-                worker = await self._started()
+                worker = await self._started(seat)
                 async with self._changes:
                     lost = await self._reload(seat, worker, num_deaths)
                     if not worker.is_alive:
@@ -297,6 +297,13 @@ class Crew:
                 _log.error("%s@%d cannot be loaded into a new worker: %s", *key, error)
                 lost[key] = error
         return lost
+
+
+async def _device_memory(worker: Worker, device: str) -> int | None:
+    try:
+        return await worker.device_memory(device)
+    except WorkerDied:
+        return None
 
 
 async def _all(*loads: Awaitable[LoadReport]) -> Sequence[LoadReport]:

@@ -372,10 +372,11 @@ class Engine:
             raise _not_loaded(key)
         return entry
 
-    def _make_worker(self) -> Worker:
+    def _make_worker(self, number: int) -> Worker:
         if self.settings.workers == 0:
             return ThreadWorker(self._load_backend)
-        return ProcessWorker(self._load_backend, self.threads_per_worker)
+        gpu = number if self.settings.has_gpu_each else None
+        return ProcessWorker(self._load_backend, self.threads_per_worker, gpu)
 
 
 def _not_loaded(key: VersionKey) -> VersionNotLoaded:

@@ -68,7 +68,7 @@ class Pool:
     def __init__(
         self,
         settings: EngineSettings,
-        make_worker: Callable[[], Worker],
+        make_worker: Callable[[int], Worker],
         metrics: PoolMetrics,
         on_lost: Callable[[VersionKey, RmError], None],
         on_workers: Callable[[], None] = lambda: None,
@@ -124,8 +124,12 @@ class Pool:
         await self._crew.unload(key)
 
     async def device_memory(self, device: str) -> int | None:
-        """Bytes that are free on the workers' GPU; None: they compute on no GPU, or none of them is up."""
-        return None if device.split(":")[0] == "cpu" else await self._crew.device_memory(device)
+        """Bytes that are free on the workers' GPU; None: they compute on no GPU, or none of them is up.
+
+        Where each has a GPU of its own, of all together, as if all were as full as the fullest.
+        """
+        free = None if device.split(":")[0] == "cpu" else await self._crew.device_memory(device)
+        return free if free is None or not self._settings.has_gpu_each else free * len(self._crew.seats)
 
     @property
     def is_down(self) -> bool:

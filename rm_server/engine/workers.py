@@ -82,11 +82,15 @@ class Worker(Protocol):
 
 
 class ProcessWorker(asyncio.Protocol):
-    """A worker process with ``threads`` threads; ``loader`` as ``module:function``."""
+    """A worker process with ``threads`` threads; ``loader`` as ``module:function``.
 
-    def __init__(self, loader: str, threads: int) -> None:
+    ``gpu``: it sees this one alone, counted from 0; None: those that this process sees.
+    """
+
+    def __init__(self, loader: str, threads: int, gpu: int | None = None) -> None:
         self._loader = loader
         self._threads = threads
+        self._gpu = gpu
         self._reader = FrameReader()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._number = 0
@@ -206,7 +210,7 @@ class ProcessWorker(asyncio.Protocol):
             # way in one group does not give way to the other (sched_autogroup).
             process_group=0,
             env={
-                **compute_environment(self._threads),
+                **compute_environment(self._threads, self._gpu),
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             },
         )

@@ -31,6 +31,8 @@ _READY_TOKENS = 1536
 _READY_TOKENS_ALONE = 512
 """The same with the threads of all workers: where more than these wait, other workers take their share."""
 
+_MORE_WORKERS = " With `cuda` each worker has one of its own: there may be fewer than engine.workers."
+
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -246,7 +248,7 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UnsupportedArtifact(
             f"The device {name!r} is asked for, and torch {torch.__version__} sees {torch.cuda.device_count() or 'no'} "
-            "CUDA device(s)."
+            f"CUDA device(s).{_MORE_WORKERS if name == 'cuda' else ''}"
         )
     if device.type == "cuda":
         try:
