@@ -100,6 +100,14 @@ def as_strangers(found: Sequence[Sequence[Item]]) -> list[list[Item]]:
     return calls
 
 
+def token_ratio(found: Sequence[Sequence[Item]]) -> float:
+    """Tokens of groups whose prompts are computed for each item, over those where each prompt is computed once."""
+    without = sum(item.num_tokens for group in found for item in group)
+    # The prompt and the special token before it.
+    saved = sum((1 + GROUP_PROMPT_TOKENS) * (len(group) - 1) for group in found)
+    return without / (without - saved)
+
+
 def in_calls(found: Sequence[Item], size: int) -> list[list[Item]]:
     """Calls of ``size`` items; a rest that fills no call is left out."""
     return [list(found[start : start + size]) for start in range(0, len(found) - size + 1, size)]

@@ -111,6 +111,18 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     # Squashes its attention logits, which no packed kernel does.
     "gemma2": {"model_type": "gemma2", **_DECODER, "head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8},
     "gemma3": {"model_type": "gemma3_text", **_DECODER, "head_dim": 8, "sliding_window": 16},
+    # Its values are smaller than its keys. Without experts.
+    "deepseek_v3": {
+        "model_type": "deepseek_v3",
+        **_DECODER,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "first_k_dense_replace": 2,
+    },
 }
 ENCODERS = ("bert", "roberta", "distilbert", "electra", "modernbert", "modernbert_mean", "deberta_v2")
 DECODERS = tuple(family for family in FAMILIES if family not in ENCODERS)

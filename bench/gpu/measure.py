@@ -14,7 +14,7 @@ from bench.measurement import Bench, make_calls, speed
 from bench.models import Model
 from bench.service import Service
 from bench.statistics import median, median_ratio, percentile
-from bench.workload import Item, equal_items, in_calls, items
+from bench.workload import GROUP_SIZE, Item, as_strangers, equal_items, groups, in_calls, items, token_ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,7 @@ def run(bench: Bench, model: Model, device: str, sizes: Sizes) -> None:
     shape = shape_of(by_hand.model.config)
     equal = equal_items(model.vocabulary, sizes.num_items, sizes.item_tokens, seed=16)
     mixed = items(model.vocabulary, sizes.num_items, seed=17)
+    grouped = groups(model.vocabulary, sizes.num_items // GROUP_SIZE, seed=18)
     flops_per_token = forward_flops(shape, [sizes.item_tokens]) / sizes.item_tokens
     settings = {"engine.device": device, "engine.max_batch_tokens": sizes.batch_tokens}
     rates: dict[str, list[float]] = {}
@@ -47,7 +48,15 @@ def run(bench: Bench, model: Model, device: str, sizes: Sizes) -> None:
         selector = service.deploy(model.name, model.folder, "bf16")
         packed = Packed(model.folder, device, equal, sizes.batch_tokens)
         torch.backends.cuda.enable_cudnn_sdp(True)  # which our backend turned off: transformers have it by themselves
-        calls = {"equal": _dealt(selector, equal, sizes), "mixed": _dealt(selector, mixed, sizes)}
+        calls = {
+            lengths: _dealt(make_calls(selector, call_items), sizes)
+            for lengths, call_items in (
+                ("equal", in_calls(equal, sizes.items_per_call)),
+                ("mixed", in_calls(mixed, sizes.items_per_call)),
+                ("groups", grouped),
+                ("strangers", as_strangers(grouped)),
+            )
+        }
         single = make_calls(selector, in_calls(equal[: sizes.single_calls], 1))
         _warm_up(service, by_hand, packed, calls["equal"], equal)
 
@@ -62,6 +71,7 @@ def run(bench: Bench, model: Model, device: str, sizes: Sizes) -> None:
             note(number, "our backend", "equal", packed.tokens_per_s())
             for lengths, pool in (("equal", equal), ("mixed", mixed)):
                 note(number, "transformers, padded", lengths, by_hand.tokens_per_s(pool))
+            for lengths in calls:
                 answers = closed(service.address, calls[lengths], warm_up_s=bench.warm_up_s, seconds=bench.seconds(8))
                 note(number, "service", lengths, speed(answers)["tokens_per_s"])
             bare = by_hand.forward_seconds(equal[0], sizes.single_calls)
@@ -78,12 +88,13 @@ def run(bench: Bench, model: Model, device: str, sizes: Sizes) -> None:
     for lengths, ending in (("mixed", ""), ("equal", "_equal_lengths")):
         ratio = median_ratio(rates[f"service, {lengths}"], rates[f"transformers, padded, {lengths}"])
         bench.figure(f"gpu_service_over_transformers_padded{ending}", ratio)
+    speed_up = median_ratio(rates["service, groups"], rates["service, strangers"])
+    bench.figure("gpu_shared_prompt_speedup_over_token_ratio", speed_up / token_ratio(grouped))
     bench.figure("gpu_single_item_p50_over_bare_forward", median_ratio(waits["service"], waits["bare forward"]))
 
 
-def _dealt(selector: str, pool: Sequence[Item], sizes: Sizes) -> list[list[Call]]:
-    calls = make_calls(selector, in_calls(pool, sizes.items_per_call))
-    return [calls[number :: sizes.callers] for number in range(sizes.callers)]
+def _dealt(calls: Sequence[Call], sizes: Sizes) -> list[list[Call]]:
+    return [list(calls[number :: sizes.callers]) for number in range(sizes.callers)]
 
 
 def _warm_up(

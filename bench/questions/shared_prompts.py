@@ -9,7 +9,7 @@ from bench.load import SCORE_METHOD, Call, closed
 from bench.measurement import Bench, make_calls, speed
 from bench.service import Service, scores_of
 from bench.statistics import median_ratio
-from bench.workload import GROUP_PROMPT_TOKENS, Item, as_strangers, groups
+from bench.workload import Item, as_strangers, groups, token_ratio
 
 PLANNED_S = 60
 CALLERS = 4
@@ -31,10 +31,7 @@ def run(bench: Bench) -> None:
                 bench.row(round=number, what=what, **cells)
                 speeds[what].append(cells["tokens_per_s"])
         difference = _difference(service, selector, grouped[:8], apart[:8])
-    without = sum(item.num_tokens for group in grouped for item in group)
-    # The prompt and the special token before it.
-    saved = sum((1 + GROUP_PROMPT_TOKENS) * (len(group) - 1) for group in grouped)
-    ratio = without / (without - saved)
+    ratio = token_ratio(grouped)
     speed_up = median_ratio(speeds["groups"], speeds["strangers"])
     bench.row(
         what="groups over strangers", speed_up=round(speed_up, 3), token_ratio=round(ratio, 3), difference=difference

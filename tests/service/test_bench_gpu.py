@@ -103,14 +103,19 @@ def test_all_is_measured_on_a_cpu_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(arms.Transformers, "score", noted)
     sizes = measure.Sizes(
-        matmul=64, item_tokens=48, num_items=16, callers=2, items_per_call=4, batch_tokens=256, single_calls=3
+        matmul=64, item_tokens=48, num_items=64, callers=2, items_per_call=4, batch_tokens=256, single_calls=3
     )
     bench = Bench(quick=True)
     monkeypatch.setattr(measure, "PADDED_ITEMS", 8)
     measure.run(bench, models.decoder(tiny=True), "cpu", sizes)
-    assert padded[:2] == [8, 16], "a padded batch as those to come, before any is measured"
+    assert padded[:2] == [8, 64], "a padded batch as those to come, before any is measured"
     assert set(results.GPU_TARGETS) <= set(bench.figures)
     assert all(figure > 0 for figure in bench.figures.values())
     rows = {(row["what"], row.get("lengths")) for row in bench.rows}
-    assert {("service", "equal"), ("service", "mixed"), ("transformers, padded", "mixed")} <= rows
+    assert {
+        ("service", "equal"),
+        ("service", "mixed"),
+        ("service", "groups"),
+        ("transformers, padded", "mixed"),
+    } <= rows
     assert {("matrix products", None), ("one item: bare forward", None), ("one item: service", None)} <= rows

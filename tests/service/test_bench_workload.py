@@ -70,3 +70,9 @@ def test_a_slow_round_does_not_change_the_ratio() -> None:
 @pytest.mark.parametrize(("shares", "expected"), [([5, 5, 5, 5], 1.0), ([1, 0, 0, 0], 0.25), ([1, 3], 0.8)])
 def test_jain_index(shares: list[float], expected: float) -> None:
     assert statistics.jain_index(shares) == pytest.approx(expected)
+
+
+def test_what_sharing_saves_is_each_prompt_but_the_first() -> None:
+    # Of 3 × 261 tokens, 201 of two prompts and the special tokens before them.
+    group = [workload.Item("prompt", "completion", 261)] * 3
+    assert workload.token_ratio([group] * 2) == pytest.approx(783 / (783 - 402))

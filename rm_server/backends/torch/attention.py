@@ -122,7 +122,7 @@ def packed_attention(
         keys = state.layout.read_keys(state.reading.position, sliding_window)
         return attention_loop.attend_where_read(keys, query, *state.kept, scaling), None
     arguments = state.layout, state.memo, query, key, value, causal, sliding_window, scaling
-    if (kernel := attention_cuda.find_kernel(query, key, value, state.layout)) is not None:
+    if (kernel := attention_cuda.find_kernel(query, key, value)) is not None:
         return attention_cuda.attend(kernel, *arguments), None
     return attention_loop.attend(*arguments), None
 

@@ -38,8 +38,8 @@ def attend(
 ) -> torch.Tensor:
     """Each segment of the layout attends within itself, and to its shared prefix where it has one.
 
-    All tokens after a shared prefix attend to it in one call without a mask, and each segment to itself in another; the
-    two are merged by their log-sum-exp (as flash decoding merges its splits), which is the softmax over both together.
+    On a CPU all tokens after a shared prefix attend to it in one call without a mask, and each segment to itself in
+    another, see `merge`. Elsewhere each segment gets a copy of its prefix's keys.
     """
     num_heads, num_tokens = query.shape[1], query.shape[2]
     on_cpu = query.device.type == "cpu" and query.shape[3] == value.shape[3]
@@ -48,10 +48,13 @@ def attend(
         return _on_cpu(memo, query, key, value, (0, num_tokens), layout.segments[0], causal, scale)[0].transpose(1, 2)
     output = query.new_empty(1, num_tokens, num_heads, value.shape[3])
     weights = torch.empty(1, num_heads, num_tokens) if layout.shared else None
+    prefixes = {} if on_cpu else layout.prefixes()
     for start, end in layout.segments:
         if window is not None and end - start > window:
             q, k, v = query[:, :, start:end], key[:, :, start:end], value[:, :, start:end]
             part = _windowed(memo, q, k, v, causal, window, scale)
+        elif (start, end) in prefixes:
+            part = _after_prefix(memo, query, key, value, prefixes[start, end], (start, end), causal, scale)
         elif on_cpu:
             part, part_weights = _on_cpu(memo, query, key, value, (start, end), (start, end), causal, scale)
             if weights is not None:
@@ -61,13 +64,21 @@ def attend(
             part = _fused(q, k, v, is_causal=causal, scale=scale)
         output[:, start:end] = part.transpose(1, 2)
     output[:, layout.segments[-1][1] :] = 0  # no numbers that happen to lie there
-    for shared in layout.shared:
+    for shared in layout.shared if on_cpu else ():
         assert weights is not None
         start, end = shared.queries
         part, part_weights = _on_cpu(memo, query, key, value, shared.queries, shared.keys, False, scale)
-        share = torch.sigmoid(part_weights - weights[:, :, start:end]).transpose(1, 2).unsqueeze(-1)
-        output[:, start:end].lerp_(part.transpose(1, 2), share.to(output.dtype))
+        share = share_of(part_weights, weights[:, :, start:end])
+        output[:, start:end].lerp_(part.transpose(1, 2), share.transpose(1, 2).unsqueeze(-1).to(output.dtype))
     return output
+
+
+def share_of(log_sum_exp: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """How much attention to some keys counts in attention to these and others together, by their log-sum-exps.
+
+    So flash decoding merges its splits: it is the softmax over all of them.
+    """
+    return torch.sigmoid(log_sum_exp - other)
 
 
 def attend_where_read(
@@ -135,6 +146,25 @@ def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **how: A
     if groups > 1 and query.is_cuda and (query.dtype == torch.float32 or how.get("attn_mask") is not None):
         key, value, groups = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), 1
     return scaled_dot_product_attention(query, key, value, enable_gqa=groups > 1, **how)
+
+
+def _after_prefix(
+    memo: Memo,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    prefix: Range,
+    segment: Range,
+    causal: bool,
+    scale: float | None,
+) -> torch.Tensor:
+    """One segment, which sees its prefix and itself."""
+    (first, last), (start, end) = prefix, segment
+    k, v = (torch.cat([states[:, :, first:last], states[:, :, start:end]], dim=2) for states in (key, value))
+    shape = (end - start, k.shape[2], last - first, k.shape[2], 0 if causal else k.shape[2])
+    if shape not in memo:
+        memo[shape] = _window_mask(*shape).to(query.device, query.dtype)
+    return _fused(query[:, :, start:end], k, v, attn_mask=memo[shape], scale=scale)
 
 
 def _windowed(

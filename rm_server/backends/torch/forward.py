@@ -17,6 +17,7 @@ from rm_server.backends.footprint import MAX_FORWARD_TOKENS
 from rm_server.backends.items import Batch
 from rm_server.backends.shared_prefix import find_shared_prefixes, tokens_to_compute
 from rm_server.backends.torch.attention import PACKED_ATTENTION, Attending, NotPackable, Reading, attending
+from rm_server.backends.torch.copying import to_device
 from rm_server.backends.torch.last_layer import find_last_layer, read_all, read_only
 from rm_server.backends.torch.layout import FlatLayout, filled_size, filled_up, lay_out
 from rm_server.backends.torch.owned_rows import shared_out
@@ -91,9 +92,8 @@ class Forward(ABC):
         """Logits of one forward on the model's device, shape (num_items, num_labels)."""
 
     def to_device(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        """The array as int64 on the model's device; copied without waiting where that is a GPU."""
-        tensor = torch.from_numpy(np.ascontiguousarray(array, np.int64))
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+        """The array as int64 on the model's device."""
+        return to_device(np.ascontiguousarray(array, np.int64), self.device)
 
     def _run_backbone(self, **inputs: torch.Tensor | bool | None) -> torch.Tensor:
         """Hidden states of all tokens, given those of the inputs that this architecture knows."""
@@ -121,7 +121,7 @@ class PackedForward(Forward):
         if model.config._attn_implementation != PACKED_ATTENTION:
             raise NotPackable(f"{type(model).__name__} does not let its attention be replaced")
         self._split = SplitModel(model)
-        can_share = self._split.position == "last" and device.type == "cpu"
+        can_share = self._split.position == "last"
         self._shares_up_to = (smallest_window(model.config) or sys.maxsize) if can_share else 0
         self._offset = position_offset(self.backbone)
         self.fills_up = False

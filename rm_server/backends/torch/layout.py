@@ -60,19 +60,28 @@ class FlatLayout:
         """Where each item's token is that its head reads."""
         return [start if position == "first" else end - 1 for start, end in self.items]
 
+    def prefixes(self) -> dict[Range, Range]:
+        """The prefix of each item that comes after one."""
+        found: dict[Range, Range] = {}
+        rest = iter(self.shared)
+        shared = next(rest, None)
+        for item in self.items:
+            while shared is not None and item[0] >= shared.queries[1]:
+                shared = next(rest, None)
+            if shared is not None and item[0] >= shared.queries[0]:
+                found[item] = shared.keys
+        return found
+
     def read_keys(self, position: ReadPosition, window: int | None) -> list[tuple[Range, ...]]:
         """What these tokens see: the last one what is before it, its prefix too, the first one what is behind it.
 
         Of a ``window`` of w tokens, w - 1 beside itself. No item is longer than that where prefixes are shared.
         """
-        prefixes = iter([*self.shared, None])
-        shared = next(prefixes)
+        prefixes = self.prefixes()
         found: list[tuple[Range, ...]] = []
         for start, end in self.items:
-            while shared is not None and start >= shared.queries[1]:
-                shared = next(prefixes)
-            if shared is not None and start >= shared.queries[0]:
-                found.append((shared.keys, (start, end)))
+            if (start, end) in prefixes:
+                found.append((prefixes[start, end], (start, end)))
             elif window is None:
                 found.append(((start, end),))
             elif position == "first":

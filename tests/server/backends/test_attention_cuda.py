@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rm_server.backends.torch import attention_cuda, attention_loop
-from rm_server.backends.torch.attention_cuda import Kernel, agrees, find_kernel, kernel_for, kernels
-from rm_server.backends.torch.layout import FlatLayout, Range, lay_out
+from rm_server.backends.torch.attention_cuda import Kernel, Spans, agrees, find_kernel, kernel_for, kernels
+from rm_server.backends.torch.layout import FlatLayout, Range, SharedPrefix, lay_out
 
 CPU = torch.device("cpu")
 FORM = (CPU, torch.bfloat16, 4, 2, 16)
@@ -24,27 +25,43 @@ def layout_of(*lengths: int) -> FlatLayout:
     return lay_out(np.zeros(sum(lengths), np.int32), np.array(lengths, np.int32))
 
 
-def make_kernel(*, causal: bool | None = None, windows: bool = True, one_item: bool = False) -> Kernel:
-    """A right one, but for what is said: always (not) causal, without windows, or with all tokens as one item."""
+def make_kernel(
+    *, causal: bool | None = None, windows: bool = True, one_item: bool = False, merges: bool = True
+) -> Kernel:
+    """A right one, but for what is said: always (not) causal, without windows, with all tokens as one span, or with
+    a log-sum-exp that says nothing."""
 
     def kernel(
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        bounds: torch.Tensor,
-        longest: int,
-        is_causal: bool,
+        queries: Spans,
+        keys: Spans,
         reach: tuple[int, int],
         scale: float | None,
-    ) -> torch.Tensor:
-        lengths = bounds.diff().tolist()
-        assert longest == max(lengths)
-        assert bounds.dtype == torch.int32
-        layout = layout_of(sum(lengths)) if one_item else layout_of(*lengths)
-        window = None if reach[0] < 0 or not windows else reach[0] + 1
-        query, key, value = (states.transpose(0, 1)[None] for states in (q, k, v))
-        seen = is_causal if causal is None else causal
-        return attention_loop.attend(layout, {}, query, key, value, seen, window, scale)[0]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        bounds = []
+        for spans, states in ((queries, q), (keys, k)):
+            assert spans.bounds.dtype == torch.int32
+            assert spans.bounds[-1] == len(states)
+            assert spans.longest == max(spans.bounds.diff().tolist())
+            bounds.append([0, len(states)] if one_item else spans.bounds.tolist())
+        back, ahead = reach
+        if causal is not None:
+            ahead = 0 if causal else -1
+        if not windows:
+            back, ahead = -1, min(ahead, 0)
+        distance = torch.arange(len(q))[:, None] - torch.arange(len(k))
+        visible = torch.zeros(len(q), len(k), dtype=torch.bool)
+        for (first, last), (start, end) in zip(*(pairwise(each) for each in bounds), strict=True):
+            visible[first:last, start:end] = True
+            distance[first:last, start:end] += start - first
+        visible &= (distance <= (back if back >= 0 else len(q))) & (-distance <= (ahead if ahead >= 0 else len(k)))
+        k, v = (states.repeat_interleave(q.shape[1] // k.shape[1], 1).float() for states in (k, v))
+        weights = torch.einsum("qhd,khd->hqk", q.float(), k) * (scale or q.shape[2] ** -0.5)
+        weights = weights.masked_fill(~visible, float("-inf"))
+        output = torch.einsum("hqk,khd->qhd", weights.softmax(-1), v).to(q.dtype)
+        return output, weights.logsumexp(-1) if merges else torch.zeros(q.shape[1], len(q))
 
     return kernel
 
@@ -71,10 +88,11 @@ def test_a_kernel_that_is_right_agrees() -> None:
         make_kernel(causal=False),
         make_kernel(windows=False),
         make_kernel(one_item=True),
-        lambda q, *_: torch.full_like(q, float("nan")),
-        lambda q, *_: q[:1],
+        make_kernel(merges=False),
+        lambda q, *_: (torch.full_like(q, float("nan")), q[:, :, 0].t()),
+        lambda q, *_: (q[:1], q[:1, :, 0].t()),
     ],
-    ids=["causal", "not causal", "no windows", "one item", "not finite", "shape"],
+    ids=["causal", "not causal", "no windows", "one item", "no log-sum-exp", "not finite", "shape"],
 )
 def test_a_kernel_that_is_wrong_does_not(wrong: Kernel) -> None:
     assert not agrees(wrong, *FORM)
@@ -114,7 +132,7 @@ def test_a_kernel_takes_halves_whose_values_are_as_large_as_their_keys(
             torch.empty(1, heads, 12, size, dtype=dtype, device="cuda:0")
             for heads, size in ((4, head_dim), (2, head_dim), (2, value_dim))
         )
-        assert find_kernel(query, key, value, layout_of(5, 7)) is (right if is_taken else None)
+        assert find_kernel(query, key, value) is (right if is_taken else None)
 
 
 class Segments(tuple[Range, ...]):
@@ -154,8 +172,23 @@ def test_a_kernel_that_lacked_memory_is_tried_again(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("num_key_heads", [4, 2])
-@pytest.mark.parametrize(("causal", "reach"), [(True, (-1, 0)), (True, (7, 0)), (False, (-1, -1)), (False, (7, 7))])
-def test_torch_takes_what_its_kernel_is_given(num_key_heads: int, causal: bool, reach: tuple[int, int]) -> None:
+def test_what_follows_a_prefix_sees_it(num_key_heads: int) -> None:
+    lengths = np.array([9, 40, 33, 64, 7, 20, 30], np.int32)
+    prefixes = [SharedPrefix(1, 3, 29), SharedPrefix(5, 2, 18)]
+    layout = lay_out(np.zeros(lengths.sum(), np.int32), lengths, None, prefixes)
+    generator = torch.Generator().manual_seed(0)
+    states = [
+        torch.randn(1, layout.num_tokens, heads, 8, generator=generator).transpose(1, 2)
+        for heads in (4, num_key_heads, num_key_heads)
+    ]
+    expected = attention_loop.attend(layout, {}, *states, True, None, 0.3)
+    came = attention_cuda.attend(make_kernel(), layout, {}, *states, True, None, 0.3)
+    torch.testing.assert_close(came, expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("num_key_heads", [4, 2])
+@pytest.mark.parametrize("reach", [(-1, 0), (7, 0), (-1, -1), (7, 7)])
+def test_torch_takes_what_its_kernel_is_given(num_key_heads: int, reach: tuple[int, int]) -> None:
     """The torch that is installed: its arguments differ between releases. Tensors are of a device, and have no data.
 
     Without cuDNN's attention, as a server computes (`torch_backend.check_settings`): torch 2.15 asks the device for it.
@@ -165,9 +198,10 @@ def test_torch_takes_what_its_kernel_is_given(num_key_heads: int, causal: bool, 
     for kernel in installed.values():
         with FakeTensorMode(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             query, key, value = (
-                torch.empty(12, heads, 16, dtype=torch.bfloat16, device="cuda:0")
-                for heads in (4, num_key_heads, num_key_heads)
+                torch.empty(num_tokens, heads, 16, dtype=torch.bfloat16, device="cuda:0")
+                for num_tokens, heads in ((12, 4), (20, num_key_heads), (20, num_key_heads))
             )
             bounds = torch.empty(3, dtype=torch.int32, device="cuda:0")
-            output = kernel(query, key, value, bounds, 7, causal, reach, 0.25)
+            output, log_sum_exp = kernel(query, key, value, Spans(bounds, 7), Spans(bounds, 12), reach, 0.25)
         assert (output.shape, output.dtype) == ((12, 4, 16), torch.bfloat16)
+        assert (log_sum_exp.shape, log_sum_exp.dtype) == ((4, 12), torch.float32)

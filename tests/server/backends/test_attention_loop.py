@@ -86,10 +86,13 @@ def test_on_a_gpu_heads_share_keys_only_where_flash_serves(
     torch.testing.assert_close(came.as_subclass(torch.Tensor).float(), expected, atol=tolerance, rtol=0)
 
 
-def test_what_follows_a_prefix_sees_it() -> None:
-    lengths = np.array([9, 40, 33, 64, 7], np.int32)
-    layout = lay_out(np.zeros(lengths.sum(), np.int32), lengths, None, [SharedPrefix(1, 3, 29)])
+@pytest.mark.parametrize("value_dim", [8, 6], ids=["by log-sum-exp", "by its keys beside"])
+def test_what_follows_a_prefix_sees_it(value_dim: int) -> None:
+    lengths = np.array([9, 40, 33, 64, 7, 20, 30], np.int32)
+    prefixes = [SharedPrefix(1, 3, 29), SharedPrefix(5, 2, 18)]
+    layout = lay_out(np.zeros(lengths.sum(), np.int32), lengths, None, prefixes)
     query, key, value = states(layout.num_tokens)
+    value = value[..., :value_dim]  # of another size than keys: as on a GPU
     expected = by_one_mask(layout, query, key, value, True, None)
     came = attend(layout, {}, query, key, value, True, None, 0.3)
     torch.testing.assert_close(came, expected, atol=2e-6, rtol=0)

@@ -120,7 +120,7 @@ def test_the_layout_of_strangers() -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["gpt2", "llama", "qwen3", "mistral", "qwen2_sliding", "llama_dynamic_rope", "gemma"]
+    "family", ["gpt2", "llama", "qwen3", "mistral", "qwen2_sliding", "llama_dynamic_rope", "gemma", "deepseek_v3"]
 )
 def test_scores_with_a_shared_prompt_are_those_of_strangers(tmp_path: Path, family: str) -> None:
     folder = tiny_models.make_checkpoint(tmp_path, family, **({"sliding_window": 70} if family == "mistral" else {}))
