@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import signal
 import sys
 import time
 import traceback
 from pathlib import Path
 
 from bench import results
+from bench.ending import end_as_by_ctrl_c
 from bench.measurement import Bench
 
 HERE = Path(__file__).parent
@@ -46,8 +46,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a smoke test of seconds; its figures mean nothing")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: bench/results.json; bench/side/quick.json")
     arguments = parser.parse_args()
-    # As Ctrl-C does, which asyncio understands: servers and other processes end with their blocks.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    end_as_by_ctrl_c()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -6,12 +6,12 @@ import argparse
 import importlib
 import logging
 import os
-import signal
 import sys
 import time
 from pathlib import Path
 
 from bench import results
+from bench.ending import end_as_by_ctrl_c
 from bench.measurement import Bench
 
 HERE = Path(__file__).parent
@@ -25,8 +25,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="seconds of each; enough to see what breaks at once")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: bench/storm.json; bench/side/storm.json")
     arguments = parser.parse_args()
-    # As Ctrl-C does: servers and other processes end with their blocks.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    end_as_by_ctrl_c()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # That a label is answered by another version now is what a storm is about.

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from bench import models, results
+from bench.ending import end_as_by_ctrl_c
 from bench.measurement import Bench
 
 HERE = Path(__file__).parent.parent
@@ -21,6 +22,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a smoke test with a tiny model, into bench/side/gpu.json")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: bench/gpu.json")
     arguments = parser.parse_args()
+    end_as_by_ctrl_c()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

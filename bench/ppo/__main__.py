@@ -12,6 +12,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from bench import results
+from bench.ending import end_as_by_ctrl_c
 from bench.measurement import Bench
 from bench.ppo import questions
 
@@ -39,6 +40,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a smoke test of a minute; its figures mean nothing")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: bench/ppo.json; bench/side/quick_ppo.json")
     arguments = parser.parse_args()
+    end_as_by_ctrl_c()
     for name, value in {
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",

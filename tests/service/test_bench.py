@@ -23,3 +23,22 @@ def test_the_overhead_is_measured_and_written_down(tmp_path: Path) -> None:
     assert rows["a call, at its caller"]["p50_ms"] >= rows["in the server: compute"]["p50_ms"] > 0
     assert results["machine"]["cores"] >= 1
     assert "overhead_p50_ms" in out.with_suffix(".md").read_text()
+
+
+def test_a_benchmark_in_the_background_ends_when_it_is_told_to() -> None:
+    command = [sys.executable, "-c", "from bench.ending import *; end_as_by_ctrl_c(); print('up', flush=True); input()"]
+    with subprocess.Popen(
+        ["bash", "-c", 'trap "" INT; exec "$@"', "-", *command],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == "up\n"
+        started.terminate()
+        try:
+            assert "KeyboardInterrupt" in started.communicate(timeout=10)[1]
+        finally:
+            started.kill()
