@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.utils import logging as transformers_logging
 
 from rm_server.backends.device_memory import is_out_of_memory, let_go_of
+from rm_server.backends.footprint import types_of
 from rm_server.backends.json_file import first_line, read_json
 from rm_server.errors import ArtifactUnreadable, OutOfMemory, UnsupportedArtifact, WeightsMismatch
 from rm_server.registry.layout import WEIGHTS_INDEX, checkpoint_weights
@@ -24,6 +25,7 @@ Model: TypeAlias = Any
 LoadingInfo: TypeAlias = dict[str, Any]
 
 _NAMES_SHOWN = 6
+_NARROW = {"BF16": torch.bfloat16, "F16": torch.float16}
 _POSITION_TABLES = ("position_embeddings", "wpe", "embed_positions", "positions_embed", "pos_encoding")
 # A constant that older GPT-2 checkpoints carry among the weights; no release of the last years reads it.
 _LEFT_OVER = (".attn.masked_bias",)
@@ -81,6 +83,17 @@ def empty_model(config: Config) -> Model:
         raise UnsupportedArtifact(
             f"transformers has no sequence classification for model_type {config.model_type!r}: {first_line(error)}"
         ) from error
+
+
+def file_type(folder: Path) -> torch.dtype:
+    """bf16 or fp16 where all weights in the folder's files are of that type, else fp32.
+
+    Raises ArtifactUnreadable, UnsupportedArtifact as `check_weight_files`.
+    """
+    check_weight_files(folder)
+    files = [folder / name for name in checkpoint_weights(folder) if name != WEIGHTS_INDEX]
+    found = set().union(*map(types_of, files))
+    return _NARROW.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
 
 
 def load_model(

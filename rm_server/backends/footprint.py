@@ -89,12 +89,17 @@ def parameters_of(path: Path) -> int:
     return sum(_sizes(path))
 
 
+def types_of(path: Path) -> set[str]:
+    """The types of a safetensors file's numbers, ``BF16`` say. Raises ArtifactUnreadable."""
+    return {entry["dtype"] for entry in _header(path).values()}
+
+
 def _sizes(path: Path) -> list[int]:
     return [math.prod(entry["shape"]) for entry in _header(path).values()]
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """The tensors of a safetensors file by name, each with its ``shape``."""
+    """The tensors of a safetensors file by name, each with its ``shape`` and ``dtype``."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(_LENGTH_BYTES), "little")

@@ -15,6 +15,8 @@ class ComputeSettings:
     """How a backend computes. ``prepack``: oneDNN weights on CPU.
 
     ``threads`` 0: the library's default. ``threads_alone``: while no other worker computes; 0: ``threads``.
+    ``keeps_file_type``: weights that a checkpoint has in bf16 or fp16 stay so for fp32, too, and are widened where they
+    are used: the scores of fp32, in half the memory and more time.
     """
 
     device: str = "cpu"
@@ -23,6 +25,7 @@ class ComputeSettings:
     threads_alone: int = 0
     prepack: bool = True
     deterministic: bool = False
+    keeps_file_type: bool = False
 
 
 class Encoder(Protocol):

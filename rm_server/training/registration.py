@@ -132,7 +132,7 @@ def register_folder(
             logger.warning("Prompts will not be read: the template %r has no {prompt}.", manifest.template)
         # A composite's file says by number and digest what it is made of, an adapter's what its base is.
         folder = stack.enter_context(as_version(catalog, artifacts, model, whole, manifest, actor=actor))
-        settings = ComputeSettings(device=device, deterministic=True)
+        settings = ComputeSettings(device=device, deterministic=True, keeps_file_type=True)
         score = version_scorer(folder, manifest, artifacts, settings, shows_progress=shows_progress)
         label = scoring_label(folder, manifest)
         manifest = _with_golden(manifest, golden_data, _encoder_of(folder, manifest, artifacts), score)

@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from rm_server.backends.checkpoint import Model, load_model, read_config, table_limit
+from rm_server.backends.checkpoint import Model, file_type, load_model, read_config, table_limit
 from rm_server.backends.device_memory import is_out_of_memory
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, Float64Array
@@ -20,7 +20,7 @@ from rm_server.backends.torch.layout import filled_sizes
 from rm_server.backends.torch.linear import PrepackedLinear, prepack, unpack
 from rm_server.backends.torch.linear_calls import make_ready, seen_in
 from rm_server.backends.torch.self_check import check_batch, choose_forward
-from rm_server.backends.torch.widened import is_narrow, widened
+from rm_server.backends.torch.widened import is_narrow, widen, widened
 from rm_server.errors import OutOfMemory, UnsupportedArtifact, WeightsMismatch
 from rm_server.registry.manifest import Manifest, Precision
 
@@ -96,7 +96,8 @@ def load_torch_backend(folder: Path, manifest: Manifest, settings: ComputeSettin
     check_settings(folder, settings)
     config = read_config(folder)
     check_label(manifest, config.num_labels)
-    model = load_model(folder, config, dtype=TYPES[settings.precision])
+    is_kept = settings.precision == "fp32" and settings.keeps_file_type
+    model = load_model(folder, config, dtype=file_type(folder) if is_kept else TYPES[settings.precision])
     check_max_tokens(model, manifest)
     forward = checked_forward(folder, model, manifest.max_tokens, settings)
     logger.info("%s: %s, %s, %s", folder.name, type(model).__name__, forward.name, settings.precision)
@@ -179,6 +180,9 @@ def _prepare(forward: Forward, settings: ComputeSettings, check: Batch) -> None:
     whole = forward.model if isinstance(forward, OneByOneForward) else forward.backbone
     if settings.precision != "fp32":
         _cast(whole, TYPES[settings.precision])
+    elif is_narrow(whole):
+        widen(whole)
+        return
     is_tried = settings.prepack and forward.device.type == "cpu" and _prepack(forward, whole, settings, check)
     if settings.precision != "fp32" and not is_tried:
         _try_precision(forward, settings, check)

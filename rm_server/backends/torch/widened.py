@@ -28,12 +28,18 @@ def is_narrow(model: torch.nn.Module) -> bool:
     return any(parameter.dtype in _NARROW for parameter in model.parameters())
 
 
-@contextmanager
-def widened(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, the model computes in fp32, whatever way its weights are asked for; not for other threads' use."""
-    modules = list(model.modules())  # those that are here now, wherever they may be put meanwhile
+def widen(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """From now on the model computes in fp32, whatever way its weights are asked for. Returns its modules."""
+    modules = list(model.modules())
     for module in modules:
         module._parameters = _Parameters(module._parameters)
+    return modules
+
+
+@contextmanager
+def widened(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, the model computes in fp32; not for other threads' use."""
+    modules = widen(model)  # those that are here now, wherever they may be put meanwhile
     try:
         yield
     finally:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import VOCAB_SIZE
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -312,6 +313,35 @@ def test_a_narrow_version_is_checked_in_fp32_and_never_wide(
     # As if it had been read in fp32 and cast after the check.
     np.testing.assert_array_equal(backend.score(batch), wide.logits(batch)[:, 0].double().numpy())
     assert (backend.forward.name, backend.memory_bytes) == (wide.name, memory_bytes(wide))
+
+
+def saved_in(folder: Path, family: str, dtype: torch.dtype) -> Path:
+    """A checkpoint whose weights, the head's too, are of this type."""
+    tiny_models.make_checkpoint(folder, family)
+    tiny_models.make_model(family).to(dtype).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["bert", "deberta_v2", "gpt2", "qwen2", "gemma2"])
+def test_weights_that_keep_their_file_s_type_score_as_in_fp32(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
+    folder = saved_in(tmp_path, family, dtype)
+    batch = Batch.of(make_items(LENGTHS))
+    wide = load(folder, deterministic=True, prepack=False)
+    kept = load(folder, deterministic=True, keeps_file_type=True)
+    np.testing.assert_array_equal(kept.score(batch), wide.score(batch))
+    assert (kept.precision, kept.forward.name) == ("fp32", wide.forward.name)
+    assert kept.memory_bytes < 0.6 * wide.memory_bytes
+
+
+def test_weights_of_several_types_are_read_in_fp32(tmp_path: Path) -> None:
+    folder = saved_in(tmp_path, "llama", torch.bfloat16)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"].float() + 1e-4  # which bf16 would not hold
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    batch = Batch.of(make_items(LENGTHS))
+    expected = load(folder, deterministic=True).score(batch)
+    np.testing.assert_array_equal(load(folder, deterministic=True, keeps_file_type=True).score(batch), expected)
 
 
 def test_code_that_goes_by_its_weights_type_is_checked_wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

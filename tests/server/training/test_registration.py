@@ -14,7 +14,9 @@ import tiny_models
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rm_server.backends.items import Batch
 from rm_server.backends.loading import infer_manifest
+from rm_server.backends.torch.backend import TorchBackend
 from rm_server.errors import (
     ArtifactUnreadable,
     ConstantOutput,
@@ -77,6 +79,14 @@ def stored(home: Path, registration: Registration) -> tuple[Path, Manifest]:
     return folder, read_manifest(folder)
 
 
+def noting(score: Callable[[TorchBackend, Batch], Any], scored: list[TorchBackend]) -> Any:
+    def score_and_note(backend: TorchBackend, batch: Batch) -> Any:
+        scored.append(backend)
+        return score(backend, batch)
+
+    return score_and_note
+
+
 def is_untouched(home: Path) -> bool:
     catalog, artifacts = open_home(home)
     catalog.close()
@@ -104,13 +114,23 @@ def test_a_plain_folder_becomes_a_version(home: Path, register: Register, checkp
     assert sorted(path.name for path in source.iterdir()) == before
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["bert", "qwen2"])
 def test_golden_scores_are_those_of_transformers(
-    register: Register, checkpoint: Callable[..., Path], family: str
+    register: Register,
+    checkpoint: Callable[..., Path],
+    family: str,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One text at a time, in fp32."""
+    """One text at a time, in fp32, whose memory weights in a narrow file do not take."""
     source = checkpoint(family=family)
+    tiny_models.make_model(family).to(dtype).save_pretrained(source)
+    scored = []
+    monkeypatch.setattr(TorchBackend, "score", noting(TorchBackend.score, scored))
     golden = register(source).manifest.golden
+    size = (source / "model.safetensors").stat().st_size
+    assert {backend.memory_bytes < 1.3 * size for backend in scored} == {True}
     assert 10 <= len(golden) <= 16  # some of our texts are too long for so small a model
     model = AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(source)
