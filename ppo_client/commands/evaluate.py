@@ -60,6 +60,8 @@ _DEFAULTS: Mapping[str, Any] = {
 _ADVICE = Advice(
     failed="What is too long can be cut (--truncation), and prompts with such a text can be left out "
     "(--on-failed-item drop)",
+    unreadable="Give prompts of another kind (text, chat messages, token ids), or with --reward a model that reads "
+    "these",
     empty="say with --empty-score what such a response is worth; with --min-response-tokens of 1 or more EOS cannot "
     "come first",
 )

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ppo_client.client.errors import ItemsFailed
+from ppo_client.client.errors import ItemsFailed, UnsupportedContent
 from ppo_client.client.scores import Content, Scores
 from ppo_client.ppo.config import RewardConfig, RewardModelConfig
 from ppo_client.ppo.errors import FailedItems, InvalidScores
@@ -73,6 +73,11 @@ class Advice:
         "What is too long can be cut (reward.truncation), and a run can go on without such episodes "
         '(reward.on_failed_item = "drop"); both may be set on resume'
     )
+    unreadable: str = (
+        "Begin a run with prompts of another kind (text, chat messages, token ids) in data.prompts, or with a model in "
+        "reward.model that reads these"
+    )
+    """Where no response has a score, for its content is of a kind that the model does not read"""
     empty: str = (
         "set reward.empty_score to what such a response is worth (on resume, too); with rollout.min_response_tokens of "
         "1 or more EOS cannot come first"
@@ -150,7 +155,7 @@ class _Request:
             scores = self._desk.patience.result(self._future, self._submit, what, self._may_pass)
         except ItemsFailed as failed:
             if not self._desk.drops_failed_items:
-                raise FailedItems(f"{failed} {self._desk.advice.failed}") from failed
+                raise FailedItems(f"{failed} {self._advice(failed)}") from failed
             calibration = failed.calibration.digest if failed.calibration else None
             return _Answer(
                 values=[failed.scores.get(row) for row in range(len(self._completions))],
@@ -162,6 +167,10 @@ class _Request:
 
     def cancel(self) -> None:
         self._future.cancel()
+
+    def _advice(self, failed: ItemsFailed) -> str:
+        are_unreadable = all(isinstance(error, UnsupportedContent) for error in failed.errors.values())
+        return self._desk.advice.unreadable if are_unreadable and not failed.scores else self._desk.advice.failed
 
     def _may_pass(self, error: Exception) -> bool:
         """Dropped are those only that never get a score; beside one of them others may get theirs later."""

@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 from tiny_policies import make_scores
 
-from ppo_client.client.errors import ItemsFailed, ItemTooLong, QueueFull, RateLimited, RewardClientError
+from ppo_client.client.errors import (
+    ItemsFailed,
+    ItemTooLong,
+    QueueFull,
+    RateLimited,
+    RewardClientError,
+    UnsupportedContent,
+)
 from ppo_client.client.scores import Calibration, Content, Scores
 from ppo_client.ppo.config import RewardConfig, RewardModelConfig
 from ppo_client.ppo.errors import FailedItems, InvalidScores, RewardServiceAway, RunStopped
@@ -239,6 +246,17 @@ def test_what_failed_for_one_item_can_be_dropped_and_is_never_a_number(names: st
 def test_failed_items_end_a_run_that_does_not_drop_them() -> None:
     with pytest.raises(FailedItems, match=r"^some .*reward\.truncation.*reward\.on_failed_item"):
         make_desk(Flaky(items_failed(ItemTooLong("73 tokens"))), Clock(), 0.0).ask(["p", "q"], ["c", "d"]).result()
+
+
+def test_content_that_a_model_never_reads_is_no_matter_of_cutting_or_dropping() -> None:
+    errors = {row: UnsupportedContent("The version's tokenizer has no chat template") for row in range(2)}
+    with pytest.raises(FailedItems, match=r"^none .*another kind.* data\.prompts, .* reward\.model") as caught:
+        make_desk(Flaky(ItemsFailed("none", errors=errors)), Clock(), 0.0).ask(["p", "q"], ["c", "d"]).result()
+    assert "on_failed_item" not in str(caught.value)
+    # One text among others is a matter of that.
+    desk = make_desk(Flaky(items_failed(UnsupportedContent("roles must alternate"))), Clock(), 0.0)
+    with pytest.raises(FailedItems, match=r"reward\.on_failed_item"):
+        desk.ask(["p", "q"], ["c", "d"]).result()
 
 
 def test_what_may_get_a_score_later_is_waited_for_and_not_dropped() -> None:
