@@ -19,7 +19,7 @@ from rm_server.api.health import Missing, Readiness
 from rm_server.api.roles import METRICS_WITH_TOKEN, HttpScoring, Rule, rule_of
 from rm_server.errors import InvalidRequest, MalformedRequest, RequestTooLarge, RmError
 from rm_server.metrics import Metrics
-from rm_server.scoring.scorer import ScoreAnswer, Scorer
+from rm_server.scoring.scorer import ScoreAnswer, ScoreCall, Scorer
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _ANY_SELECTOR = "{selector:.+}"  # a model's name may have slashes
@@ -136,11 +136,11 @@ class HttpService:
             call.actor = permit.actor
             body = http_shapes.parse_json(await self._read(request))
             selector = self._selector(request, body)
-            groups = groups_of(body, self._scorer.check_size)
+            calibrated = http_shapes.wants_calibrated(request.query)
+            groups = tuple(groups_of(body, self._scorer.check_size))
             with permit.admit(HttpScoring(selector, sum(len(completions) for _, completions in groups))):
-                answer = await self._scorer.score(
-                    http_shapes.score_call(selector, groups, call.run, call.request_id), call.deadline, call.routed
-                )
+                asked = ScoreCall(selector, groups, call.run, call.request_id, calibrated=calibrated)
+                answer = await self._scorer.score(asked, call.deadline, call.routed)
             call.scored(answer)
             return web.json_response(response_of(answer, call), headers={"x-request-id": call.request_id})
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 from rm_server.api.whole_answer import all_values
 from rm_server.backends.items import ChatMessage, Content, RenderedText
 from rm_server.errors import InvalidRequest, MalformedRequest
-from rm_server.scoring.scorer import ScoreAnswer, ScoreCall
+from rm_server.scoring.scorer import ScoreAnswer
 
 Group = tuple[Content, Sequence[Content]]
 CheckSize = Callable[[int], None]
@@ -25,6 +25,8 @@ _ACTIVATION_FIELDS = ("use_activation", "activation", "softmax")
 
 _MOST_SHOWN = 80
 """Characters of what came, in an error."""
+
+_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 _REFUSED_FIELDS = ("truncate_prompt_tokens", "truncation_side", "chat_template")
 
@@ -101,7 +103,7 @@ def vllm_groups(body: dict[str, Any], check_size: CheckSize) -> list[Group]:
 
 
 def vllm_response(answer: ScoreAnswer, request_id: str) -> dict[str, Any]:
-    """vLLM's shape; ``probs`` holds the one raw score."""
+    """vLLM's shape; ``probs`` holds the one score."""
     num_tokens = sum(item.num_tokens for item in answer.items)
     return {
         "id": f"classify-{request_id}",
@@ -116,9 +118,14 @@ def vllm_response(answer: ScoreAnswer, request_id: str) -> dict[str, Any]:
     }
 
 
-def score_call(selector: str, groups: Sequence[Group], run: str, request_id: str) -> ScoreCall:
-    """Raw scores by the version's own rules."""
-    return ScoreCall(selector=selector, groups=tuple(groups), run=run, request_id=request_id)
+def wants_calibrated(query: Mapping[str, str]) -> bool:
+    """Whether calibrated scores are asked for, by the URL's query. Raises InvalidRequest for what is not known."""
+    if unknown := sorted(set(query) - {"run", "calibrated"}):
+        raise InvalidRequest(f"The URL's query has {', '.join(unknown)}; `run` and `calibrated` are known.")
+    calibrated = query.get("calibrated", "false").lower()
+    if calibrated not in _TRUTHS:
+        raise InvalidRequest(f"calibrated={_shown(calibrated)} in the URL; true or false was expected.")
+    return _TRUTHS[calibrated]
 
 
 def _source(answer: ScoreAnswer) -> dict[str, Any]:
@@ -128,6 +135,7 @@ def _source(answer: ScoreAnswer) -> dict[str, Any]:
         "version": answer.version,
         "digest": answer.digest,
         "transform": answer.transform,
+        "calibration": None if answer.calibration is None else answer.calibration.digest,
         "truncated": [item.truncated for item in answer.items],
     }
 

@@ -25,6 +25,8 @@ from rm_server.api.roles import Role
 from rm_server.api.tokens import TokenEntry, hash_of
 from rm_server.api.tokens_file import add_token
 from rm_server.config import AuthSettings, TransportSettings
+from rm_server.registry.home import open_home
+from rm_server.registry.records import CalibrationRecord
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +155,32 @@ def test_a_run_is_named_in_the_query_of_the_url(server: RunningServer) -> None:
     assert (run.model, run.version, run.items) == ("helpfulness", 1, 1)
 
 
+@pytest.mark.parametrize(("path", "body"), [("get_reward", {"query": ["a"]}), ("classify", {"input": "a"})])
+def test_calibrated_scores_are_asked_for_in_the_query_of_the_url(
+    tmp_path: Path, versions: list[Path], path: str, body: Any
+) -> None:
+    with running(tmp_path / "home") as server:
+        server.deploy("m", versions[0])
+        catalog, _ = open_home(tmp_path / "home")
+        catalog.set_calibration("m", 1, CalibrationRecord("c" * 64, 2.0, 10.0), "ann")
+        catalog.close()
+        server.models.ListModels(models_pb2.ListModelsRequest())  # looks into the catalog
+        raw, same, calibrated = (
+            post(server, f"/models/m@1/{path}{query}", body)[1]
+            for query in ("", "?calibrated=false", "?calibrated=true")
+        )
+    of = (lambda answer: answer["rewards"]) if path == "get_reward" else (lambda answer: answer["data"][0]["probs"])
+    assert of(raw) == of(same)
+    assert of(calibrated) == pytest.approx([2 * of(raw)[0] + 10], abs=1e-5)
+    assert [answer["calibration"] for answer in (raw, same, calibrated)] == [None, None, "c" * 64]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "reason"),
     [
+        ("/get_reward?calibrated=true", {"query": ["a"]}, 409, "NOT_CALIBRATED"),
+        ("/get_reward?calibrated=maybe", {"query": ["a"]}, 400, "INVALID_ARGUMENT"),
+        ("/get_reward?calibrate=true", {"query": ["a"]}, 400, "INVALID_ARGUMENT"),
         ("/get_reward", b"{", 400, "MALFORMED_REQUEST"),
         ("/get_reward", b'{"query": ["\xff"]}', 400, "MALFORMED_REQUEST"),
         ("/get_reward", {"queries": []}, 400, "INVALID_ARGUMENT"),
