@@ -95,7 +95,8 @@ def check_golden(
     if tolerance is None:
         raise GoldenMismatch(
             f"{name}: its manifest has golden examples and no tolerance for {precision}; "
-            f"add `tolerance.{precision}`, or load it in {', '.join(manifest.tolerance) or 'no precision'}."
+            f"add `tolerance.{precision}` and register it again, or load it in "
+            f"{', '.join(manifest.tolerance) or 'no precision'}."
         )
     differences = np.abs(scores - np.array(expected))
     worst = int(differences.argmax())

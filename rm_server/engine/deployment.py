@@ -214,7 +214,7 @@ class Deployment:
             return None
 
     async def _chosen(self, record: VersionRecord, precision: Precision | None) -> tuple[Manifest, Precision]:
-        manifest = await asyncio.to_thread(read_manifest, self._artifacts.path(record.digest))
+        manifest = await asyncio.to_thread(read_manifest, self._artifacts.path(record.digest), record.golden_json)
         profile = await asyncio.to_thread(self._profile_of, record.key)
         return manifest, choose_precision(manifest, precision, profile, self._engine.settings.precision)
 

@@ -65,9 +65,15 @@ class ArtifactStore:
             with self._staged(str(folder)) as staging:
                 digest = copy_in(folder, paths, manifest, staging)
                 self._publish(staging, digest)
-            if self.shared is not None:
-                self.shared.upload(self.root / digest, _read_contents(self.root / digest, digest))
+            if self.shared is not None and not self.shared.upload(
+                self.root / digest, _read_contents(self.root / digest, digest)
+            ):
+                self._take_golden(self.shared, digest)
         return digest
+
+    def has_golden(self, digest: str, manifest: Manifest) -> bool:
+        """Whether a version's files say of golden examples what ``manifest`` says, which may be nothing."""
+        return not manifest.golden or read_manifest(self.path(digest)).golden_json() == manifest.golden_json()
 
     def path(self, digest: str) -> Path:
         """The folder of a version's files, which are fetched from the shared store where they are not here.
@@ -230,6 +236,17 @@ class ArtifactStore:
                 self._remove(digest)
             else:
                 return
+
+    def _take_golden(self, shared: SharedStore, digest: str) -> None:
+        """Has the manifest here say what it says for every other machine, where somebody else uploaded the version."""
+        manifest = self.root / digest / MANIFEST_NAME
+        text = b"".join(shared.blocks(digest, MANIFEST_NAME))
+        if text != manifest.read_bytes():
+            with self._staged(f"{shared}/{digest}/{MANIFEST_NAME}") as staging:
+                (staging / MANIFEST_NAME).write_bytes(text)
+                sync(staging / MANIFEST_NAME)
+                (staging / MANIFEST_NAME).rename(manifest)
+                sync(manifest.parent)
 
     def _remove(self, digest: str) -> bool:
         """Takes the folder out of sight in one step, then deletes it."""

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 
@@ -122,11 +123,13 @@ class Catalog:
         *,
         origin: str = "",
         parts: Mapping[VersionKey, str] = MappingProxyType({}),
+        golden_json: str | None = None,
     ) -> tuple[VersionRecord, bool]:
         """Makes an artifact the model's next version; (record, True). The model is made when it is new.
 
         ``origin``: where the files come from, a commit of a hub for example; kept in the history. ``parts``: what a
         composite is made of, with digests; ModelNotFound, VersionNotFound or DigestMismatch where that is not there.
+        ``golden_json``: `Manifest.golden_json` where that is not what its files say.
         A digest that the model has already is that version: (record, False), and nothing changes.
         """
         check_model_name(model)
@@ -149,12 +152,32 @@ class Catalog:
                     comment=comment,
                     wanted=False,
                     wanted_precision="",
+                    golden_json=golden_json,
                 )
             )
             insert_parts(change.connection, (model, version), parts)
             detail = f"{kind}, digest {digest}" + (f", from {origin}" if origin else "")
             change.record("register", model, version, detail)
             return queries.version_record(queries.require_version(change.connection, model, version)), True
+
+    def set_golden(
+        self, model: str, version: int, golden_json: str | None, actor: str, comment: str = ""
+    ) -> VersionRecord:
+        """Says what a version has to show at its next load; None: what its files say.
+
+        Raises ModelNotFound, VersionNotFound.
+        """
+        with self.changing(actor, comment) as change:
+            row = queries.require_version(change.connection, model, version)
+            if row.golden_json != golden_json:
+                _update_version(change.connection, model, version, golden_json=golden_json)
+                change.record(
+                    "set_golden",
+                    model,
+                    version,
+                    "as its files say" if golden_json is None else "others than its files say",
+                )
+            return replace(queries.version_record(row), golden_json=golden_json)
 
     def delete_version(self, model: str, version: int, actor: str, comment: str = "") -> VersionRecord:
         """Takes a version and its evaluations out; its number is never used again. The files stay until a sweep.

@@ -132,6 +132,8 @@ def add_version(
 ) -> tuple[VersionRecord, bool]:
     """Copies a folder in and registers it: (record, True), or (record, False) when the model has that content already.
 
+    Golden examples are the version's own, whatever came with the same content before; those of a content that the model
+    has already take the place of that version's, so that they can be put right.
     ``manifest`` stands in for the folder's own ``reward_model.json``. ``check_model`` is asked about every other model
     whose versions this one stands on, before anything is added. Raises what it, `ArtifactStore.put` and
     `Catalog.register` raise. Killed in between, it leaves files that no version names, for `sweep_artifacts`.
@@ -141,7 +143,8 @@ def add_version(
     pinning = as_version(catalog, artifacts, model, folder, manifest, actor=actor, check_model=check_model)
     with artifacts.hold(), pinning as folder:
         digest = artifacts.put(folder, manifest)
-        return catalog.register(
+        golden_json = None if artifacts.has_golden(digest, manifest) else manifest.golden_json()
+        record, is_new = catalog.register(
             model,
             digest,
             manifest.kind,
@@ -150,7 +153,11 @@ def add_version(
             comment,
             origin=origin,
             parts=_parts_of(folder, manifest.kind, catalog.snapshot()),
+            golden_json=golden_json,
         )
+        if manifest.golden and not is_new:
+            record = catalog.set_golden(model, record.version, golden_json, actor, comment)
+        return record, is_new
 
 
 @contextmanager

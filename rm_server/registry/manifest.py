@@ -42,6 +42,7 @@ _TYPES: Mapping[str, type] = {
     "label_index": int,
 }
 
+_NOT_SCORE_DECIDING = ("golden", "tolerance")
 _LARGEST_NUMBER = 2**31 - 1
 """More has no room in catalogs and messages: one such version, and no list of models could be sent."""
 
@@ -143,6 +144,10 @@ class Manifest:
                 )
                 raise UnsupportedArtifact(f"{FILE_NAME}: {name} is {value!r}; {expected} is expected.")
         for precision, allowed in self.tolerance.items():
+            if precision not in PRECISIONS:
+                raise UnsupportedArtifact(
+                    f"{FILE_NAME}: tolerance.{precision} is of no precision; known are {', '.join(PRECISIONS)}."
+                )
             if not (isinstance(allowed, int | float) and 0 <= allowed < math.inf):
                 raise UnsupportedArtifact(
                     f"{FILE_NAME}: tolerance.{precision} is {allowed!r}; a finite number from 0 is expected."
@@ -150,9 +155,12 @@ class Manifest:
 
     def score_deciding(self) -> dict[str, Any]:
         """The part that belongs to the digest: everything except golden examples and tolerances."""
+        return {name: value for name, value in asdict(self).items() if name not in _NOT_SCORE_DECIDING}
+
+    def golden_json(self) -> str:
+        """Golden examples and tolerances alone, for a version that has others than its files say."""
         content = asdict(self)
-        del content["golden"], content["tolerance"]
-        return content
+        return json.dumps({name: content[name] for name in _NOT_SCORE_DECIDING}, ensure_ascii=False)
 
     def to_json(self) -> str:
         """The text of the file: indented, keys in the order of the fields, newline at the end."""
@@ -164,8 +172,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Reads a version's manifest.
+def read_manifest(folder: Path, golden_json: str | None = None) -> Manifest:
+    """Reads a version's manifest. ``golden_json`` (a version's record has it) says what it says of golden examples.
 
     Raises ArtifactUnreadable when it is missing or no JSON, UnsupportedArtifact for unknown keys and values.
     """
@@ -183,6 +191,8 @@ def read_manifest(folder: Path) -> Manifest:
     unknown = sorted(set(content) - {f.name for f in fields(Manifest)})
     if unknown:
         raise UnsupportedArtifact(f"{path} has keys that this version does not know: {', '.join(unknown)}.")
+    if golden_json is not None:
+        content |= json.loads(golden_json)
     try:
         golden = tuple(_golden_example(path, example) for example in content.pop("golden", ()))
         return Manifest(golden=golden, **content)

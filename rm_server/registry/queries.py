@@ -110,6 +110,7 @@ def version_record(row: Row[Any]) -> VersionRecord:
         comment=row.comment,
         max_tokens=row.max_tokens,
         calibration=calibration,
+        golden_json=row.golden_json,
     )
 
 

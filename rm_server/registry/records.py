@@ -45,9 +45,10 @@ class CalibrationRecord:
 
 @dataclass(frozen=True, slots=True)
 class VersionRecord:
-    """One immutable version. Only ``calibration`` may come, or change, later.
+    """One immutable version. Only ``calibration`` and ``golden_json`` may come, or change, later.
 
-    ``create_time`` is in UTC. ``max_tokens`` 0: no limit.
+    ``create_time`` is in UTC. ``max_tokens`` 0: no limit. ``golden_json``: its golden examples and tolerances where
+    they are not those in its files, for `read_manifest`.
     """
 
     model: str
@@ -59,6 +60,7 @@ class VersionRecord:
     comment: str
     max_tokens: int
     calibration: CalibrationRecord | None = None
+    golden_json: str | None = None
 
     @property
     def key(self) -> VersionKey:

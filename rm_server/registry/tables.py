@@ -91,6 +91,8 @@ versions = Table(
     Column("calibration_digest", String(64)),
     Column("calibration_gain", Double),
     Column("calibration_bias", Double),
+    # Golden examples and tolerances; NULL: those in its files, which other versions of the same content share.
+    Column("golden_json", Text),
     ForeignKeyConstraint(["model"], ["models.name"]),
     UniqueConstraint("model", "digest"),
 )

@@ -149,7 +149,9 @@ def export_version(
     source = version_name(record.key)
     folder = artifacts.path(record.digest)
     with artifacts.scratch() as scratch:
-        _, report = export_folder(folder, read_manifest(folder), scratch / "onnx", options, name=source)
+        _, report = export_folder(
+            folder, read_manifest(folder, record.golden_json), scratch / "onnx", options, name=source
+        )
         exported, created = add_version(
             catalog,
             artifacts,

@@ -129,7 +129,7 @@ def tune_version(
         Candidate(relative.key, folder, manifest, precision)
         for relative in relatives(catalog, record)
         for folder in (folder_with_base(artifacts, relative.digest),)
-        for manifest in (read_manifest(folder),)
+        for manifest in (read_manifest(folder, relative.golden_json),)
         for precision in precisions(manifest, device.split(":")[0])
     ]
     found = _measure(candidates, _crews_that_fit(candidates, device, max_workers), device, start + seconds, say)

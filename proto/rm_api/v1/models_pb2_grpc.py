@@ -108,7 +108,7 @@ class ModelServiceServicer(object):
 
     def RegisterVersion(self, request, context):
         """Takes a folder on the server's machine as the next version of a model. The same content again answers
-        with the version that it already is.
+        with the version that it already is; golden examples that come with it take the place of that version's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

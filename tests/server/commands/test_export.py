@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rm_server import cli
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.loading import infer_manifest
 from rm_server.backends.onnx import graph
-from rm_server.registry.home import open_home
+from rm_server.registry.home import add_version, open_home
 from rm_server.registry.manifest import read_manifest, write_manifest
 from rm_server.registry.records import CalibrationRecord
 from rm_server.training.offline_scoring import offline_scorer
@@ -93,6 +94,17 @@ def test_a_version_becomes_an_onnx_version_beside_it(run: Run, home: Path) -> No
     status, out, _ = run("export", "m@1", "--home", home, "--quiet", "--json")
     again = json.loads(out)
     assert (status, again["version"], again["created"], again["digest"]) == (0, 2, False, second.digest)
+
+
+def test_an_export_has_the_golden_examples_of_its_version(run: Run, home: Path, checkpoint: Path) -> None:
+    catalog, artifacts = open_home(home)
+    first = read_manifest(artifacts.path(catalog.snapshot().versions["m", 1].digest))
+    fewer = replace(first, golden=first.golden[:2])
+    add_version(catalog, artifacts, "n", checkpoint, actor="ann", manifest=fewer)  # the same content
+    assert run("export", "n@1", "--home", home, "--quiet")[0] == 0
+    exported = read_manifest(artifacts.path(catalog.snapshot().versions["n", 2].digest))
+    assert len(exported.golden) == 2
+    catalog.close()
 
 
 def test_int8_tells_what_it_costs(run: Run, home: Path, tmp_path: Path) -> None:

@@ -83,10 +83,10 @@ def test_a_precision_that_loses_the_golden_scores_is_left_out(
         ("fp32", True)
     ]
     assert tuning.profiles[0].precision == "bf16"
-    strict = replace(manifest, tolerance={"fp32": 1e-3, "bf16": 1e-3}, max_tokens=65)
-    add_version(catalog, artifacts, "m", checkpoint, actor="me", manifest=strict)
-    with pytest.raises(GoldenMismatch, match="m@2 could be measured in no precision: golden scores"):
-        tune_version(catalog, artifacts, "m@2", actor="me", seconds=0.1, max_workers=1)
+    strict = replace(manifest, tolerance={"fp32": 1e-3, "bf16": 1e-3})
+    add_version(catalog, artifacts, "strict", checkpoint, actor="me", manifest=strict)
+    with pytest.raises(GoldenMismatch, match="strict@1 could be measured in no precision: golden scores"):
+        tune_version(catalog, artifacts, "strict@1", actor="me", seconds=0.1, max_workers=1)
     assert list(catalog.snapshot().profiles) == [(("m", 1), device_kind("cpu"))]
 
 

@@ -8,6 +8,7 @@ import random
 import signal
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from rm_server.errors import (
     WorkerFailed,
 )
 from rm_server.registry.catalog import Catalog
+from rm_server.registry.manifest import write_manifest
 from rm_server.registry.records import Snapshot, VersionKey
 from rm_server.registry.run_records import Lease
 from rm_server.registry.runs import Look, assign_run, look
@@ -110,6 +112,24 @@ async def test_a_version_that_fails_to_load_changes_nothing(tmp_path: Path) -> N
         exposition = world.metrics.exposition("")[0].decode()
         for reason, number in (("ok", 1), ("weights_mismatch", 1), ("golden_mismatch", 1)):
             assert f'rm_loads_total{{model="m",reason="{reason}"}} {number}.0' in exposition
+
+
+async def test_golden_examples_that_came_with_the_same_content_before_are_not_those_of_a_version(
+    tmp_path: Path,
+) -> None:
+    async with running_world(tmp_path) as world:
+        right = await world.register_with(fake_manifest(3.0), factor=3.0)
+        source = world.folder / "source"
+        write_manifest(source, fake_manifest(4.0))
+        wrong, _ = await world.versions.register("n", source, **BY)
+        assert wrong.digest == world.versions.snapshot.versions[right].digest
+        await world.versions.load(right, None, **BY)
+        with pytest.raises(GoldenMismatch):
+            await world.versions.load(wrong.key, None, **BY)
+        write_manifest(source, fake_manifest(3.0))
+        assert await world.versions.register("n", source, **BY) == (replace(wrong, golden_json=None), False)
+        await world.versions.load(wrong.key, None, **BY)
+        assert world.state(wrong.key) == "READY"
 
 
 async def test_files_that_were_changed_are_not_loaded(tmp_path: Path) -> None:

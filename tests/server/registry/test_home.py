@@ -24,7 +24,7 @@ from rm_server.registry.home import (
     operating_system_user,
     sweep_artifacts,
 )
-from rm_server.registry.manifest import Manifest
+from rm_server.registry.manifest import GoldenExample, Manifest, read_manifest
 
 from .conftest import MakeFolder
 
@@ -151,6 +151,59 @@ def test_add_version_copies_and_registers(home: HomeParts, rules_folder: MakeFol
 def test_a_manifest_may_be_handed_in(home: HomeParts, rules_folder: MakeFolder) -> None:
     record, _ = add_version(*home, "m", rules_folder(), actor="ann", manifest=Manifest(kind="rules", max_tokens=9))
     assert record.max_tokens == 9
+
+
+def golden(*scores: float, tolerance: float = 1e-3) -> Manifest:
+    examples = tuple(GoldenExample("p", f"c{place}", score) for place, score in enumerate(scores))
+    return Manifest(kind="rules", transform="rule", golden=examples, tolerance={"fp32": tolerance})
+
+
+def asked(home: HomeParts, model: str, version: int = 1) -> Manifest:
+    """What a load reads."""
+    record = home[0].snapshot().versions[model, version]
+    return read_manifest(home[1].path(record.digest), record.golden_json)
+
+
+def test_each_version_has_golden_examples_of_its_own(home: HomeParts, rules_folder: MakeFolder) -> None:
+    folder = rules_folder()
+    for model, manifest in {
+        "a": golden(1.0),
+        "b": golden(1.0, tolerance=1e9),
+        "c": golden(6.0),
+        "d": golden(1.0),
+    }.items():
+        add_version(*home, model, folder, actor="ann", manifest=manifest)
+    assert asked(home, "a") == golden(1.0)
+    assert asked(home, "b") == golden(1.0, tolerance=1e9)
+    assert asked(home, "c") == golden(6.0)
+    assert asked(home, "d") == golden(1.0)
+    assert len(home[1].digests()) == 1
+
+
+def test_golden_examples_are_put_right_by_registering_again(home: HomeParts, rules_folder: MakeFolder) -> None:
+    folder = rules_folder()
+    wrong, right = golden(6.0), golden(1.0, 2.0)
+    first, _ = add_version(*home, "m", folder, actor="ann", manifest=wrong)
+    for manifest in (right, wrong, right):
+        record, created = add_version(*home, "m", folder, actor="bob", comment="measured anew", manifest=manifest)
+        assert (record.key, created) == (first.key, False)
+        assert home[0].snapshot().versions[record.key] == record
+        assert asked(home, "m") == manifest
+    newest = home[0].history("m", 1)[0]
+    assert (newest.action, newest.actor, newest.comment) == ("set_golden", "bob", "measured anew")
+    revision = home[0].revision()
+    add_version(*home, "m", folder, actor="bob", manifest=right)
+    assert home[0].revision() == revision
+
+
+def test_who_brings_no_golden_examples_leaves_those_there_are(home: HomeParts, rules_folder: MakeFolder) -> None:
+    folder = rules_folder()
+    add_version(*home, "m", folder, actor="ann", manifest=golden(6.0))
+    add_version(*home, "m", folder, actor="ann", manifest=golden(1.0))
+    for model in "mn":
+        add_version(*home, model, folder, actor="ann", manifest=golden())
+    assert asked(home, "m") == golden(1.0)
+    assert asked(home, "n") == golden(6.0)
 
 
 def test_what_is_refused_is_not_registered(home: HomeParts, rules_folder: MakeFolder) -> None:

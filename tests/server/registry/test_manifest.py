@@ -77,6 +77,7 @@ def test_what_is_no_manifest_is_unreadable(tmp_path: Path, text: str) -> None:
         ({"tolerance": {"fp32": "small"}}, "tolerance.fp32 is 'small'"),
         ({"tolerance": {"fp32": -1}}, "tolerance.fp32 is -1"),
         ({"tolerance": {"bf16": float("nan")}}, "tolerance.bf16 is nan"),
+        ({"tolerance": {"fp23": 1e-3}}, "tolerance.fp23 is of no precision; known are fp32, bf16"),
         ({"pooling": "cls", "a": 1}, "keys that this version does not know: a, pooling"),
     ],
 )

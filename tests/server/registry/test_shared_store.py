@@ -23,6 +23,7 @@ from rm_server.errors import ArtifactUnreadable, CatalogUnavailable, DigestMisma
 from rm_server.registry import artifacts as artifacts_module
 from rm_server.registry.artifacts import ArtifactStore
 from rm_server.registry.home import Home, add_version, missing_artifacts, open_home
+from rm_server.registry.manifest import GoldenExample, Manifest, read_manifest
 from rm_server.registry.shared_store import SharedStore
 
 from .conftest import MakeFolder
@@ -349,6 +350,24 @@ def test_homes_share_a_store(tmp_path: Path, url: str, rules_folder: MakeFolder)
     assert first[1].shared is not None
     first[1].shared.delete(record.digest)
     assert missing_artifacts(*second) == (record,)
+
+
+def test_a_version_has_the_same_golden_examples_on_every_machine(
+    tmp_path: Path, url: str, rules_folder: MakeFolder
+) -> None:
+    database, folder = f"sqlite:///{tmp_path}/shared.db", rules_folder()
+    homes = [open_home(Home(tmp_path / name, database, url)) for name in "abc"]
+    scores = dict(zip("mn", (1.0, 6.0), strict=True))
+    for (model, score), home in zip(scores.items(), homes, strict=False):
+        manifest = Manifest(kind="rules", transform="rule", golden=(GoldenExample("p", "c", score),))
+        add_version(*home, model, folder, actor="ann", manifest=manifest)
+    for catalog, artifacts in homes:
+        for model, score in scores.items():
+            record = catalog.snapshot().versions[model, 1]
+            artifacts.verify(record.digest)
+            (example,) = read_manifest(artifacts.path(record.digest), record.golden_json).golden
+            assert example.score == score
+        assert leftovers(artifacts) == []
 
 
 def test_artifacts_may_be_a_folder_elsewhere(tmp_path: Path, rules_folder: MakeFolder) -> None:
