@@ -71,9 +71,10 @@ class ArtifactStore:
                 self._take_golden(self.shared, digest)
         return digest
 
-    def has_golden(self, digest: str, manifest: Manifest) -> bool:
-        """Whether a version's files say of golden examples what ``manifest`` says, which may be nothing."""
-        return not manifest.golden or read_manifest(self.path(digest)).golden_json() == manifest.golden_json()
+    def own_golden(self, digest: str, manifest: Manifest) -> str | None:
+        """`Manifest.golden_json` where a version's files say something else; None: they say the same, or it nothing."""
+        own = manifest.golden_json()
+        return own if manifest.golden and read_manifest(self.path(digest)).golden_json() != own else None
 
     def path(self, digest: str) -> Path:
         """The folder of a version's files, which are fetched from the shared store where they are not here.

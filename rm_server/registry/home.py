@@ -143,7 +143,7 @@ def add_version(
     pinning = as_version(catalog, artifacts, model, folder, manifest, actor=actor, check_model=check_model)
     with artifacts.hold(), pinning as folder:
         digest = artifacts.put(folder, manifest)
-        golden_json = None if artifacts.has_golden(digest, manifest) else manifest.golden_json()
+        golden_json = artifacts.own_golden(digest, manifest)
         record, is_new = catalog.register(
             model,
             digest,
