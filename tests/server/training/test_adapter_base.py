@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tiny_adapters import make_adapter, peft_scores
 from rm_server.errors import ArtifactUnreadable
 from rm_server.registry.home import open_home
 from rm_server.registry.lora import read_base_name
+from rm_server.registry.manifest import read_manifest, write_manifest
 from rm_server.training.adapter_base import named_base
 from rm_server.training.offline_scoring import offline_scorer
 from rm_server.training.registration import register_folder
@@ -70,6 +72,18 @@ def test_a_base_on_the_hub_becomes_a_version(
     assert scored.score == pytest.approx(expected[0], abs=1e-5)
     assert sorted(path.name for path in adapter.iterdir()) == before
     assert list((home / "artifacts" / ".incoming").iterdir()) == []
+
+
+def test_a_base_has_golden_examples_of_its_own(tmp_path: Path, base: Path) -> None:
+    home, folder = tmp_path / "home", make_adapter(tmp_path / "adapter", base)
+    known = register_folder(home, "known", str(base), actor="ann").manifest
+    fewer = replace(known, golden=known.golden[:2])
+    write_manifest(folder / "base", fewer)
+    register_folder(home, "m", str(folder), actor="ann")
+    catalog, artifacts = open_home(home)
+    record = catalog.snapshot().versions["m-base", 1]
+    assert read_manifest(artifacts.path(record.digest), record.golden_json) == fewer
+    catalog.close()
 
 
 def test_a_base_that_cannot_be_had_is_said(tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
