@@ -51,18 +51,21 @@ def footprint(folder: Path, manifest: Manifest, settings: ComputeSettings, max_b
         size = sum((folder / path).stat().st_size for path in paths if path.suffix != ".json")
         return Footprint(size, None, size, _working_bytes(_config(folder), settings, max_batch_tokens))
     checkpoint = base_folder(folder) if manifest.kind == "lora" else folder
-    sizes = [
-        size
+    shapes = [
+        shape
         for path in version_files(checkpoint, "sequence_classification")
         if path.suffix == ".safetensors"
-        for size in _sizes(checkpoint / path)
+        for shape in _shapes(checkpoint / path)
     ]
-    weights = sum(sizes) * _TYPE_BYTES[settings.precision]
+    weights = sum(map(math.prod, shapes)) * _TYPE_BYTES[settings.precision]
     config = _config(checkpoint)
-    # Checked in fp32, and prepacked, weight by weight: the one in work, and what the one before it has left. What files
-    # have apart, as experts, may be one weight of a layer.
+    # Each weight is copied out of its file. Those of layers are then checked in fp32, and prepacked, one by one: the
+    # one in work, and what the one before it has left. What files have apart, as experts, may be one of these.
+    # Embeddings stay as they are.
     num_layers = _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers") or 1
-    loading = 2 * 4 * max([sum(sizes) // num_layers, *sizes])
+    of_layers = [math.prod(shape) for shape in shapes if shape[:1] != [config.get("vocab_size")]]
+    copied = _TYPE_BYTES[settings.precision] * max(map(math.prod, shapes), default=0)
+    loading = max(copied, 2 * 4 * max([sum(of_layers) // num_layers, *of_layers]))
     working = _working_bytes(config, settings, max_batch_tokens)
     if manifest.kind != "lora":
         return Footprint(weights, None, loading, working)
@@ -86,7 +89,7 @@ def shared_name(adapter: Path, base: Path, settings: ComputeSettings) -> str:
 
 def parameters_of(path: Path) -> int:
     """How many numbers a safetensors file holds. Raises ArtifactUnreadable."""
-    return sum(_sizes(path))
+    return sum(map(math.prod, _shapes(path)))
 
 
 def types_of(path: Path) -> set[str]:
@@ -94,8 +97,8 @@ def types_of(path: Path) -> set[str]:
     return {entry["dtype"] for entry in _header(path).values()}
 
 
-def _sizes(path: Path) -> list[int]:
-    return [math.prod(entry["shape"]) for entry in _header(path).values()]
+def _shapes(path: Path) -> list[list[int]]:
+    return [entry["shape"] for entry in _header(path).values()]
 
 
 def _header(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from rm_server.engine.host import LoadReport
 from rm_server.engine.machine import available_bytes
 from rm_server.engine.memory import MIB, RESERVE_BYTES, Memory, rooms_for
 from rm_server.errors import ArtifactUnreadable
-from rm_server.registry.manifest import Manifest
+from rm_server.registry.manifest import Manifest, Precision
 
 BASE = SharedMemory("base", 100)
 
@@ -72,7 +72,8 @@ async def test_what_was_measured_is_believed_and_the_refusal_has_the_figures() -
 def test_the_estimate_is_what_a_load_takes(tmp_path: Path) -> None:
     folder = tiny_models.make_checkpoint(tmp_path, "llama", sharded=True)
     manifest = infer_manifest(folder)
-    one_of_two_layers = sum(map(parameters_of, folder.glob("*.safetensors"))) // 2  # more than the embeddings
+    words = tiny_models.VOCAB_SIZE * 32
+    one_of_two_layers = (sum(map(parameters_of, folder.glob("*.safetensors"))) - words) // 2
     for settings in (ComputeSettings(), ComputeSettings(precision="bf16", prepack=False)):
         taken = load_backend(folder, manifest, settings).memory_bytes
         expected = footprint(folder, manifest, settings, 4096)
@@ -108,21 +109,29 @@ def test_widths_are_found_by_the_names_that_architectures_have_for_them(
 
 
 @pytest.mark.parametrize(
-    ("family", "config", "largest"),
+    ("family", "config", "num_layers"), [("gpt2", {"n_layer": 3}, 3), ("distilbert", {"n_layers": 1}, 1)]
+)
+def test_a_load_takes_a_layer_more(tmp_path: Path, family: str, config: dict[str, int], num_layers: int) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, family, **config)
+    num_parameters = parameters_of(folder / "model.safetensors") - tiny_models.VOCAB_SIZE * 32
+    found = footprint(folder, infer_manifest(folder), ComputeSettings(precision="bf16"), 4096)
+    assert found.loading_bytes == 2 * 4 * (num_parameters // num_layers)
+
+
+@pytest.mark.parametrize(
+    ("config", "precision", "largest_bytes"),
     [
-        ("gpt2", {"n_layer": 3}, "a third"),
-        ("distilbert", {"n_layers": 1}, "all"),
-        ("bert", {"vocab_size": 9999}, "words"),
+        ({"vocab_size": 9999}, "bf16", 2 * 9999 * 32),  # copied as it is, and never widened
+        ({"vocab_size": 9999}, "fp32", 4 * 9999 * 32),
+        ({"max_position_embeddings": 9999}, "bf16", 2 * 4 * 9999 * 32),
     ],
 )
-def test_a_load_takes_a_layer_more_or_the_largest_weight(
-    tmp_path: Path, family: str, config: dict[str, int], largest: str
+def test_a_load_takes_the_largest_weight_more(
+    tmp_path: Path, config: dict[str, int], precision: Precision, largest_bytes: int
 ) -> None:
-    folder = tiny_models.make_checkpoint(tmp_path, family, **config)
-    num_parameters = parameters_of(folder / "model.safetensors")
-    expected = {"a third": num_parameters // 3, "all": num_parameters, "words": 9999 * 32}[largest]
-    found = footprint(folder, infer_manifest(folder), ComputeSettings(precision="bf16"), 4096)
-    assert found.loading_bytes == 2 * 4 * expected
+    folder = tiny_models.make_checkpoint(tmp_path, "bert", **config)
+    found = footprint(folder, infer_manifest(folder), ComputeSettings(precision=precision), 4096)
+    assert found.loading_bytes == largest_bytes
 
 
 def write(root: Path, files: dict[str, str]) -> None:
