@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,6 +26,8 @@ LoadingInfo: TypeAlias = dict[str, Any]
 
 _NAMES_SHOWN = 6
 _NARROW = {"BF16": torch.bfloat16, "F16": torch.float16}
+_NO_FLOATS = ("BOOL", "I", "U")
+"""How the names of other types begin: those of masks and positions, which computing makes anew."""
 _POSITION_TABLES = ("position_embeddings", "wpe", "embed_positions", "positions_embed", "pos_encoding")
 # A constant that older GPT-2 checkpoints carry among the weights; no release of the last years reads it.
 _LEFT_OVER = (".attn.masked_bias",)
@@ -85,25 +87,14 @@ def empty_model(config: Config) -> Model:
         ) from error
 
 
-def file_type(folder: Path) -> torch.dtype:
-    """bf16 or fp16 where all weights in the folder's files are of that type, else fp32.
-
-    Raises ArtifactUnreadable, UnsupportedArtifact as `check_weight_files`.
-    """
-    check_weight_files(folder)
-    files = [folder / name for name in checkpoint_weights(folder) if name != WEIGHTS_INDEX]
-    found = set().union(*map(types_of, files))
-    return _NARROW.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
-
-
 def load_model(
-    folder: Path, config: Config, replaced: Collection[str] = (), dtype: torch.dtype = torch.float32
+    folder: Path, config: Config, replaced: Collection[str] = (), dtype: torch.dtype | None = torch.float32
 ) -> Model:
     """The sequence classifier on the CPU, in evaluation mode, every weight of it from the folder.
 
     ``replaced``: names of modules whose weights come from elsewhere (an adapter's head). The folder need not have them,
-    and may have another head in their place, as a language model has. ``dtype``: of the backbone's weights; head,
-    pooler and buffers are in fp32.
+    and may have another head in their place, as a language model has. ``dtype``: of the backbone's weights; None: bf16
+    and fp16 where the folder's files have them so. Head, pooler and buffers are in fp32.
 
     Raises ArtifactUnreadable, WeightsMismatch, UnsupportedArtifact or OutOfMemory.
     """
@@ -136,21 +127,43 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def read_classifier(folder: Path, config: Config, dtype: torch.dtype = torch.float32) -> tuple[Model, LoadingInfo]:
+def read_classifier(
+    folder: Path, config: Config, dtype: torch.dtype | None = torch.float32
+) -> tuple[Model, LoadingInfo]:
     """transformers' own reading, of data only; raises what it raises. ``dtype`` as in `load_model`.
 
     What is missing, or has another size, is in the info for the caller to judge, and is drawn at random in the model.
     """
     if dtype == torch.float32:
         return _read(AutoModelForSequenceClassification, folder, config)
-    architecture = type(empty_model(config))
-    model, info = _read(_narrowed(architecture, dtype), folder, config)
-    model.__class__ = architecture
+    empty = empty_model(config)
+    names = empty.state_dict()
+    types = _file_types(folder, names) if dtype is None else dict.fromkeys(names, dtype)
+    model, info = _read(_narrowed(type(empty), types), folder, config)
+    model.__class__ = type(empty)
     return model, info
 
 
-def _narrowed(architecture: Any, dtype: torch.dtype) -> Any:
-    """The same architecture, whose models have a backbone in ``dtype`` before they have weights.
+def _file_types(folder: Path, names: Collection[str]) -> dict[str, torch.dtype]:
+    """The types that weights of these names can be read into from the folder's files, and lose nothing; fp32 at most.
+
+    What transformers renames, or puts together, as experts, is not found by its name: it is as narrow as all the
+    tensors that belong to no name.
+    """
+    files = [folder / name for name in checkpoint_weights(folder) if name != WEIGHTS_INDEX]
+    stored = {
+        name: _NARROW.get(kind, torch.float32)
+        for path in files
+        for name, kind in types_of(path).items()
+        if not kind.startswith(_NO_FLOATS)
+    }
+    others = {dtype for name, dtype in stored.items() if name not in names}
+    other = others.pop() if len(others) == 1 else torch.float32
+    return {name: stored.get(name, other) for name in names}
+
+
+def _narrowed(architecture: Any, types: Mapping[str, torch.dtype]) -> Any:
+    """The same architecture, whose models have a backbone in these types, by weights' names, before they have weights.
 
     transformers gives each weight the type that it finds in its place, as it is read: all of them are never in memory
     in another one. By its own setting for that, buffers would be narrow, too.
@@ -158,11 +171,12 @@ def _narrowed(architecture: Any, dtype: torch.dtype) -> Any:
 
     def build(model: Model, *args: Any, **kwargs: Any) -> None:
         architecture.__init__(model, *args, **kwargs)
+        backbone = {id(parameter) for parameter in model.base_model.parameters()}
         pooler = getattr(model.base_model, "pooler", None)
-        kept = {id(parameter) for parameter in (pooler.parameters() if pooler is not None else ())}
-        for parameter in model.base_model.parameters():
-            if parameter.is_floating_point() and id(parameter) not in kept:
-                parameter.data = parameter.data.to(dtype)
+        backbone -= {id(parameter) for parameter in (pooler.parameters() if pooler is not None else ())}
+        for name, parameter in model.named_parameters():
+            if parameter.is_floating_point() and id(parameter) in backbone:
+                parameter.data = parameter.data.to(types[name])
 
     return type(architecture.__name__, (architecture,), {"__init__": build, "__module__": architecture.__module__})
 

@@ -92,9 +92,9 @@ def parameters_of(path: Path) -> int:
     return sum(map(math.prod, _shapes(path)))
 
 
-def types_of(path: Path) -> set[str]:
-    """The types of a safetensors file's numbers, ``BF16`` say. Raises ArtifactUnreadable."""
-    return {entry["dtype"] for entry in _header(path).values()}
+def types_of(path: Path) -> dict[str, str]:
+    """The types of a safetensors file's numbers, ``BF16`` say, by the tensors' names. Raises ArtifactUnreadable."""
+    return {name: entry["dtype"] for name, entry in _header(path).items()}
 
 
 def _shapes(path: Path) -> list[list[int]]:

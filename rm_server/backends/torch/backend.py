@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from rm_server.backends.checkpoint import Model, file_type, load_model, read_config, table_limit
+from rm_server.backends.checkpoint import Model, load_model, read_config, table_limit
 from rm_server.backends.device_memory import is_out_of_memory
 from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch, Float64Array
@@ -96,12 +96,17 @@ def load_torch_backend(folder: Path, manifest: Manifest, settings: ComputeSettin
     check_settings(folder, settings)
     config = read_config(folder)
     check_label(manifest, config.num_labels)
-    is_kept = settings.precision == "fp32" and settings.keeps_file_type
-    model = load_model(folder, config, dtype=file_type(folder) if is_kept else TYPES[settings.precision])
+    model = load_model(folder, config, dtype=type_to_read(settings))
     check_max_tokens(model, manifest)
     forward = checked_forward(folder, model, manifest.max_tokens, settings)
     logger.info("%s: %s, %s, %s", folder.name, type(model).__name__, forward.name, settings.precision)
     return TorchBackend(forward, manifest, settings)
+
+
+def type_to_read(settings: ComputeSettings) -> torch.dtype | None:
+    """As `load_model` wants it."""
+    is_kept = settings.precision == "fp32" and settings.keeps_file_type
+    return None if is_kept else TYPES[settings.precision]
 
 
 def check_settings(folder: Path, settings: ComputeSettings) -> None:

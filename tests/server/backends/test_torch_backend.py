@@ -7,7 +7,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -334,14 +334,62 @@ def test_weights_that_keep_their_file_s_type_score_as_in_fp32(tmp_path: Path, fa
     assert kept.memory_bytes < 0.6 * wide.memory_bytes
 
 
-def test_weights_of_several_types_are_read_in_fp32(tmp_path: Path) -> None:
-    folder = saved_in(tmp_path, "llama", torch.bfloat16)
-    weights = load_file(folder / "model.safetensors")
-    weights["model.norm.weight"] = weights["model.norm.weight"].float() + 1e-4  # which bf16 would not hold
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+Weights = dict[str, torch.Tensor]
+EXPERTS = {
+    **{"first_k_dense_replace": 1, "moe_intermediate_size": 16, "n_shared_experts": 1},
+    **{"n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1},
+}
+
+
+def in_fp32(weights: Weights, *names: str) -> Weights:
+    """With numbers that no narrower type would hold."""
+    return weights | {name: weights[name].float() * 1.0001 for name in names}
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "changed", "at_most"),
+    [
+        ("llama", {}, lambda weights: in_fp32(weights, "score.weight"), 0.6),
+        ("llama", {}, lambda weights: in_fp32(weights, "model.norm.weight"), 0.6),
+        ("llama", {}, lambda weights: weights | {"model.layers.1.self_attn.rotary_emb.inv_freq": torch.ones(4)}, 0.6),
+        ("bert", {}, lambda weights: weights | {"bert.embeddings.position_ids": torch.arange(128)[None]}, 0.6),
+        ("gpt2", {}, lambda weights: weights | {"transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8).bool()}, 0.6),
+        ("gpt2", {}, lambda weights: {name.removeprefix("transformer."): weights[name] for name in weights}, 0.6),
+        ("qwen2", {}, lambda weights: {n: w.half() if "proj" in n else w for n, w in weights.items()}, 0.6),
+        (
+            "bert",
+            {},
+            lambda weights: {
+                name.replace("LayerNorm.weight", "LayerNorm.gamma"): weight
+                for name, weight in in_fp32(weights, "bert.embeddings.LayerNorm.weight").items()
+            },
+            0.6,
+        ),
+        (
+            "deepseek_v3",
+            EXPERTS,
+            lambda weights: in_fp32(weights, "model.layers.1.mlp.gate.e_score_correction_bias"),
+            0.6,
+        ),
+        ("deepseek_v3", EXPERTS, lambda weights: in_fp32(weights, "model.layers.1.mlp.experts.2.up_proj.weight"), 0.9),
+    ],
+    ids=[
+        *("head", "norm", "frequencies", "positions", "mask", "without a prefix", "two narrow types", "older names"),
+        *("experts", "one of the experts"),
+    ],
+)
+def test_each_weight_keeps_its_own_type(
+    tmp_path: Path, family: str, config: dict[str, Any], changed: Callable[[Weights], Weights], at_most: float
+) -> None:
+    tiny_models.make_checkpoint(tmp_path, family, **config)
+    tiny_models.make_model(family, **config).to(torch.bfloat16).save_pretrained(tmp_path)
+    weights = changed(load_file(tmp_path / "model.safetensors"))
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     batch = Batch.of(make_items(LENGTHS))
-    expected = load(folder, deterministic=True).score(batch)
-    np.testing.assert_array_equal(load(folder, deterministic=True, keeps_file_type=True).score(batch), expected)
+    wide = load(tmp_path, deterministic=True, prepack=False)
+    kept = load(tmp_path, deterministic=True, keeps_file_type=True)
+    np.testing.assert_array_equal(kept.score(batch), wide.score(batch))
+    assert kept.memory_bytes < at_most * wide.memory_bytes
 
 
 def test_code_that_goes_by_its_weights_type_is_checked_wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
