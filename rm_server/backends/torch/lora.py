@@ -28,13 +28,13 @@ from rm_server.backends.footprint import shared_name
 from rm_server.backends.interface import ComputeSettings, MixesVersions, SharedMemory
 from rm_server.backends.items import Batch, Float64Array
 from rm_server.backends.torch.backend import (
-    TYPES,
     TorchBackend,
     check_label,
     check_max_tokens,
     check_settings,
     checked_forward,
     memory_bytes,
+    type_to_read,
 )
 from rm_server.backends.torch.forward import Forward, PackedForward
 from rm_server.backends.torch.joint_linear import JointLinear
@@ -42,6 +42,7 @@ from rm_server.backends.torch.linear import PrepackedLinear
 from rm_server.backends.torch.lora_adapter import Adapter, Delta, read_adapter
 from rm_server.backends.torch.owned_rows import NOBODY, owned_by, owned_rows
 from rm_server.backends.torch.self_check import check_batch
+from rm_server.backends.torch.widened import is_widened
 from rm_server.errors import UnsupportedArtifact, WeightsMismatch
 from rm_server.registry.lora import base_folder
 from rm_server.registry.manifest import Manifest
@@ -102,7 +103,7 @@ class SharedBase:
 
     def __init__(self, key: BaseKey, config: Config, name: str) -> None:
         """Raises what `load_model` and `checked_forward` raise."""
-        model = load_model(key.folder, config, key.replaced, TYPES[key.settings.precision])
+        model = load_model(key.folder, config, key.replaced, type_to_read(key.settings))
         self.model = model
         self.name = name
         self.check = check_batch(model, _MAX_CHECK_TOKENS)
@@ -325,6 +326,8 @@ def _shape(layer: torch.nn.Module | None) -> tuple[int, int] | None:
 
 def _type_of(module: torch.nn.Module) -> torch.dtype:
     """What the module computes in."""
+    if is_widened(module):
+        return torch.float32
     packed = next((part.packed for part in module.modules() if isinstance(part, PrepackedLinear)), None)
     weight = packed if packed is not None else next(module.parameters(), None)
     return torch.float32 if weight is None else weight.dtype

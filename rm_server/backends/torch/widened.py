@@ -60,6 +60,11 @@ def is_narrow(model: torch.nn.Module) -> bool:
     return any(parameter.dtype in _NARROW for parameter in model.parameters())
 
 
+def is_widened(module: torch.nn.Module) -> bool:
+    """Whether the module computes in fp32 whatever its weights are."""
+    return isinstance(module._parameters, _Parameters)
+
+
 def widen(model: torch.nn.Module) -> list[torch.nn.Module]:
     """From now on the model computes in fp32, whatever way its weights are asked for. Returns its modules."""
     modules = list(model.modules())

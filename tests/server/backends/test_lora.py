@@ -74,6 +74,18 @@ def test_half_the_bits_score_nearly_the_same(tmp_path: Path) -> None:
     assert half == pytest.approx(full, abs=0.05 * float(np.ptp(full)))
 
 
+@pytest.mark.parametrize("family", ["bert", "gpt2", "qwen3", "deberta_v2"])
+def test_a_narrow_base_that_keeps_its_file_s_type_scores_as_in_fp32(tmp_path: Path, family: str) -> None:
+    base = tiny_models.make_checkpoint(tmp_path / "base", family)
+    folder = make_adapter(tmp_path / "adapter", base)
+    tiny_models.make_model(family).to(torch.bfloat16).save_pretrained(folder / "base")
+    wide = load(folder, deterministic=True, prepack=False)
+    kept = load(folder, deterministic=True, keeps_file_type=True)
+    np.testing.assert_array_equal(kept.score(batch()), wide.score(batch()))
+    assert kept.shared_memory.num_bytes < 0.6 * wide.shared_memory.num_bytes
+    assert kept.memory_bytes == wide.memory_bytes
+
+
 def test_adapters_share_one_base_and_do_not_touch_each_other(tmp_path: Path) -> None:
     base = tiny_models.make_checkpoint(tmp_path / "base", "llama")
     first, second = (make_adapter(tmp_path / f"a{seed}", base, seed=seed, copies_base=False) for seed in (1, 2))
