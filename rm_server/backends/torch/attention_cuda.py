@@ -72,7 +72,10 @@ def attend(
     window: int | None,
     scale: float | None,
 ) -> torch.Tensor:
-    """As `attention_loop.attend`, by this kernel: where prefixes are shared, in two calls, merged by `share_of`."""
+    """As `attention_loop.attend`, by this kernel: where prefixes are shared, in two calls, merged by `share_of`.
+
+    Raises ValueError where these cannot be merged.
+    """
     device = query.device
     if "spans" not in memo:
         memo["spans"] = _spans(layout.segments, device)
@@ -85,6 +88,11 @@ def attend(
             memo["prefixes"] = [(_rows(each, device), _spans(each, device)) for each in ranges]
         (rows, spans), (key_rows, key_spans) = memo["prefixes"]
         part, part_log_sum_exp = kernel(q[rows], k[key_rows], v[key_rows], spans, key_spans, (-1, -1), scale)
+        shapes = [tuple(each.shape) for each in (log_sum_exp, part_log_sum_exp)]
+        wanted = [(q.shape[1], num_queries) for num_queries in (len(q), len(rows))]
+        if shapes != wanted:
+            # A row that is not there would be found out on the device alone, after which it computes nothing more.
+            raise ValueError(f"its log-sum-exps have shapes {shapes} in place of {wanted}")
         share = attention_loop.share_of(part_log_sum_exp, log_sum_exp[:, rows]).transpose(0, 1).unsqueeze(-1)
         output.index_copy_(0, rows, output[rows].lerp(part, share.to(part.dtype)))
     return output.unsqueeze(0)

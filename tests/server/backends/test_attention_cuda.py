@@ -112,6 +112,24 @@ def test_a_kernel_that_fails_or_is_wrong_leaves_its_place_to_the_next(
     assert kernel_for(*FORM) is None
 
 
+@pytest.mark.parametrize("is_first", [True, False], ids=["of the items", "of the prefixes"])
+def test_a_log_sum_exp_of_another_shape_is_not_read(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_first: bool
+) -> None:
+    right = make_kernel()
+
+    def by_item(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """As flash-attn before 2.6: shape (num_items, heads, longest)."""
+        q, _, _, queries, keys, *_ = arguments
+        output, log_sum_exp = right(*arguments)
+        padded = torch.zeros(len(queries.bounds) - 1, q.shape[1], queries.longest)
+        return output, padded if is_first == (queries is keys) else log_sum_exp
+
+    monkeypatch.setattr(attention_cuda, "kernels", lambda: iter([("a kernel", by_item), ("right", right)]))
+    assert kernel_for(*FORM) is right
+    assert "failed: its log-sum-exps have shapes" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("dtype", "head_dim", "value_dim", "is_taken"),
     [
