@@ -40,7 +40,6 @@ Kernel: TypeAlias = Callable[
 query sees (-1: all; ahead 0: causal), and scale; gives (total_tokens, heads, head_dim) and the log-sum-exp, (heads,
 total_tokens). Each span of queries attends to that of keys in its place."""
 
-_MAX_HEAD_DIM = 256
 _PROBE_LENGTHS = (1, 7, 33, 70)
 _PROBE_WINDOWS = (None, 8)
 _PROBE_SHARING = (9, 6, 33, 41, 70, 55)
@@ -55,7 +54,7 @@ def find_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> 
     if (
         query.is_cuda
         and query.dtype in (torch.float16, torch.bfloat16)
-        and query.shape[3] == value.shape[3] <= _MAX_HEAD_DIM  # DeepSeek's values are smaller than its keys
+        and query.shape[3] == value.shape[3] <= attention_loop.FLASH_HEAD_DIM
     ):
         return kernel_for(query.device, query.dtype, query.shape[1], key.shape[1], query.shape[3])
     return None

@@ -22,6 +22,9 @@ _VECTOR = 16
 # Beyond this many keys, those that stick out of the last vector are too few to matter.
 _LONGEST_RAGGED = 480
 
+FLASH_HEAD_DIM = 256
+"""Flash attention on a GPU takes heads up to this size, if values have that of keys (DeepSeek's are smaller)."""
+
 Memo: TypeAlias = dict[Any, torch.Tensor]
 """Tensors that the layers of one forward have in common: here, masks."""
 
@@ -139,11 +142,16 @@ def _on_cpu(
 def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **how: Any) -> torch.Tensor:
     """torch's attention by a kernel that keeps no weights. ``how``: its other arguments.
 
-    Of those for a GPU it is flash that lets heads share keys, and it takes neither fp32 nor a mask. Without a kernel
-    torch would, silently, hold heads × queries × keys weights; so there each head gets keys of its own.
+    Of those for a GPU it is flash that lets heads share keys, and it takes neither fp32 nor a mask, nor all sizes. With
+    no kernel torch would, silently, hold heads × queries × keys weights; so there each head gets keys of its own.
     """
     groups = query.shape[1] // key.shape[1]
-    if groups > 1 and query.is_cuda and (query.dtype == torch.float32 or how.get("attn_mask") is not None):
+    is_for_flash = (
+        query.dtype != torch.float32
+        and how.get("attn_mask") is None
+        and query.shape[3] == value.shape[3] <= FLASH_HEAD_DIM
+    )
+    if groups > 1 and query.is_cuda and not is_for_flash:
         key, value, groups = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), 1
     return scaled_dot_product_attention(query, key, value, enable_gqa=groups > 1, **how)
 

@@ -62,11 +62,10 @@ class OnGpu(torch.Tensor):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "window", "num_key_heads"),
-    [(torch.float32, None, 4), (torch.float32, 5, 4), (torch.bfloat16, 5, 4), (torch.bfloat16, None, 2)],
+    ("dtype", "window"), [(torch.float32, None), (torch.float32, 5), (torch.bfloat16, 5), (torch.bfloat16, None)]
 )
-def test_on_a_gpu_heads_share_keys_only_where_flash_serves(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, window: int | None, num_key_heads: int
+def test_on_a_gpu_heads_that_do_not_share_keys_have_copies_of_them(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, window: int | None
 ) -> None:
     asked: list[tuple[int, bool]] = []
 
@@ -81,9 +80,37 @@ def test_on_a_gpu_heads_share_keys_only_where_flash_serves(
     value = value[..., :6]  # of another size than keys: then it is torch that chooses the kernel, as on a GPU
     expected = by_one_mask(layout, query.float(), key.float(), value.float(), True, window)
     came = attend(layout, {}, *(tensor.as_subclass(OnGpu) for tensor in (query, key, value)), True, window, 0.3)
-    assert set(asked) == {(num_key_heads, num_key_heads < 4)}
+    assert set(asked) == {(4, False)}
     tolerance = 2e-6 if dtype == torch.float32 else 0.03
     torch.testing.assert_close(came.as_subclass(torch.Tensor).float(), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "value_dim", "is_masked", "is_shared"),
+    [
+        (torch.bfloat16, 256, 256, False, True),
+        (torch.float16, 8, 8, False, True),
+        (torch.float32, 8, 8, False, False),
+        (torch.bfloat16, 8, 8, True, False),
+        (torch.bfloat16, 24, 16, False, False),
+        (torch.bfloat16, 264, 264, False, False),
+    ],
+)
+def test_on_a_gpu_heads_share_keys_only_where_flash_serves(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, head_dim: int, value_dim: int, is_masked: bool, is_shared: bool
+) -> None:
+    asked: list[tuple[int, int, bool]] = []
+
+    def noted(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, enable_gqa: bool, **_: Any) -> None:
+        asked.append((key.shape[1], value.shape[1], enable_gqa))
+
+    monkeypatch.setattr(attention_loop, "scaled_dot_product_attention", noted)
+    query, key, value = (
+        torch.zeros(1, heads, 12, size, dtype=dtype).as_subclass(OnGpu)
+        for heads, size in ((4, head_dim), (2, head_dim), (2, value_dim))
+    )
+    attention_loop._fused(query, key, value, attn_mask=torch.zeros(12, 12) if is_masked else None, scale=None)
+    assert asked == [(2, 2, True) if is_shared else (4, 4, False)]
 
 
 @pytest.mark.parametrize("value_dim", [8, 6], ids=["by log-sum-exp", "by its keys beside"])
