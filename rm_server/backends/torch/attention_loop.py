@@ -42,7 +42,7 @@ def attend(
     """Each segment of the layout attends within itself, and to its shared prefix where it has one.
 
     On a CPU all tokens after a shared prefix attend to it in one call without a mask, and each segment to itself in
-    another, see `merge`. Elsewhere each segment gets a copy of its prefix's keys.
+    another, see `share_of`. Elsewhere each segment gets a copy of its prefix's keys.
     """
     num_heads, num_tokens = query.shape[1], query.shape[2]
     on_cpu = query.device.type == "cpu" and query.shape[3] == value.shape[3]
