@@ -157,6 +157,22 @@ def test_a_label_moves_and_says_what_it_named(catalog: Catalog) -> None:
     assert catalog.snapshot().labels == {("m", "canary"): 2}
 
 
+def test_a_label_is_of_one_model(catalog: Catalog) -> None:
+    for model in ("m", "other"):
+        register(catalog, A, B, model=model)
+    catalog.set_label("m", "stable", 1, "ann")
+    catalog.set_label("m", "stable", 2, "ann")
+    for take_back in (catalog.rollback, catalog.remove_label):
+        with pytest.raises(LabelNotFound, match=r"'other' has no label 'stable'\. It has no labels\."):
+            take_back("other", "stable", "bob")
+    assert catalog.set_label("other", "stable", 2, "bob") is None
+    assert catalog.set_label("other", "stable", 1, "bob") == 2
+    assert catalog.snapshot().labels == {("m", "stable"): 2, ("other", "stable"): 1}
+    assert catalog.rollback("other", "stable", "bob") == (1, 2)
+    assert catalog.remove_label("m", "stable", "ann") == 2
+    assert catalog.snapshot().labels == {("other", "stable"): 2}
+
+
 def test_a_label_that_is_there_already_changes_nothing(catalog: Catalog) -> None:
     register(catalog, A)
     catalog.set_label("m", "stable", 1, "ann")
@@ -183,6 +199,8 @@ def test_what_is_not_there_is_answered_with_what_is(catalog: Catalog) -> None:
     catalog.set_label("m", "best", 1, "ann")
     with pytest.raises(LabelNotFound, match=r"There are: best, canary\."):
         catalog.remove_label("m", "stable", "ann")
+    with pytest.raises(ModelNotFound, match=r"no model 'nowhere'\. There are: m\."):
+        catalog.remove_label("nowhere", "canary", "ann")
     assert catalog.revision() == 4
 
 
