@@ -145,6 +145,14 @@ def test_the_newest_of_each_pair_of_versions_stay(two: Catalog) -> None:
     assert [kept.score for kept in pairs_of(two, "m", 2, 3)[0]] == [7.0]
 
 
+def test_two_shadows_beside_one_version_have_pairs_of_their_own(two: Catalog) -> None:
+    by_shadow = {shadow: [pair(number, shadow_version=shadow) for number in range(3)] for shadow in (2, 3)}
+    for pairs in by_shadow.values():
+        add_pairs(two, pairs, 3)
+    for shadow, pairs in by_shadow.items():
+        assert pairs_of(two, "m", shadow) == (pairs, {1: 3})
+
+
 def test_pairs_change_neither_revision_nor_history(two: Catalog) -> None:
     revision = two.revision()
     add_pairs(two, [pair(1)], 10)
