@@ -82,6 +82,18 @@ def test_numbers_given_since_the_backup_stay_used(catalog: Catalog, tmp_path: Pa
     assert catalog.register("new", B, "rules", 0, "ann")[0].version == 2
 
 
+def test_each_model_goes_on_from_the_higher_number_of_backup_and_catalog(
+    catalog: Catalog, empty: Catalog, tmp_path: Path
+) -> None:
+    for model, digest in (("m", C), ("n", A)):
+        catalog.register(model, digest, "rules", 0, "ann")
+    back_up(catalog, tmp_path / "backup.json")  # m has three versions, n one
+    for model, digest in (("m", A), ("n", A), ("n", B)):
+        empty.register(model, digest, "rules", 0, "ann")
+    restore(empty, tmp_path / "backup.json", "bob", replaces=True)
+    assert [empty.register(model, "d" * 64, "rules", 0, "ann")[0].version for model in ("m", "n")] == [4, 3]
+
+
 def test_what_runs_have_after_a_restore_is_news_to_every_server(catalog: Catalog, tmp_path: Path) -> None:
     assign_run(catalog, Lease("exp-17", "m", 1, A, None, 900.0, 1000.0, 1900.0), None)
     back_up(catalog, tmp_path / "backup.json")
@@ -141,6 +153,17 @@ def test_what_is_no_backup_is_refused(empty: Catalog, tmp_path: Path, text: str)
         restore(empty, tmp_path / "backup.json", "bob")
     with pytest.raises(InvalidRequest, match="cannot be read"):
         restore(empty, tmp_path / "missing.json", "bob")
+
+
+def test_a_backup_in_another_format_is_refused(catalog: Catalog, empty: Catalog, tmp_path: Path) -> None:
+    path = tmp_path / "backup.json"
+    back_up(catalog, path)
+    content = json.loads(path.read_text())
+    assert content["format"] == "rm-catalog 1"
+    path.write_text(json.dumps(content | {"format": "rm-catalog 2"}))
+    with pytest.raises(InvalidRequest, match="'rm-catalog 1' is expected as its format"):
+        restore(empty, path, "bob")
+    assert empty.revision() == 0
 
 
 @pytest.mark.parametrize("part", ["schema", "revision", "tables"])
