@@ -46,6 +46,14 @@ def test_the_smaller_limit_of_tokenizer_and_positions_holds(tmp_path: Path) -> N
         assert infer_manifest(folder).max_tokens == expected
 
 
+def test_where_nothing_says_a_limit_it_must_be_given(tmp_path: Path) -> None:
+    folder = tiny_models.make_checkpoint(tmp_path, "llama")
+    (folder / "config.json").write_text('{"model_type": "bloom", "num_labels": 1}')  # has no table of positions
+    with pytest.raises(UnsupportedArtifact, match="says how long an item may be; give max_tokens"):
+        infer_manifest(folder)
+    assert infer_manifest(folder, max_tokens=512).max_tokens == 512
+
+
 def test_an_eos_that_is_padding_or_added_anyway_is_not_appended(tmp_path: Path) -> None:
     padding = tiny_models.make_checkpoint(tmp_path / "padding", "gpt2", pad_token_id=EOS_ID)
     assert not infer_manifest(padding).append_eos
@@ -61,6 +69,19 @@ def test_an_eos_that_is_padding_or_added_anyway_is_not_appended(tmp_path: Path) 
     assert not infer_manifest(adding).append_eos
 
 
+def test_an_eos_follows_where_there_is_one_and_the_last_token_is_scored(tmp_path: Path) -> None:
+    decoder = tiny_models.make_checkpoint(tmp_path / "decoder", "llama")
+    encoder = tiny_models.make_checkpoint(tmp_path / "encoder", "bert")
+    tokenizer = tiny_models.make_tokenizer()
+    for folder in (decoder, encoder):
+        tokenizer.save_pretrained(folder)
+    assert infer_manifest(decoder).append_eos
+    assert not infer_manifest(encoder).append_eos, "its head reads the first token"
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(decoder)
+    assert not infer_manifest(decoder).append_eos
+
+
 def test_an_eos_follows_in_an_alphabet_without_letters(tmp_path: Path) -> None:
     folder = tiny_models.make_checkpoint(tmp_path, "llama")
     digits = Tokenizer(models.BPE({"<pad>": 0, "<eos>": 1, "7": 2}, []))
@@ -69,17 +90,19 @@ def test_an_eos_follows_in_an_alphabet_without_letters(tmp_path: Path) -> None:
 
 
 def test_padding_is_trimmed_where_it_is_written(tmp_path: Path) -> None:
-    def trims(family: str, **options: Any) -> bool:
+    def trims(family: str, template: str | None = None, **options: Any) -> bool:
         folder = tiny_models.make_checkpoint(tmp_path / str(len(list(tmp_path.iterdir()))), family, **options)
-        return infer_manifest(folder).trim_padding
+        return infer_manifest(folder, template=template).trim_padding
 
     assert trims("llama", pad_token_id=EOS_ID)
-    assert trims("llama", chat_template=CHAT_TEMPLATE.replace("<eos>", "<pad>"))
+    writes_pad = CHAT_TEMPLATE.replace("<eos>", "<pad>")
+    assert trims("llama", chat_template=writes_pad)
+    assert not trims("llama", "{completion}", chat_template=writes_pad)
     assert not trims("llama", chat_template=CHAT_TEMPLATE)
     assert not trims("llama")
     assert not trims("llama", pad_token_id=None)
     assert not trims("llama", pad_token_id=-1)
-    assert not trims("bert", chat_template=CHAT_TEMPLATE.replace("<eos>", "<pad>")), "its head reads the first token"
+    assert not trims("bert", chat_template=writes_pad), "its head reads the first token"
 
 
 def test_a_chat_template_is_used(tmp_path: Path) -> None:
