@@ -69,6 +69,7 @@ def test_a_new_share_is_of_one_shadow_alone(two: Catalog) -> None:
     made["m", 2] = set_shadow(two, "m", 2, 0.3, "me")
     made["m", 2] = set_shadow(two, "m", 2, 0.1, "me")
     assert two.snapshot().shadows == made
+    assert list(two.snapshot().shadows) == [("m", 1), ("m", 2), ("other", 1)]
     remove_shadow(two, "m", 1, "me")
     del made["m", 1]
     assert two.snapshot().shadows == made
