@@ -222,7 +222,8 @@ def test_rollback_goes_back_along_the_label_s_history(catalog: Catalog) -> None:
 
 
 def test_rollback_passes_over_deleted_versions(catalog: Catalog) -> None:
-    register(catalog, A, B, C)
+    for model in ("m", "other"):
+        register(catalog, A, B, C, model=model)
     for version in (1, 2, 3):
         catalog.set_label("m", "stable", version, "ann")
     catalog.delete_version("m", 2, "ann")
