@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from postgresql import has_postgresql, postgresql, postgresql_url  # noqa: F401 – fixtures
 
-from rm_server.errors import VersionNotFound
+from rm_server.errors import RunNotFound, VersionNotFound
 from rm_server.registry import runs
 from rm_server.registry.catalog import Catalog
 from rm_server.registry.run_records import Lease, RunStatistics
@@ -46,7 +46,7 @@ def give(catalog: Catalog, run: str, seen_at: float, expires_at: float, model: s
 
 def test_of_two_that_give_a_run_a_version_the_second_gets_what_the_first_gave(catalog: Catalog) -> None:
     first = Lease("a", "m", 1, "a" * 64, None, 900.0, NOW, NOW + 900)
-    second = replace(first, version=2)
+    second = replace(first, version=2, digest="b" * 64, arm="b", lease_s=60.0)
     given, is_first = assign_run(catalog, first, None)
     assert is_first
     assert assign_run(catalog, second, None) == (given, False)
@@ -100,6 +100,16 @@ def test_a_run_ends_by_itself_and_for_the_model_that_is_named(catalog: Catalog) 
     assert len(end_runs(catalog, "a", None, NOW + 2)) == 2
     assert over() == {("a", "m"), ("a", "other")}
     assert find_run(catalog, "a", "m").expires_at == NOW + 1  # type: ignore[union-attr]
+
+
+def test_what_never_had_a_lease_has_no_end(catalog: Catalog) -> None:
+    give(catalog, "a", NOW, NOW + 900)
+    told = look(catalog, NOW).run_revision
+    with pytest.raises(RunNotFound, match=r"The run 'b' has no lease\."):
+        end_runs(catalog, "b", None, NOW)
+    with pytest.raises(RunNotFound, match=r"The run 'a' has no lease on 'other'\."):
+        end_runs(catalog, "a", "other", NOW)
+    assert look(catalog, NOW).run_revision == told
 
 
 def test_signs_of_life_are_for_the_lease_that_was_seen(catalog: Catalog) -> None:
@@ -164,3 +174,15 @@ def test_those_that_are_long_over_are_forgotten_though_many_that_have_a_lease_we
     assert forget_runs(catalog, 2, NOW) == 0
     known = {lease.run for lease in list_runs(catalog, None, None)[0]}
     assert known == {"leased 0", "leased 1", "leased 2", "leased 3", "over of late"}
+
+
+def test_what_is_forgotten_of_a_run_is_of_one_model_and_version(catalog: Catalog) -> None:
+    give(catalog, "a", NOW - 100, NOW - 50)
+    for run in ("a", "b"):
+        give(catalog, run, NOW, NOW + 900, "other")
+    scored = {("a", "m", 1): NOW - 100, ("a", "m", 2): NOW, ("a", "other", 1): NOW}
+    write_activity(catalog, [], [RunStatistics(*key, last_seen=seen_at) for key, seen_at in scored.items()])
+    assert forget_runs(catalog, 2, NOW) == 1
+    leases, statistics = list_runs(catalog, None, None)
+    assert {(lease.run, lease.model) for lease in leases} == {("a", "other"), ("b", "other")}
+    assert {part.key for part in statistics} == {("a", "m", 2), ("a", "other", 1)}
