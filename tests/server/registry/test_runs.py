@@ -56,6 +56,13 @@ def test_of_two_that_give_a_run_a_version_the_second_gets_what_the_first_gave(ca
     assert find_run(catalog, "a", "m") == moved
 
 
+def test_a_run_that_was_forgotten_since_it_was_seen_is_given_a_version(catalog: Catalog) -> None:
+    seen = give(catalog, "a", NOW - 100, NOW - 50)
+    assert forget_runs(catalog, 0, NOW) == 1
+    given, is_given = assign_run(catalog, replace(seen, version=2, last_seen=NOW, expires_at=NOW + 900), seen)
+    assert (is_given, find_run(catalog, "a", "m")) == (True, given)
+
+
 def test_no_run_is_given_what_is_not_there(catalog: Catalog) -> None:
     with pytest.raises(VersionNotFound, match="'m' has no version 3"):
         give(catalog, "a", NOW, NOW + 900, version=3)
