@@ -65,16 +65,9 @@ class ArtifactStore:
             with self._staged(str(folder)) as staging:
                 digest = copy_in(folder, paths, manifest, staging)
                 self._publish(staging, digest)
-            if self.shared is not None and not self.shared.upload(
-                self.root / digest, _read_contents(self.root / digest, digest)
-            ):
-                self._take_golden(self.shared, digest)
+            if self.shared is not None:
+                self.shared.upload(self.root / digest, _read_contents(self.root / digest, digest))
         return digest
-
-    def own_golden(self, digest: str, manifest: Manifest) -> str | None:
-        """`Manifest.golden_json` where a version's files say something else; None: they say the same, or it nothing."""
-        own = manifest.golden_json()
-        return own if manifest.golden and read_manifest(self.path(digest)).golden_json() != own else None
 
     def path(self, digest: str) -> Path:
         """The folder of a version's files, which are fetched from the shared store where they are not here.
@@ -237,17 +230,6 @@ class ArtifactStore:
                 self._remove(digest)
             else:
                 return
-
-    def _take_golden(self, shared: SharedStore, digest: str) -> None:
-        """Has the manifest here say what it says for every other machine, where somebody else uploaded the version."""
-        manifest = self.root / digest / MANIFEST_NAME
-        text = b"".join(shared.blocks(digest, MANIFEST_NAME))
-        if text != manifest.read_bytes():
-            with self._staged(f"{shared}/{digest}/{MANIFEST_NAME}") as staging:
-                (staging / MANIFEST_NAME).write_bytes(text)
-                sync(staging / MANIFEST_NAME)
-                (staging / MANIFEST_NAME).rename(manifest)
-                sync(manifest.parent)
 
     def _remove(self, digest: str) -> bool:
         """Takes the folder out of sight in one step, then deletes it."""

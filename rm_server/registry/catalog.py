@@ -129,7 +129,7 @@ class Catalog:
 
         ``origin``: where the files come from, a commit of a hub for example; kept in the history. ``parts``: what a
         composite is made of, with digests; ModelNotFound, VersionNotFound or DigestMismatch where that is not there.
-        ``golden_json``: `Manifest.golden_json` where that is not what its files say.
+        ``golden_json``: as of `Manifest.golden_json`.
         A digest that the model has already is that version: (record, False), and nothing changes.
         """
         check_model_name(model)
@@ -160,10 +160,8 @@ class Catalog:
             change.record("register", model, version, detail)
             return queries.version_record(queries.require_version(change.connection, model, version)), True
 
-    def set_golden(
-        self, model: str, version: int, golden_json: str | None, actor: str, comment: str = ""
-    ) -> VersionRecord:
-        """Says what a version has to show at its next load; None: what its files say.
+    def set_golden(self, model: str, version: int, golden_json: str, actor: str, comment: str = "") -> VersionRecord:
+        """Says what a version has to show at its next load.
 
         Raises ModelNotFound, VersionNotFound.
         """
@@ -171,12 +169,8 @@ class Catalog:
             row = queries.require_version(change.connection, model, version)
             if row.golden_json != golden_json:
                 _update_version(change.connection, model, version, golden_json=golden_json)
-                change.record(
-                    "set_golden",
-                    model,
-                    version,
-                    "as its files say" if golden_json is None else "others than its files say",
-                )
+                num_examples = len(json.loads(golden_json)["golden"])
+                change.record("set_golden", model, version, f"{num_examples} golden examples")
             return replace(queries.version_record(row), golden_json=golden_json)
 
     def delete_version(self, model: str, version: int, actor: str, comment: str = "") -> VersionRecord:

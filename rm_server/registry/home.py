@@ -143,7 +143,7 @@ def add_version(
     pinning = as_version(catalog, artifacts, model, folder, manifest, actor=actor, check_model=check_model)
     with artifacts.hold(), pinning as folder:
         digest = artifacts.put(folder, manifest)
-        golden_json = artifacts.own_golden(digest, manifest)
+        golden_json = manifest.golden_json()
         record, is_new = catalog.register(
             model,
             digest,
@@ -155,7 +155,7 @@ def add_version(
             parts=_parts_of(folder, manifest.kind, catalog.snapshot()),
             golden_json=golden_json,
         )
-        if manifest.golden and not is_new:
+        if golden_json is not None and not is_new:
             record = catalog.set_golden(model, record.version, golden_json, actor, comment)
         return record, is_new
 

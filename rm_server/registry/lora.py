@@ -155,7 +155,7 @@ def add_base(
                 manifest.max_tokens,
                 actor,
                 "the base of adapters; not to be loaded by itself" if not has_manifest else "the base of adapters",
-                golden_json=artifacts.own_golden(digest, manifest),
+                golden_json=manifest.golden_json(),
             )
         return BaseName(version_name(record.key), record.digest)
     return pinned_base(catalog.snapshot(), read_base_name(folder), check_model)

@@ -157,8 +157,10 @@ class Manifest:
         """The part that belongs to the digest: everything except golden examples and tolerances."""
         return {name: value for name, value in asdict(self).items() if name not in _NOT_SCORE_DECIDING}
 
-    def golden_json(self) -> str:
-        """Golden examples and tolerances alone, for a version that has others than its files say."""
+    def golden_json(self) -> str | None:
+        """Golden examples and tolerances alone, for the catalog; None: there are no examples."""
+        if not self.golden:
+            return None
         content = asdict(self)
         return json.dumps({name: content[name] for name in _NOT_SCORE_DECIDING}, ensure_ascii=False)
 

@@ -47,8 +47,8 @@ class CalibrationRecord:
 class VersionRecord:
     """One immutable version. Only ``calibration`` and ``golden_json`` may come, or change, later.
 
-    ``create_time`` is in UTC. ``max_tokens`` 0: no limit. ``golden_json``: its golden examples and tolerances where
-    they are not those in its files, for `read_manifest`.
+    ``create_time`` is in UTC. ``max_tokens`` 0: no limit. ``golden_json``: its golden examples and tolerances, for
+    `read_manifest`; None: those in its files.
     """
 
     model: str

@@ -111,21 +111,19 @@ class SharedStore:
 
     # --- writing ---
 
-    def upload(self, folder: Path, contents: Contents) -> bool:
-        """Puts a version's folder there; what is there as a whole is not sent again, and then this is False.
+    def upload(self, folder: Path, contents: Contents) -> None:
+        """Puts a version's folder there; what is there as a whole is not sent again.
 
         ``contents.txt`` is sent in any case: who collects garbage sees by its age that somebody needs the version.
         Raises StorageFull.
         """
         digest = contents.digest
-        is_new = not self._has_all(contents)
-        if is_new:
+        if not self._has_all(contents):
             for entry in contents.files:
                 self._put(folder, digest, str(entry.path))
             for name in (MANIFEST_NAME, *files_beside(folder)):
                 self._put(folder, digest, name)
         self._put(folder, digest, CONTENTS_NAME)
-        return is_new
 
     def delete(self, digest: str) -> None:
         """Removes a version; ``contents.txt`` first, so that nobody finds a part of it whole."""

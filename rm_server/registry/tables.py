@@ -91,7 +91,8 @@ versions = Table(
     Column("calibration_digest", String(64)),
     Column("calibration_gain", Double),
     Column("calibration_bias", Double),
-    # Golden examples and tolerances; NULL: those in its files, which other versions of the same content share.
+    # Golden examples and tolerances: versions of the same content share their files, and not these. NULL: as its files
+    # say, of a version that came without, or in a former release.
     Column("golden_json", Text),
     ForeignKeyConstraint(["model"], ["models.name"]),
     UniqueConstraint("model", "digest"),

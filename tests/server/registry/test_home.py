@@ -191,6 +191,7 @@ def test_golden_examples_are_put_right_by_registering_again(home: HomeParts, rul
         assert asked(home, "m") == manifest
     newest = home[0].history("m", 1)[0]
     assert (newest.action, newest.actor, newest.comment) == ("set_golden", "bob", "measured anew")
+    assert newest.detail == "2 golden examples"
     revision = home[0].revision()
     add_version(*home, "m", folder, actor="bob", manifest=right)
     assert home[0].revision() == revision
