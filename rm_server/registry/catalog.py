@@ -124,13 +124,14 @@ class Catalog:
         origin: str = "",
         parts: Mapping[VersionKey, str] = MappingProxyType({}),
         golden_json: str | None = None,
+        corrects_golden: bool = True,
     ) -> tuple[VersionRecord, bool]:
         """Makes an artifact the model's next version; (record, True). The model is made when it is new.
 
         ``origin``: where the files come from, a commit of a hub for example; kept in the history. ``parts``: what a
         composite is made of, with digests; ModelNotFound, VersionNotFound or DigestMismatch where that is not there.
-        ``golden_json``: as of `Manifest.golden_json`.
-        A digest that the model has already is that version: (record, False), and nothing changes.
+        A digest that the model has already is that version: (record, False), and nothing changes but its golden
+        examples, if ``corrects_golden``. ``golden_json``: as of `Manifest.golden_json`; None: as they were.
         """
         check_model_name(model)
         check_digest(digest)
@@ -138,7 +139,13 @@ class Catalog:
             query = select(versions).where(versions.c.model == model)
             known = change.connection.execute(query.where(versions.c.digest == digest)).one_or_none()
             if known is not None:
-                return queries.version_record(known), False
+                record = queries.version_record(known)
+                if corrects_golden and golden_json not in (None, record.golden_json):
+                    _update_version(change.connection, *record.key, golden_json=golden_json)
+                    num_examples = len(json.loads(golden_json)["golden"])
+                    change.record("set_golden", *record.key, f"{num_examples} golden examples")
+                    record = replace(record, golden_json=golden_json)
+                return record, False
             version = _take_next_version(change.connection, model)
             change.connection.execute(
                 insert(versions).values(
@@ -159,19 +166,6 @@ class Catalog:
             detail = f"{kind}, digest {digest}" + (f", from {origin}" if origin else "")
             change.record("register", model, version, detail)
             return queries.version_record(queries.require_version(change.connection, model, version)), True
-
-    def set_golden(self, model: str, version: int, golden_json: str, actor: str, comment: str = "") -> VersionRecord:
-        """Says what a version has to show at its next load.
-
-        Raises ModelNotFound, VersionNotFound.
-        """
-        with self.changing(actor, comment) as change:
-            row = queries.require_version(change.connection, model, version)
-            if row.golden_json != golden_json:
-                _update_version(change.connection, model, version, golden_json=golden_json)
-                num_examples = len(json.loads(golden_json)["golden"])
-                change.record("set_golden", model, version, f"{num_examples} golden examples")
-            return replace(queries.version_record(row), golden_json=golden_json)
 
     def delete_version(self, model: str, version: int, actor: str, comment: str = "") -> VersionRecord:
         """Takes a version and its evaluations out; its number is never used again. The files stay until a sweep.

@@ -128,12 +128,13 @@ def add_version(
     comment: str = "",
     origin: str = "",
     manifest: Manifest | None = None,
+    corrects_golden: bool = True,
     check_model: CheckModel = any_model,
 ) -> tuple[VersionRecord, bool]:
     """Copies a folder in and registers it: (record, True), or (record, False) when the model has that content already.
 
     Golden examples are the version's own, whatever came with the same content before; those of a content that the model
-    has already take the place of that version's, so that they can be put right.
+    has already take the place of that version's, if ``corrects_golden``.
     ``manifest`` stands in for the folder's own ``reward_model.json``. ``check_model`` is asked about every other model
     whose versions this one stands on, before anything is added. Raises what it, `ArtifactStore.put` and
     `Catalog.register` raise. Killed in between, it leaves files that no version names, for `sweep_artifacts`.
@@ -143,8 +144,7 @@ def add_version(
     pinning = as_version(catalog, artifacts, model, folder, manifest, actor=actor, check_model=check_model)
     with artifacts.hold(), pinning as folder:
         digest = artifacts.put(folder, manifest)
-        golden_json = manifest.golden_json()
-        record, is_new = catalog.register(
+        return catalog.register(
             model,
             digest,
             manifest.kind,
@@ -153,11 +153,9 @@ def add_version(
             comment,
             origin=origin,
             parts=_parts_of(folder, manifest.kind, catalog.snapshot()),
-            golden_json=golden_json,
+            golden_json=manifest.golden_json(),
+            corrects_golden=corrects_golden,
         )
-        if golden_json is not None and not is_new:
-            record = catalog.set_golden(model, record.version, golden_json, actor, comment)
-        return record, is_new
 
 
 @contextmanager

@@ -104,7 +104,8 @@ def register_folder(
     ``base``: of an adapter whose folder says nothing of its base: a version of this home, or a source like ``source``,
     which becomes a version of ``<model>-base`` first; without it, what the adapter's config names on the hub.
     ``golden_data``: texts for golden examples; without it the folder's own are checked and kept, else built-in texts
-    are scored. ``reference_data``: texts on which the version's scores are calibrated to mean 0 and standard deviation
+    are scored, for a version that is new.
+    ``reference_data``: texts on which the version's scores are calibrated to mean 0 and standard deviation
     1, or, with ``match`` (``model@3`` or ``model@label``), to mean and standard deviation of that version's scores, on
     its own scale, of the same texts. ``evaluations``: reports of `rm-server evaluate --json`. Files of texts are
     preference pairs or rows with ``completion``, see `read_texts`.
@@ -135,6 +136,7 @@ def register_folder(
         settings = ComputeSettings(device=device, deterministic=True, keeps_file_type=True)
         score = version_scorer(folder, manifest, artifacts, settings, shows_progress=shows_progress)
         label = scoring_label(folder, manifest)
+        brings_golden = golden_data is not None or bool(manifest.golden)
         manifest = _with_golden(manifest, golden_data, _encoder_of(folder, manifest, artifacts), score)
         reports = _read_reports(found.folder, evaluations, digest_of(folder, manifest))
         calibration = None
@@ -150,7 +152,9 @@ def register_folder(
             comment=comment or f"from {found.origin or source}",
             origin=found.origin,
             manifest=manifest,
+            corrects_golden=brings_golden,
         )
+        manifest = read_manifest(artifacts.path(record.digest), record.golden_json)
         if calibration is not None:
             in_catalog = CalibrationRecord(calibration.digest, calibration.gain, calibration.bias)
             catalog.set_calibration(model, record.version, in_catalog, actor, calibration.source)

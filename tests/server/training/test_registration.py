@@ -255,6 +255,17 @@ def test_a_folder_that_does_not_get_its_golden_scores_is_refused(
     assert register(version, golden_data=texts).created
 
 
+def test_a_plain_folder_leaves_a_known_version_its_golden_examples(
+    register: Register, checkpoint: Callable[..., Path], texts: Path
+) -> None:
+    folder = checkpoint()
+    chosen = register(folder, golden_data=texts).manifest.golden
+    again = register(folder)
+    assert not again.created
+    assert again.manifest.golden == chosen
+    assert register(folder, "other").manifest.golden != chosen
+
+
 def test_golden_scores_of_another_reading_are_recorded_anew(register: Register, version: Path) -> None:
     old = read_manifest(version).golden
     new = register(version, reading=Reading(template="{completion}")).manifest.golden
