@@ -23,6 +23,7 @@ from ppo_client.ppo.policy import Policy, disable_dropout
 from ppo_client.ppo.prompts import Prompt
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+_MISSING_SHOWN = 3
 
 
 def chosen_device(name: str) -> torch.device:
@@ -58,9 +59,20 @@ def load_language_model(place: str, dtype: str) -> Any:
     config = _load_config(place)
     loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
-        return loader.from_pretrained(place, config=config, dtype=getattr(torch, dtype), use_safetensors=True)
+        model, info = loader.from_pretrained(
+            place, config=config, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
+        )
     except (OSError, ValueError) as error:
         raise ConfigError(_unloadable(place, error)) from error
+    if missing := sorted(info["missing_keys"]):
+        # transformers draws them at random: policy and reference would not begin as the same model.
+        more = f" and {len(missing) - _MISSING_SHOWN} more" if len(missing) > _MISSING_SHOWN else ""
+        what = ", ".join(config.architectures or ["model of an unknown kind"])
+        raise ConfigError(
+            f"{place} lacks {', '.join(missing[:_MISSING_SHOWN])}{more}: its files are of a {what}, and the policy is "
+            f"to be a whole language model ({type(model).__name__})"
+        )
+    return model
 
 
 def load_policy(place: str, dtype: str, rollout: RolloutConfig, tokenizer: Any | None) -> Policy:

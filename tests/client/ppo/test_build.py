@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
 from tiny_models import EOS_ID, PAD_ID, VOCAB_SIZE, make_tokenizer
 from tiny_policies import FakeRewards, make_config, make_language_model, save_policy
@@ -51,6 +52,13 @@ def test_places_that_hold_no_policy(tmp_path: Path) -> None:
         load_language_model(str(tmp_path / "none"), "float32")
     BertConfig(num_hidden_layers=1, is_encoder_decoder=True).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="cannot be loaded"):
+        load_language_model(str(tmp_path), "float32")
+
+
+def test_a_classifier_is_no_policy(tmp_path: Path) -> None:
+    tiny_models.make_model("qwen2", tie_word_embeddings=False).save_pretrained(tmp_path)
+    said = "lacks lm_head.weight: its files are of a Qwen2ForSequenceClassification, and the policy is to be a whole"
+    with pytest.raises(ConfigError, match=said):
         load_language_model(str(tmp_path), "float32")
 
 
