@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -65,9 +66,12 @@ class Certificates:
     def _new_context(self) -> ssl.SSLContext:
         cert, key, client_ca = self._settings.cert, self._settings.key, self._settings.client_ca
         assert cert is not None
+        for name, path in (("tls.cert", cert), ("tls.key", key), ("tls.client_ca", client_ca)):
+            if path is not None:
+                _pem(name, path)  # says which of them cannot be read
         try:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            context.load_cert_chain(cert, key)
+            context.load_cert_chain(cert, key, password=partial(_no_passphrase, key or cert))
             if client_ca is not None:
                 context.load_verify_locations(client_ca)
                 context.verify_mode = ssl.CERT_REQUIRED
@@ -78,8 +82,16 @@ class Certificates:
                 context.minimum_version = ssl.TLSVersion.TLSv1_3
                 context.num_tickets = 0
         except OSError as error:
-            raise ConfigError(f"The certificates of [tls] cannot be used: {error}.") from error
+            names = ", ".join(map(str, self.paths))
+            raise ConfigError(f"The certificates of [tls] ({names}) cannot be used: {error}.") from error
         return context
+
+
+def _no_passphrase(path: Path) -> str:
+    """Else OpenSSL would ask for it at the terminal, and everything would wait for an answer."""
+    raise ConfigError(
+        f"tls.key: {path} is encrypted, and nobody is asked for its passphrase. Decrypt it: openssl pkey -in {path}"
+    )
 
 
 def _pem(name: str, path: Path | None) -> bytes:

@@ -250,6 +250,24 @@ def test_certificates_that_cannot_be_used_are_named(tmp_path: Path, keys: Keys, 
 # --- while the server serves ---
 
 
+def test_a_missing_certificate_is_named(tmp_path: Path, keys: Keys) -> None:
+    tls = TlsSettings(cert=tmp_path / "gone.pem", key=keys.server_key)
+    with pytest.raises(ConfigError, match=r"tls.cert: .*gone.pem cannot be read"), running(tmp_path / "home", tls=tls):
+        pass
+
+
+def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_passphrase(tmp_path: Path, keys: Keys) -> None:
+    encrypted = tmp_path / "encrypted.key"
+    encrypting = ["openssl", "pkey", "-in", keys.server_key, "-aes256", "-passout", "pass:word", "-out", encrypted]
+    subprocess.run(encrypting, check=True, capture_output=True)
+    tls = TlsSettings(cert=keys.server, key=encrypted)
+    with (
+        pytest.raises(ConfigError, match=r"tls.key: .*encrypted.key is encrypted"),
+        running(tmp_path / "home", tls=tls),
+    ):
+        pass
+
+
 def answer(
     server: RunningServer, context: ssl.SSLContext, session: ssl.SSLSession | None = None
 ) -> tuple[bytes, ssl.SSLSession | None]:
