@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import importlib.metadata
 import json
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,9 +103,31 @@ def _credentials(tls: Tls) -> grpc.ChannelCredentials:
         except OSError as error:
             raise InvalidSettings(f"tls: {path} cannot be read: {error.strerror}") from None
 
-    return grpc.ssl_channel_credentials(
+    credentials = grpc.ssl_channel_credentials(
         root_certificates=read(tls.ca), private_key=read(tls.key), certificate_chain=read(tls.cert)
     )
+    _check_usable(tls)
+    return credentials
+
+
+def _check_usable(tls: Tls) -> None:
+    """gRPC would only find no connection, and the server would seem to be down. Raises InvalidSettings."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if tls.ca is not None:
+        try:
+            context.load_verify_locations(tls.ca)
+        except ssl.SSLError as error:
+            raise InvalidSettings(f"tls: {tls.ca} holds no authority's certificates in PEM: {error}") from None
+    if tls.cert is not None:
+        try:
+            context.load_cert_chain(tls.cert, tls.key, password=lambda: _no_passphrase(tls))
+        except ssl.SSLError as error:
+            raise InvalidSettings(f"tls: {tls.cert} and {tls.key} are no certificate and its key: {error}") from None
+
+
+def _no_passphrase(tls: Tls) -> str:
+    """OpenSSL would ask for it at the terminal."""
+    raise InvalidSettings(f"tls: {tls.key} is encrypted; decrypt it: openssl pkey -in {tls.key}")
 
 
 async def send(

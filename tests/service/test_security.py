@@ -68,6 +68,11 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
     return Keys(*(folder / name for name in (*names, "other_ca.pem")))
 
 
+def encrypt(key: Path, encrypted: Path) -> None:
+    command = ["openssl", "pkey", "-in", key, "-aes256", "-passout", "pass:word", "-out", encrypted]
+    subprocess.run(command, check=True, capture_output=True)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, keys: Keys) -> Iterator[RunningServer]:
     tls = TlsSettings(cert=keys.server, key=keys.server_key)
@@ -190,6 +195,18 @@ def test_a_client_names_its_authority_by_text_or_path(
         ask(Path("nowhere.pem"))
 
 
+def test_a_client_s_files_that_cannot_be_used_are_named_before_any_server_is_asked(keys: Keys, tmp_path: Path) -> None:
+    encrypted = tmp_path / "encrypted.key"
+    encrypt(keys.client_key, encrypted)
+    for tls, said in (
+        (Tls(ca=keys.server_key), r"server\.key holds no authority's certificates"),
+        (Tls(keys.ca, keys.client, keys.server_key), r"client\.pem and .*server\.key are no certificate and its key"),
+        (Tls(keys.ca, keys.client, encrypted), r"encrypted\.key is encrypted"),
+    ):
+        with RewardClient("localhost:1", tls=tls) as client, pytest.raises(InvalidSettings, match=said):
+            client.list_models()
+
+
 def test_client_certificates_are_asked_for(tmp_path: Path, keys: Keys) -> None:
     tls = TlsSettings(cert=keys.server, key=keys.server_key, client_ca=keys.ca)
     with running(tmp_path, tls=tls) as server:
@@ -258,8 +275,7 @@ def test_a_missing_certificate_is_named(tmp_path: Path, keys: Keys) -> None:
 
 def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_passphrase(tmp_path: Path, keys: Keys) -> None:
     encrypted = tmp_path / "encrypted.key"
-    encrypting = ["openssl", "pkey", "-in", keys.server_key, "-aes256", "-passout", "pass:word", "-out", encrypted]
-    subprocess.run(encrypting, check=True, capture_output=True)
+    encrypt(keys.server_key, encrypted)
     tls = TlsSettings(cert=keys.server, key=encrypted)
     with (
         pytest.raises(ConfigError, match=r"tls.key: .*encrypted.key is encrypted"),
