@@ -122,6 +122,8 @@ def wants_calibrated(query: Mapping[str, str]) -> bool:
     """Whether calibrated scores are asked for, by the URL's query. Raises InvalidRequest for what is not known."""
     if unknown := sorted(set(query) - {"run", "calibrated"}):
         raise InvalidRequest(f"The URL's query has {', '.join(unknown)}; `run` and `calibrated` are known.")
+    if len(query) > len(set(query)):
+        raise InvalidRequest("The URL's query says something twice; each of `run` and `calibrated` may come once.")
     calibrated = query.get("calibrated", "false").lower()
     if calibrated not in _TRUTHS:
         raise InvalidRequest(f"calibrated={_shown(calibrated)} in the URL; true or false was expected.")

@@ -181,6 +181,7 @@ def test_calibrated_scores_are_asked_for_in_the_query_of_the_url(
         ("/get_reward?calibrated=true", {"query": ["a"]}, 409, "NOT_CALIBRATED"),
         ("/get_reward?calibrated=maybe", {"query": ["a"]}, 400, "INVALID_ARGUMENT"),
         ("/get_reward?calibrate=true", {"query": ["a"]}, 400, "INVALID_ARGUMENT"),
+        ("/get_reward?run=a&run=b", {"query": ["a"]}, 400, "INVALID_ARGUMENT"),
         ("/get_reward", b"{", 400, "MALFORMED_REQUEST"),
         ("/get_reward", b'{"query": ["\xff"]}', 400, "MALFORMED_REQUEST"),
         ("/get_reward", {"queries": []}, 400, "INVALID_ARGUMENT"),
