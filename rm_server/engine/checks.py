@@ -107,8 +107,7 @@ def check_golden(
             f"{name}: {num_off} of {len(expected)} golden examples are off by more than {tolerance:g} in {precision}; "
             f"example {worst} should have {expected[worst]:.6g} and got {scores[worst]:.6g}. It is not loaded: "
             "weights, tokenizer or template differ from those that recorded the golden scores. (If these are wrong: "
-            "register it again, with others.)"
-            + (_ROUNDING_HINT if is_small else "")
+            "register it again, with others.)" + (_ROUNDING_HINT if is_small else "")
         )
 
 
