@@ -16,7 +16,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict, Unpack, get_args
+from typing import Any, TypedDict, Unpack, get_args
 
 from ppo_client.client.errors import InvalidSettings
 from ppo_client.client.known_versions import OnVersionChange
@@ -194,6 +194,6 @@ def _check_target(target: str) -> None:
         raise InvalidSettings(f"{target!r} names no port: `host:port` is expected, `localhost:50051` say")
 
 
-def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise InvalidSettings(f"{name} must be a number above 0, got {value}")
+def _check_positive(name: str, value: Any) -> None:
+    if not (hasattr(value, "__float__") and 0 < value < math.inf):
+        raise InvalidSettings(f"{name} must be a number above 0, got {value!r}")
