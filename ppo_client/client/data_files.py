@@ -102,6 +102,8 @@ def _read_csv(path: Path, text_fields: Collection[str]) -> Iterator[tuple[str, R
         table = arrow.csv.read_csv(str(path), parse_options=form, convert_options=types)
     except arrow.ArrowException as error:
         raise InvalidFile(f"{path} cannot be read as values between commas: {error}") from error
+    if twice := sorted({name for name in table.column_names if name and table.column_names.count(name) > 1}):
+        raise InvalidFile(f"{path} has more than one column named {', '.join(twice)}; which is meant?")
     for place, row in _numbered(path, (row for batch in table.to_batches() for row in batch.to_pylist())):
         yield f"{place} after the header", row
 

@@ -78,6 +78,8 @@ def _read_csv(path: Path, text_fields: Collection[str]) -> Iterator[tuple[str, R
         table = csv.read_csv(str(path), parse_options=form, convert_options=types)
     except ArrowException as error:
         raise BadData(f"{path} cannot be read as values between commas: {error}") from error
+    if twice := sorted({name for name in table.column_names if name and table.column_names.count(name) > 1}):
+        raise BadData(f"{path} has more than one column named {', '.join(twice)}; which is meant?")
     yield from _numbered(path, (row for batch in table.to_batches() for row in batch.to_pylist()))
 
 

@@ -94,6 +94,7 @@ def test_of_a_folder_with_splits_one_is_named(tmp_path: Path) -> None:
         ("a.parquet", b"once", r"a\.parquet cannot be read"),
         ("a.parquet.gz", b"once", r"nothing is known of \.gz"),
         ("a.csv", b"a,b\n1\n", r"a\.csv cannot be read"),
+        ("a.csv", b"a,b,,,a\n1,2,,,3\n", r"a\.csv has more than one column named a; which is meant"),
         ("a.json", b"[1]", "row 1: an object is expected, this is int"),
         ("a.json", b'[{"a": 1},', r"a\.json: not JSON"),
         ("a.jsonl", b'{"a": 1}\n{"a"', r"a\.jsonl, line 2: not JSON"),

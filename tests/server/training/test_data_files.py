@@ -73,6 +73,7 @@ def test_a_text_in_csv_that_looks_like_a_number_is_text(tmp_path: Path) -> None:
         ("a.json", b'[{"a": 1},', "a.json is not JSON"),
         ("a.json", b'[{"a": 1}, 2]', "a.json:2 is a JSON int; an array of objects is expected"),
         ("a.csv", b"a,b\n1\n", "a.csv cannot be read"),
+        ("a.csv", b"a,b,,,a\n1,2,,,3\n", "a.csv has more than one column named a; which is meant"),
         ("a.parquet", b"not parquet", "cannot be read"),
         ("a.parquet.gz", b"", "data files end in"),
         ("a.txt", b"once", r"data files end in \.jsonl, \.json, \.csv, each with \.gz, too, or in \.parquet"),
