@@ -30,7 +30,9 @@ from rm_server.backends.interface import ComputeSettings
 from rm_server.backends.items import Batch
 from rm_server.backends.loading import infer_manifest, load_backend, load_encoder
 from rm_server.config import EngineSettings, ServeSettings
+from rm_server.registry.home import open_home
 from rm_server.registry.manifest import GoldenExample, Manifest, write_manifest
+from rm_server.registry.records import CalibrationRecord
 
 GOLDEN_TEXTS = (("Tell me a story.", "Once upon a time."), ("Hi", "Hello there, how are you?"), ("1 + 1", "2"))
 LOCAL_ONLY = (("grpc.enable_http_proxy", 0),)
@@ -119,6 +121,14 @@ class RunningServer:
         if label is not None:
             self.models.SetLabel(models_pb2.SetLabelRequest(model=model, label=label, version=versions[0].version))
         return versions
+
+    def calibrate(self, model: str, *calibrations: CalibrationRecord) -> None:
+        """Gives the model's versions, from the first on, these calibrations."""
+        catalog, _ = open_home(self.settings.home)
+        for version, calibration in enumerate(calibrations, start=1):
+            catalog.set_calibration(model, version, calibration, "ann")
+        catalog.close()
+        self.models.ListModels(models_pb2.ListModelsRequest())  # looks into the catalog
 
     def score(self, selector: str, *texts: str, prompt: str = "Hi", **request: Any) -> scoring_pb2.ScoreResponse:
         """Scores texts as completions of one prompt."""

@@ -19,7 +19,6 @@ from running_server import RunningServer, error_of, make_rules_version, make_ver
 from ppo_client import AsyncRewardClient, RewardClient, errors
 from rm_server.backends.rules.backend import RulesEncoder
 from rm_server.cli import main
-from rm_server.registry.home import open_home
 from rm_server.registry.manifest import Manifest, write_manifest
 from rm_server.registry.records import CalibrationRecord
 
@@ -171,10 +170,7 @@ def test_asking_gives_no_lease_and_counts_in_nobodys_statistics(server: RunningS
 def test_calibration_is_shown_and_used_only_if_asked(tmp_path: Path, versions: list[Path]) -> None:
     with running(tmp_path / "home") as server:
         server.deploy("helpfulness", versions[0])
-        catalog, _ = open_home(tmp_path / "home")
-        catalog.set_calibration("helpfulness", 1, CalibrationRecord("c" * 64, 2.0, 10.0), "ann")
-        catalog.close()
-        server.models.ListModels(models_pb2.ListModelsRequest())  # looks into the catalog
+        server.calibrate("helpfulness", CalibrationRecord("c" * 64, 2.0, 10.0))
         raw = explain(server, "helpfulness")
         calibrated = explain(server, "helpfulness", options=scoring_pb2.ScoreOptions(calibrated=True))
     assert raw.calibration == calibrated.calibration

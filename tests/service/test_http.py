@@ -25,7 +25,6 @@ from rm_server.api.roles import Role
 from rm_server.api.tokens import TokenEntry, hash_of
 from rm_server.api.tokens_file import add_token
 from rm_server.config import AuthSettings, TransportSettings
-from rm_server.registry.home import open_home
 from rm_server.registry.records import CalibrationRecord
 
 
@@ -161,10 +160,7 @@ def test_calibrated_scores_are_asked_for_in_the_query_of_the_url(
 ) -> None:
     with running(tmp_path / "home") as server:
         server.deploy("m", versions[0])
-        catalog, _ = open_home(tmp_path / "home")
-        catalog.set_calibration("m", 1, CalibrationRecord("c" * 64, 2.0, 10.0), "ann")
-        catalog.close()
-        server.models.ListModels(models_pb2.ListModelsRequest())  # looks into the catalog
+        server.calibrate("m", CalibrationRecord("c" * 64, 2.0, 10.0))
         raw, same, calibrated = (
             post(server, f"/models/m@1/{path}{query}", body)[1]
             for query in ("", "?calibrated=false", "?calibrated=true")

@@ -20,7 +20,6 @@ from ppo_client.ppo import PPOTrainer
 from ppo_client.ppo.checkpoint import RunState, latest_checkpoint
 from ppo_client.ppo.config import EvaluationConfig
 from ppo_client.ppo.errors import ConfigError, VersionChanged
-from rm_server.registry.home import open_home
 from rm_server.registry.records import CalibrationRecord
 
 
@@ -36,11 +35,7 @@ def server(tmp_path: Path) -> Iterator[RunningServer]:
     ]
     with running(tmp_path / "home") as server:
         server.deploy("even", *rules)
-        catalog, _ = open_home(tmp_path / "home")
-        catalog.set_calibration("even", 1, CalibrationRecord("a" * 64, 2.0, -1.0), "ann")
-        catalog.set_calibration("even", 2, CalibrationRecord("b" * 64, -2.0, 1.0), "ann")
-        catalog.close()
-        server.models.ListModels(models_pb2.ListModelsRequest())  # looks into the catalog
+        server.calibrate("even", CalibrationRecord("a" * 64, 2.0, -1.0), CalibrationRecord("b" * 64, -2.0, 1.0))
         yield server
 
 

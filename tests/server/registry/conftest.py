@@ -58,6 +58,15 @@ def home(tmp_path: Path) -> Iterator[tuple[Catalog, ArtifactStore]]:
 
 
 @pytest.fixture
+def catalog(tmp_path: Path) -> Catalog:
+    """m@1, m@2 and other@1."""
+    catalog = Catalog(f"sqlite:///{tmp_path}/catalog.db")
+    for model, digit in (("m", "a"), ("m", "b"), ("other", "a")):
+        catalog.register(model, digit * 64, "rules", 0, "ann")
+    return catalog
+
+
+@pytest.fixture
 def artifacts(home: tuple[Catalog, ArtifactStore]) -> ArtifactStore:
     """The store of an empty home."""
     return home[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -20,15 +19,6 @@ from rm_server.registry.splits import set_split
 
 TIME = datetime(2026, 1, 2, tzinfo=UTC)
 WIN = Outcome("a", "m", "win", 0, 1, "old", 0.5, 10, TIME)
-
-
-@pytest.fixture
-def catalog(tmp_path: Path) -> Catalog:
-    """m@1, m@2 and other@1."""
-    catalog = Catalog(f"sqlite:///{tmp_path}/catalog.db")
-    for model, digit in (("m", "a"), ("m", "b"), ("other", "a")):
-        catalog.register(model, digit * 64, "rules", 0, "ann")
-    return catalog
 
 
 def test_the_same_again_replaces_the_value_and_not_what_the_run_had(catalog: Catalog) -> None:

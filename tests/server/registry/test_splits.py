@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 
@@ -25,15 +24,6 @@ from rm_server.registry.splits import (
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 RAMP = (RampPoint(1000.0, 0.0), RampPoint(2000.5, 0.25))
-
-
-@pytest.fixture
-def catalog(tmp_path: Path) -> Catalog:
-    """m@1, m@2 and other@1."""
-    catalog = Catalog(f"sqlite:///{tmp_path}/catalog.db")
-    for model, digit in (("m", "a"), ("m", "b"), ("other", "a")):
-        catalog.register(model, digit * 64, "rules", 0, "ann")
-    return catalog
 
 
 def split(model: str, *versions: int, salt: str = "") -> Split:
